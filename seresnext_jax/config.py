@@ -1,0 +1,362 @@
+"""What a run is told (`Config`) and what follows from it (`Plan`).
+
+A config file states decisions only; every derived number (accumulation, steps, learning rate) is
+computed by `resolve` after the command line was read, so an override never leaves a stale value.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from seresnext_jax.errors import UserError
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Backend = Literal["dali-gpu", "dali-cpu", "folder", "synthetic"]
+ConvInit = Literal["fan_in", "fan_out", "classic", "fanin", "grp-fanin", "grp-fanout"]
+DecayMask = Literal["no-bn", "nvidia-names", "all"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    arch: str = "se-resnext101-32x4d"
+    """Architecture, one of the names in seresnext_jax/model.py."""
+    num_classes: int = 1000
+    """Width of the classifier."""
+    conv_init: ConvInit = "fan_in"
+    """Fan of the convolutions' Kaiming-normal initialiser, or one of the original's four
+    model-config names (classic = grp-fanout = fan_out, fanin = grp-fanin = fan_in)."""
+    last_bn_0_init: bool = False
+    """Start the scale of each block's last BatchNorm at 0."""
+    bn_group_size: int = 0
+    """Images that are normalised together; divides batch_size. 0: the per-device batch."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images and how they are read."""
+
+    root: str = ""
+    """Folder that holds train/<class>/<image> and val/<class>/<image>."""
+    backend: Backend = "dali-cpu"
+    """dali-gpu and dali-cpu decode with DALI, folder with Pillow, synthetic needs no files."""
+    image_size: int = 224
+    """Side of the square the network sees, in pixels."""
+    eval_margin: int = 32
+    """Evaluation resizes the shorter side to image_size + eval_margin, then crops the centre."""
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the image's area in the random training crop."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of the random training crop."""
+    flip: bool = True
+    """Mirror half of the training images."""
+    workers: int = 4
+    """Decoding threads of this process."""
+    prefetch: int = 2
+    """Batches decoded ahead of the step."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What a file that can't be decoded does: stop the run, or be left out, counted and listed."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """SGD with momentum and its learning-rate schedule."""
+
+    lr: float | None = None
+    """Peak learning rate, absolute. None: lr_per_256 x optimizer batch / 256."""
+    lr_per_256: float = 0.256
+    """Peak learning rate for each 256 images of the optimizer batch; used where lr is None."""
+    momentum: float = 0.875
+    """SGD momentum (no dampening)."""
+    nesterov: bool = False
+    """Nesterov momentum."""
+    weight_decay: float = 6.103515625e-05
+    """Coupled L2 coefficient, added to the gradient before the momentum."""
+    decay_mask: DecayMask = "no-bn"
+    """What is decayed: no-bn spares every BatchNorm parameter, nvidia-names spares those whose
+    name contains "bn" (the original's rule: it decays the downsample BatchNorms), all spares none."""
+    lr_schedule: Literal["cosine", "linear", "step"] = "cosine"
+    """Shape after the warm-up."""
+    warmup: int = 8
+    """Epochs of linear warm-up."""
+    end_lr: float = 0.0
+    """Learning rate that the cosine and linear schedules run towards."""
+    lr_steps: tuple[int, ...] = (30, 60, 80)
+    """Epochs at which the step schedule multiplies the learning rate by 0.1."""
+    lr_update: Literal["epoch", "step"] = "epoch"
+    """Change the learning rate once per epoch (the recipes) or at every step."""
+    freeze_backbone: bool = False
+    """Train the classifier only; everything before it, running statistics included, stays."""
+    backbone_lr_multiplier: float = 1.0
+    """Factor on the learning rate of everything but the classifier."""
+
+
+@dataclass(frozen=True)
+class LossScaleConfig:
+    """The dynamic gradient scaler of fp16."""
+
+    init: float = 128.0
+    """First loss scale."""
+    growth_interval: int = 100
+    """Finite steps in a row after which the scale doubles."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When training saves, and what it keeps."""
+
+    every_steps: int = 0
+    """Also save every so many optimizer steps; 0: at the ends of epochs only."""
+    every_minutes: float = 0.0
+    """Also save when so many minutes have passed since the last save; 0: never."""
+    keep: int = 0
+    """0 keeps the last and the best checkpoint, N also the last N, -1 all of them."""
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    """Several processes (hosts). Slurm and the usual environment variables are recognised."""
+
+    coordinator: str = ""
+    """host:port of process 0. Empty: from the environment, or a single process."""
+    num_processes: int = 0
+    """How many processes take part; 0: from the environment."""
+    process_id: int = -1
+    """Rank of this process; -1: from the environment."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+
+    epochs: int = 90
+    """Epochs of the whole schedule."""
+    run_epochs: int = -1
+    """Stop after so many epochs of this start; the schedule still spans all. -1: no limit."""
+    batch_size: int = 128
+    """Images per device in one forward pass."""
+    optimizer_batch_size: int = -1
+    """Images per optimizer step over all devices; gradients are accumulated to reach it.
+    -1: batch_size x devices."""
+    precision: Precision = "fp32"
+    """fp32 (highest matmul precision), tf32, bf16, or fp16 with loss scaling. Parameters,
+    statistics and loss are float32 in each."""
+    label_smoothing: float = 0.1
+    """Weight of the uniform distribution in the training target."""
+    mixup: float = 0.0
+    """Alpha of the Beta distribution of mixup; 0: no mixup."""
+    use_ema: float | None = None
+    """Decay of an exponential moving average of the weights; None: no average."""
+    seed: int = 0
+    """Decides everything random: initial weights, order, crops, flips, mixup."""
+    early_stopping_patience: int = -1
+    """Stop after so many epochs without a better top-1; -1: never."""
+    max_bad_steps: int = 20
+    """Stop after so many steps in a row whose loss or gradients are not finite."""
+    topk: int = 5
+    """The second accuracy reported, beside top-1."""
+
+    workspace: str = "runs/default"
+    """Folder for the report, the checkpoints and the plot."""
+    raport_file: str = "experiment_raport.json"
+    """Name of the DLLogger report in the workspace."""
+    resume: str = ""
+    """A checkpoints folder to continue from, or auto: from this workspace if it has one."""
+    init_from: str = ""
+    """Weights to start from: a converted weights folder, a checkpoint, or a torch file."""
+    evaluate: bool = False
+    """Evaluate once and stop."""
+    training_only: bool = False
+    """Skip the evaluation after each epoch."""
+    no_checkpoints: bool = False
+    """Save nothing."""
+    print_freq: int = 20
+    """Steps between two lines of the report."""
+    prof: int = -1
+    """Stop each epoch's training, and each evaluation, after so many steps; -1: run them whole."""
+    compilation_cache: str = "~/.cache/seresnext_jax"
+    """Folder of JAX's persistent compilation cache; empty: none."""
+    check_data: bool = False
+    """Walk the dataset, print what is wrong with it and how to mend it, and stop."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every number that follows from a `Config`, the dataset and the devices."""
+
+    num_images: int
+    """Training images."""
+    num_devices: int
+    batch_size: int
+    """Images per device and forward pass."""
+    accumulation: int
+    """Forward passes per optimizer step."""
+    global_batch: int
+    """Images per optimizer step: batch_size x num_devices x accumulation."""
+    bn_group_size: int
+    """Images normalised together."""
+    lr: float
+    """Peak learning rate."""
+    steps_per_epoch: int
+    """Optimizer steps; the images that do not fill a step wait for another epoch's order."""
+    epochs: int
+    total_steps: int
+
+
+def resolve(config: Config, *, num_images: int, num_devices: int) -> Plan:
+    """Compute every derived number of a run.
+
+    Raises:
+      UserError: a field is out of range, or the batch sizes do not divide; names the fix.
+    """
+    check(config)
+    forward = config.batch_size * num_devices
+    wanted = forward if config.optimizer_batch_size == -1 else config.optimizer_batch_size
+    if wanted % forward:
+        raise UserError(_batch_advice(config.batch_size, num_devices, wanted))
+    group = config.model.bn_group_size or config.batch_size
+    if config.batch_size % group:
+        raise UserError(
+            f"model.bn_group_size {group} does not divide batch_size {config.batch_size}: "
+            "choose a divisor, or 0 for the whole per-device batch"
+        )
+    steps_per_epoch = num_images // wanted
+    if not steps_per_epoch:
+        raise UserError(
+            f"{num_images} training images do not fill one optimizer step of {wanted}: "
+            f"lower --batch-size or --optimizer-batch-size"
+        )
+    lr = config.optim.lr_per_256 * wanted / 256 if config.optim.lr is None else config.optim.lr
+    return Plan(
+        num_images=num_images,
+        num_devices=num_devices,
+        batch_size=config.batch_size,
+        accumulation=wanted // forward,
+        global_batch=wanted,
+        bn_group_size=group,
+        lr=lr,
+        steps_per_epoch=steps_per_epoch,
+        epochs=config.epochs,
+        total_steps=steps_per_epoch * config.epochs,
+    )
+
+
+def _batch_advice(batch_size: int, num_devices: int, wanted: int) -> str:
+    """One line on an optimizer batch that `num_devices` devices cannot make up."""
+    problem = (
+        f"optimizer_batch_size {wanted} is not a multiple of batch_size {batch_size} x "
+        f"{num_devices} device(s) = {batch_size * num_devices}"
+    )
+    if wanted % num_devices:
+        return f"{problem}: use a number of devices that divides {wanted}"
+    per_device = wanted // num_devices
+    fit = max(b for b in range(1, min(batch_size, per_device) + 1) if per_device % b == 0)
+    return f"{problem}: use --batch-size {fit}"
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("model.num_classes", 1, 10**7),
+    ("model.bn_group_size", 0, 10**6),
+    ("data.image_size", 8, 4096),
+    ("data.eval_margin", 0, 4096),
+    ("data.workers", 1, 1024),
+    ("data.prefetch", 1, 64),
+    ("optim.lr", 0, 1e6),
+    ("optim.lr_per_256", 0, 1e6),
+    ("optim.momentum", 0, 1),
+    ("optim.weight_decay", 0, 1),
+    ("optim.warmup", 0, 10**5),
+    ("optim.end_lr", 0, 1e6),
+    ("optim.backbone_lr_multiplier", 0, 1e6),
+    ("loss_scale.init", 1, 2.0**24),
+    ("loss_scale.growth_interval", 1, 10**9),
+    ("checkpoint.every_steps", 0, 10**9),
+    ("checkpoint.every_minutes", 0, 10**6),
+    ("checkpoint.keep", -1, 10**6),
+    ("distributed.num_processes", 0, 10**5),
+    ("distributed.process_id", -1, 10**5),
+    ("epochs", 1, 10**5),
+    ("run_epochs", -1, 10**5),
+    ("batch_size", 1, 10**6),
+    ("optimizer_batch_size", -1, 10**7),
+    ("label_smoothing", 0, 1),
+    ("mixup", 0, 100),
+    ("use_ema", 0, 1),
+    ("seed", 0, 2**31 - 1),
+    ("early_stopping_patience", -1, 10**5),
+    ("max_bad_steps", 1, 10**9),
+    ("topk", 1, 10**7),
+    ("print_freq", 1, 10**9),
+    ("prof", -1, 10**9),
+)
+
+
+def option_name(path: str) -> str:
+    """The command-line spelling of a field: ``optim.lr_per_256`` → ``--optim.lr-per-256``."""
+    return "--" + path.replace("_", "-")
+
+
+def check(config: Config) -> None:
+    """Check each field's range on its own and the pairs that exclude one another.
+
+    Raises:
+      UserError: naming the option, its value and what it may be.
+    """
+    for path, low, high in _RANGES:
+        value: Any = config
+        for part in path.split("."):
+            value = getattr(value, part)
+        if value is None:
+            continue
+        if not (math.isfinite(value) and low <= value <= high):
+            raise UserError(
+                f"{option_name(path)} is {value}: it must lie between {low:g} and {high:g}"
+            )
+    if config.optimizer_batch_size == 0 or config.prof == 0 or config.run_epochs == 0:
+        raise UserError(
+            "--optimizer-batch-size, --prof and --run-epochs take -1 or a positive number, not 0"
+        )
+    for name in ("crop_area", "crop_ratio"):
+        low, high = getattr(config.data, name)
+        upper = 1 if name == "crop_area" else 100
+        if not 0 < low <= high <= upper:
+            raise UserError(
+                f"{option_name('data.' + name)} is {low:g} {high:g}: "
+                f"give two numbers with 0 < first <= second <= {upper}"
+            )
+    if config.optim.lr_schedule != "step" and config.optim.warmup >= config.epochs:
+        raise UserError(
+            f"--optim.warmup {config.optim.warmup} leaves no epoch of --epochs {config.epochs} "
+            "for the schedule: lower the warm-up"
+        )
+    if config.evaluate and config.training_only:
+        raise UserError("--evaluate and --training-only exclude one another: give one of them")
+    if config.topk > config.model.num_classes:
+        raise UserError(
+            f"--topk {config.topk} is more than --model.num-classes {config.model.num_classes}"
+        )
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """A config or plan as plain nested dictionaries (for JSON)."""
+    return asdict(value)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A config as ``{"optim.lr": ...}``, in the order of its fields."""
+    flat: dict[str, Any] = {}
+    for item in fields(value):
+        inner = getattr(value, item.name)
+        path = prefix + item.name
+        flat |= flatten(inner, path + ".") if is_dataclass(inner) else {path: inner}
+    return flat

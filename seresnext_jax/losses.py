@@ -1,0 +1,29 @@
+"""Classification losses, one value per image; the caller averages under a mask."""
+
+import jax
+import jax.numpy as jnp
+
+
+def smoothed_cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float) -> jax.Array:
+    """(1 - s) · Σ_k -log p_k t_k + s · mean_k -log p_k, per image.
+
+    With one-hot targets this is the original's LabelSmoothing, with mixed ones its
+    NLLMultiLabelSmooth. NVIDIA: image_classification/smoothing.py, mixup.py.
+
+    Args:
+      logits: (N, K) float32.
+      targets: (N, K) float32, each row sums to 1.
+
+    Returns:
+      (N,) float32.
+    """
+    log_p = jax.nn.log_softmax(logits)
+    nll = -jnp.sum(log_p * targets, axis=-1)
+    uniform = -jnp.mean(log_p, axis=-1)
+    return (1 - smoothing) * nll + smoothing * uniform
+
+
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of `values` (N,) where `mask` (N,) is True; 0 where it never is."""
+    count = jnp.sum(mask, dtype=jnp.float32)
+    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(count, 1.0)

@@ -1,0 +1,1 @@
+"""The operations whose formulation decides the speed: convolution and pooling."""

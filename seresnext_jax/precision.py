@@ -1,0 +1,71 @@
+"""Mixed-precision policies, and the dynamic gradient scaler of fp16."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from seresnext_jax.config import Precision
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the network computes in. Parameters, statistics and loss are float32 in each policy."""
+
+    compute_dtype: jnp.dtype
+    """Type of activations and of the kernels they meet."""
+    matmul_precision: str
+    """`jax.default_matmul_precision` of float32 products: how many bits a GPU really uses."""
+    scale_loss: bool
+    """Whether gradients would underflow without a loss scale."""
+
+
+POLICIES: dict[Precision, Policy] = {
+    "fp32": Policy(jnp.dtype("float32"), "highest", False),
+    "tf32": Policy(jnp.dtype("float32"), "tensorfloat32", False),
+    "bf16": Policy(jnp.dtype("bfloat16"), "default", False),
+    "fp16": Policy(jnp.dtype("float16"), "default", True),
+}
+
+
+@struct.dataclass
+class LossScale:
+    """State of `torch.amp.GradScaler`: growth ×2 after an interval of finite steps, backoff ×0.5."""
+
+    scale: jax.Array
+    """float32 scalar; the loss is multiplied by it, the gradients are divided."""
+    good_steps: jax.Array
+    """int32 scalar; finite steps since the last change."""
+
+
+def init_loss_scale(policy: Policy, initial: float) -> LossScale:
+    """The scaler's first state; without loss scaling a constant 1."""
+    scale = initial if policy.scale_loss else 1.0
+    return LossScale(scale=jnp.float32(scale), good_steps=jnp.int32(0))
+
+
+def update_loss_scale(
+    state: LossScale, *, finite: jax.Array, growth_interval: int, policy: Policy
+) -> LossScale:
+    """Advance the scaler by one optimizer step.
+
+    Exactly `growth_interval` finite steps double the scale (flax's DynamicScale needs one more). A
+    doubling that would overflow float32 is not made, as in `torch.amp.GradScaler`.
+
+    Args:
+      finite: bool scalar, whether every gradient of the step is finite.
+    """
+    if not policy.scale_loss:
+        return state
+    good_steps = jnp.where(finite, state.good_steps + 1, 0)
+    grow = good_steps == growth_interval
+    grown = jnp.where(jnp.isfinite(state.scale * 2), state.scale * 2, state.scale)
+    scale = jnp.where(finite, jnp.where(grow, grown, state.scale), state.scale * 0.5)
+    return LossScale(scale=scale, good_steps=jnp.where(grow, 0, good_steps))
+
+
+def all_finite(tree: object) -> jax.Array:
+    """bool scalar: no leaf holds an infinity or a NaN."""
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves))

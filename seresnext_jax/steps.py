@@ -1,0 +1,197 @@
+"""The training step and the evaluation step: pure, per device, sharded by `jax.shard_map`.
+
+The training step reads: forward, loss, scale, gradient, mean, unscale, skip, update.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from seresnext_jax.data.batch import Batch
+from seresnext_jax.images import normalize
+from seresnext_jax.losses import masked_mean, smoothed_cross_entropy
+from seresnext_jax.mesh import BATCH_SPEC, DATA_AXIS, local_value_and_grad, vary
+from seresnext_jax.metrics import evaluation_sums
+from seresnext_jax.mixup import mixup
+from seresnext_jax.precision import Policy, all_finite, update_loss_scale
+from seresnext_jax.state import TrainState
+
+Tree = Any
+Apply = Callable[..., Any]
+"""`apply(variables, images, train=...)` of a network; with `mutable`, also the new statistics."""
+Metrics = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """The numbers of a configuration that the training step closes over."""
+
+    num_classes: int
+    policy: Policy
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    ema_decay: float | None = None
+    growth_interval: int = 100
+    freeze_backbone: bool = False
+
+
+def make_train_step(
+    apply: Apply, optimizer: optax.GradientTransformation, options: StepOptions, mesh: Mesh
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Build ``step(state, batch, lr) -> (state, metrics)``, compiled, donating the state.
+
+    Metrics are float32 scalars: ``loss`` (mean over the step's images), ``lr``, ``loss_scale``
+    (the one this step used), ``skipped_steps`` and ``bad_steps`` as in `TrainState`.
+    """
+
+    def device_step(state: TrainState, batch: Batch, lr: jax.Array) -> tuple[TrainState, Metrics]:
+        grads, batch_stats, loss = _accumulate(state, batch, apply, options)
+        grads, batch_stats, loss = jax.lax.pmean((grads, batch_stats, loss), DATA_AXIS)
+        scale = state.loss_scale.scale
+        grads = jax.tree.map(lambda g: g / scale, grads)
+        finite = all_finite(grads)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, optax.tree.scale(-lr, updates))
+        # An overflow costs the update. The running statistics go on, as in the original, but not
+        # to infinity.
+        params = _select(finite, params, state.params)
+        opt_state = _select(finite, opt_state, state.opt_state)
+        batch_stats = _select(all_finite(batch_stats), batch_stats, state.batch_stats)
+
+        new_state = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            loss_scale=update_loss_scale(
+                state.loss_scale,
+                finite=finite,
+                growth_interval=options.growth_interval,
+                policy=options.policy,
+            ),
+            skipped_steps=state.skipped_steps + jnp.where(finite, 0, 1),
+            bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
+            ema=_average(state, params, batch_stats, options.ema_decay),
+        )
+        metrics = {
+            "loss": loss,
+            "lr": lr,
+            "loss_scale": scale,
+            "skipped_steps": new_state.skipped_steps,
+            "bad_steps": new_state.bad_steps,
+        }
+        return new_state, metrics
+
+    replicated = PartitionSpec()
+    sharded = jax.shard_map(
+        device_step,
+        mesh=mesh,
+        in_specs=(replicated, BATCH_SPEC, replicated),
+        out_specs=replicated,
+    )
+    return jax.jit(_with_precision(sharded, options.policy), donate_argnums=0)
+
+
+def _accumulate(
+    state: TrainState, batch: Batch, apply: Apply, options: StepOptions
+) -> tuple[Tree, Tree, jax.Array]:
+    """Mean gradients (of the scaled loss), running statistics and loss over the forward passes.
+
+    Each pass starts from the same running statistics, and their mean is kept: a step on one device
+    with accumulation 4 is the step of four devices.
+    """
+    one_pass = partial(_forward_backward, state, apply, options)
+    passes = batch.labels.shape[0]
+    if passes == 1:
+        return one_pass(jnp.int32(0), jax.tree.map(lambda x: x[0], batch))
+
+    def body(total: Tree, inputs: tuple[jax.Array, Batch]) -> tuple[Tree, None]:
+        index, images = inputs
+        return jax.tree.map(jnp.add, total, one_pass(index, images)), None
+
+    zero = jax.tree.map(jnp.zeros_like, (state.params, state.batch_stats, jnp.float32(0)))
+    zero = vary(zero)
+    total, _ = jax.lax.scan(body, zero, (jnp.arange(passes), batch))
+    return jax.tree.map(lambda x: x / passes, total)
+
+
+def _forward_backward(
+    state: TrainState, apply: Apply, options: StepOptions, index: jax.Array, batch: Batch
+) -> tuple[Tree, Tree, jax.Array]:
+    """Gradients of the scaled loss, running statistics and loss of one pass on this device."""
+    # Pass a of device d draws as device a · D + d of a larger machine would.
+    shard = index * jax.lax.axis_size(DATA_AXIS) + jax.lax.axis_index(DATA_AXIS)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), shard)
+    images, mask = normalize(batch.images), batch.mask
+    targets = jax.nn.one_hot(batch.labels, options.num_classes, dtype=jnp.float32)
+    if options.mixup:
+        images, targets, mask = mixup(key, images, targets, mask, options.mixup)
+
+    def scaled_loss(params: Tree) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        if options.freeze_backbone:
+            logits = apply(variables, images, train=False)
+            batch_stats = vary(state.batch_stats)
+        else:
+            logits, updated = apply(variables, images, train=True, mutable=["batch_stats"])
+            batch_stats = updated["batch_stats"]
+        losses = smoothed_cross_entropy(logits, targets, options.label_smoothing)
+        loss = masked_mean(losses, mask)
+        return loss * state.loss_scale.scale, (batch_stats, loss)
+
+    (_, (batch_stats, loss)), grads = local_value_and_grad(scaled_loss)(state.params)
+    return grads, batch_stats, loss
+
+
+def _average(
+    state: TrainState, params: Tree, batch_stats: Tree, decay: float | None
+) -> Tree | None:
+    """The moving average after this step. NVIDIA: image_classification/utils.py, EMA."""
+    if decay is None:
+        return None
+    step = state.step.astype(jnp.float32)
+    mu = jnp.minimum(decay, (1 + step) / (10 + step))
+    new = {"params": params, "batch_stats": batch_stats}
+    return jax.tree.map(lambda average, x: mu * average + (1 - mu) * x, state.ema, new)
+
+
+def make_eval_step(
+    apply: Apply, *, policy: Policy, topk: int, smoothing: float, mesh: Mesh
+) -> Callable[[Tree, Batch], Metrics]:
+    """Build ``step(variables, batch) -> sums`` of `evaluation_sums` over all devices."""
+
+    def device_step(variables: Tree, batch: Batch) -> Metrics:
+        logits = apply(variables, normalize(batch.images[0]), train=False)
+        sums = evaluation_sums(
+            logits, batch.labels[0], batch.mask[0], topk=topk, smoothing=smoothing
+        )
+        return jax.lax.psum(sums, DATA_AXIS)
+
+    sharded = jax.shard_map(
+        device_step,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), BATCH_SPEC),
+        out_specs=PartitionSpec(),
+    )
+    return jax.jit(_with_precision(sharded, policy))
+
+
+def _with_precision(function: Callable[..., Any], policy: Policy) -> Callable[..., Any]:
+    """Trace `function`, and so its gradient, under the policy's precision of float32 products."""
+
+    def traced(*args: Any) -> Any:
+        with jax.default_matmul_precision(policy.matmul_precision):
+            return function(*args)
+
+    return traced
+
+
+def _select(condition: jax.Array, new: Tree, old: Tree) -> Tree:
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
