@@ -1,0 +1,47 @@
+"""What every ImageNet recipe of SE-ResNeXt101-32x4d shares.
+
+NVIDIA: configs.yml. Two entries are put differently here:
+
+- The learning rate follows the optimizer batch: 0.256 for each 256 images is the original's 1.024
+  at 1024 and 0.896 at 896.
+- The original reads with Pillow (its ``pytorch`` backend). Every backend here resizes as Pillow
+  does, so the fast ones are used: ``dali-gpu`` on the A100, which has a JPEG decoder in hardware,
+  ``dali-cpu`` elsewhere, which leaves the GPU's memory to the network.
+
+``workers`` is the original's number, where each GPU has a process of its own. One process that
+drives 8 GPUs may need more: ``--data.workers 80``.
+"""
+
+from seresnext_jax.config import Backend, Config, DataConfig, ModelConfig, OptimConfig, Precision
+
+
+def imagenet(
+    *,
+    epochs: int,
+    mixup: float,
+    precision: Precision,
+    batch_size: int,
+    optimizer_batch_size: int,
+    backend: Backend,
+    workers: int,
+    prefetch: int,
+) -> Config:
+    """The recipe with what differs between platforms, precisions and lengths filled in."""
+    return Config(
+        model=ModelConfig(arch="se-resnext101-32x4d", num_classes=1000, conv_init="fan_in"),
+        data=DataConfig(backend=backend, image_size=224, workers=workers, prefetch=prefetch),
+        optim=OptimConfig(
+            lr_per_256=0.256,
+            momentum=0.875,
+            weight_decay=6.103515625e-05,
+            lr_schedule="cosine",
+            warmup=8,
+        ),
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer_batch_size=optimizer_batch_size,
+        precision=precision,
+        label_smoothing=0.1,
+        mixup=mixup,
+        print_freq=20,
+    )

@@ -1,0 +1,271 @@
+"""The command line: a config file's values, the options that override them, one line on an error.
+
+A program's options are the fields of a dataclass. tyro derives their names, types and help from the
+schema; what it says about a wrong one becomes the message of a `UserError`.
+"""
+
+import contextlib
+import difflib
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import typeguard
+import tyro
+from typing_extensions import TypeVar
+
+from seresnext_jax.config import Config, check, flatten, option_name
+from seresnext_jax.errors import UserError
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Config, default=Config)
+
+_CONFIG_HELP = """
+--config FILE: a Python file whose get_config() gives the defaults of the options below.
+The defaults shown are those of """
+
+
+# ---- programs ----------------------------------------------------------------------------------
+
+
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Run a program and exit: 0 or what `main` returns, 2 on a `UserError`, 130 on Ctrl-C.
+
+    A `UserError` is one line on stderr, preceded by its traceback where the command line has
+    ``--debug``. Every other exception is a bug in this project and passes through.
+    """
+    argv = sys.argv[1:]
+    try:
+        sys.exit(main(argv))
+    except (UserError, KeyboardInterrupt) as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        interrupted = isinstance(error, KeyboardInterrupt)
+        print(f"error: {'interrupted' if interrupted else error}", file=sys.stderr)
+        sys.exit(130 if interrupted else 2)
+
+
+def parse_config(
+    argv: Sequence[str],
+    *,
+    program: str,
+    description: str,
+    schema: type[C] = Config,  # type: ignore[assignment]
+) -> C:
+    """Read ``--config FILE`` and the options that override it, and check the result.
+
+    Args:
+      argv: the words of the command line, without the program's name.
+      program: the program's name, for the help.
+      description: what the program does, for the help.
+      schema: `Config`, or a subclass of it whose own fields (all with defaults) are the options
+        that only this program has.
+
+    Raises:
+      UserError: a bad config file, an unknown option, or a value of a wrong type or out of range.
+      SystemExit: ``--help`` was given and printed.
+    """
+    file, rest = _split_config(argv)
+    base = load_config(file) if file else Config()
+    default = schema(**{f.name: getattr(base, f.name) for f in fields(Config)})
+    config = parse(
+        default,
+        rest,
+        program=program,
+        description=description + _CONFIG_HELP + (file or "a run without --config") + ".",
+        known=("--config",),
+    )
+    check(config)
+    return config
+
+
+def parse(
+    default: T, argv: Sequence[str], *, program: str, description: str, known: Sequence[str] = ()
+) -> T:
+    """Override the fields of a dataclass by the options of a command line.
+
+    Args:
+      default: the values of the options that are not given.
+      argv: the words of the command line, without the program's name.
+      program: the program's name, for the help.
+      description: what the program does, for the help.
+      known: options the caller took out of `argv`, so that a typo in one of them is recognised.
+
+    Raises:
+      UserError: an unknown option, or a value of a wrong type.
+      SystemExit: ``--help`` was given and printed.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            value, unknown = tyro.cli(
+                type(default),
+                default=default,
+                args=argv,
+                prog=program,
+                description=description,
+                return_unknown_args=True,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except BrokenPipeError:  # --help | head; the exit must not write to the pipe again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        problem = _first_paragraph(printed.getvalue())
+    else:
+        sys.stderr.write(printed.getvalue())
+        if not unknown:
+            return value
+        problem = _explain_unknown(unknown[0], default, known)
+    raise UserError(f"{problem} ({program} --help explains every option)")
+
+
+# ---- config files ------------------------------------------------------------------------------
+
+
+def load_config(file: str) -> Config:
+    """Run a config file and return what its ``get_config()`` gives.
+
+    The folder above the file's own is importable meanwhile, so that ``configs/a.py`` can say
+    ``from configs.base import imagenet`` wherever the program was started.
+
+    Raises:
+      UserError: the file is missing or fails, or does not give a well-typed `Config`.
+    """
+    path = Path(file)
+    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    try:
+        source = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--config {file}: {reason}; give the path of a Python file with get_config()"
+        ) from error
+    try:
+        with _importable(path.resolve().parent.parent):
+            exec(compile(source, str(path), "exec"), namespace)
+            get_config = namespace.get("get_config")
+            config = get_config() if callable(get_config) else None
+    except Exception as error:
+        where = _line_in(path, error)
+        reason = str(getattr(error, "msg", error)).partition("\n")[0]
+        raise UserError(f"--config {file}{where}: {type(error).__name__}: {reason}") from error
+    if not callable(get_config):
+        raise UserError(f"--config {file}: it defines no get_config(): add one that gives a Config")
+    if not isinstance(config, Config):
+        raise UserError(
+            f"--config {file}: get_config() gives a {type(config).__name__}: return a Config"
+        )
+    try:
+        _check_types(config)
+    except typeguard.TypeCheckError as error:
+        raise UserError(f"--config {file}: {error}") from error
+    return config
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Put a folder at the front of the import path for a while."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _line_in(path: Path, error: Exception) -> str:
+    """`` line N``, where `error` left the file at `path`, or "" if it never was in it."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f" line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f" line {lines[-1]}" if lines else ""
+
+
+def _check_types(config: Any, prefix: str = "") -> None:
+    """Check the fields of a config, which Python itself does not, against their annotations.
+
+    Raises:
+      typeguard.TypeCheckError: naming the field.
+    """
+    hints = get_type_hints(type(config))
+    for item in fields(config):
+        value = getattr(config, item.name)
+        try:
+            typeguard.check_type(
+                value,
+                hints[item.name],
+                collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS,
+            )
+        except typeguard.TypeCheckError as error:
+            reason = re.sub(r"\s*\n\s*", "; ", str(error))
+            raise typeguard.TypeCheckError(f"{prefix}{item.name} is {value!r}: {reason}") from error
+        if is_dataclass(value):
+            _check_types(value, f"{prefix}{item.name}.")
+
+
+def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Take ``--config FILE`` (or ``--config=FILE``) out of a command line; the last one counts.
+
+    Returns:
+      the file, "" if none is given, and the other words.
+
+    Raises:
+      UserError: no file follows ``--config``.
+    """
+    file, rest, words = "", [], iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name != "--config":
+            rest.append(word)
+            continue
+        file = value if equals else next(words, "")
+        if not file or file.startswith("--"):
+            raise UserError("--config needs a file, such as --config configs/dgxa100_amp_90e.py")
+    return file, rest
+
+
+# ---- messages ----------------------------------------------------------------------------------
+
+
+def _first_paragraph(box: str) -> str:
+    """What one of tyro's boxed errors says, as one line, without frame, colour and appendices."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    body = [line.strip("│ ") for line in plain.splitlines()[1:]]
+    lines = takewhile(lambda line: line and line[0] not in "─╰", body)
+    text = " ".join(lines).removeprefix("Error parsing ").rstrip(".")
+    return text.replace("invalid literal for int() with base 10", "not a whole number")
+
+
+def _explain_unknown(word: str, default: Any, known: Sequence[str]) -> str:
+    """One line on a word of the command line that is no option of the dataclass `default`."""
+    if not word.startswith("-"):
+        return f"unexpected argument {word!r}"
+    name = word.partition("=")[0].replace("_", "-")
+    options = list(known)
+    for path, value in flatten(default).items():
+        if not isinstance(value, bool):
+            options.append(option_name(path))
+        elif name == _flag(path, value):
+            return f"{name} holds already: leave it out"
+        else:
+            options.append(_flag(path, not value))
+    # A name without its section (--lr) is meant more often than one with other letters.
+    near = [option for option in options if option.endswith("." + name.lstrip("-"))]
+    near = near or difflib.get_close_matches(name, options, n=1)
+    return f"unknown option {name}" + (f": did you mean {' or '.join(near)}?" if near else "")
+
+
+def _flag(path: str, on: bool) -> str:
+    """The option that switches a boolean field on or off: ``--data.no-flip``."""
+    section, dot, leaf = path.rpartition(".")
+    return option_name(f"{section}{dot}{'' if on else 'no_'}{leaf}")

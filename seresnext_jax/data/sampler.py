@@ -1,0 +1,165 @@
+"""Order, crops and flips as pure functions of (seed, epoch, position): a loader holds no state.
+
+Philox is a counter-based generator, so the draws of any position are had without those before it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+ATTEMPTS = 10
+"""Tries of a random crop before the centre is taken (torchvision's RandomResizedCrop)."""
+DRAWS = 2 * ATTEMPTS + 3
+"""Uniform numbers per image: area and ratio of each try, top, left, flip."""
+
+_ORDER_STREAM, _CROP_STREAM = 0, 1
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """A fresh permutation (num_images,) int64 for each seed and epoch."""
+    return _generator(_ORDER_STREAM, seed, epoch).permutation(num_images)
+
+
+def crop_draws(seed: int, epoch: int, start: int, count: int) -> np.ndarray:
+    """Uniforms in [0, 1) for the positions [start, start + count) of an epoch's order.
+
+    Returns:
+      (count, DRAWS) float64; a position's row depends on nothing else.
+    """
+    generator = _generator(_CROP_STREAM, seed, epoch)
+    # Philox makes four 64-bit words per counter value, one word per float64.
+    words = start * DRAWS
+    generator.bit_generator.advance(words // 4)
+    skip = words % 4
+    return generator.random(skip + count * DRAWS)[skip:].reshape(count, DRAWS)
+
+
+def _generator(stream: int, seed: int, epoch: int) -> np.random.Generator:
+    key = np.array([(stream << 32) | seed, epoch], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which images make up one step of this process, row by row; R = A × local columns."""
+
+    index: np.ndarray
+    """(R,) int64 into the file list."""
+    mask: np.ndarray
+    """(R,) bool; False for padding."""
+    draws: np.ndarray
+    """(R, DRAWS) float64; zeros in evaluation."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The images of each step.
+
+    Row n of pass a is position ``a * images_per_pass + n`` of the step, so the division of a step
+    into passes and devices does not change its images or their crops.
+    """
+
+    split: Literal["train", "val"]
+    num_images: int
+    seed: int
+    accumulation: int
+    images_per_pass: int
+    columns: slice
+    """The images of a pass that this process delivers."""
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of one step over all processes."""
+        return self.accumulation * self.images_per_pass
+
+    @property
+    def num_steps(self) -> int:
+        """Steps per epoch: training drops the remainder, evaluation pads it."""
+        whole, rest = divmod(self.num_images, self.images_per_step)
+        return whole if self.split == "train" else whole + bool(rest)
+
+    def rows(self, start: int) -> Iterator[Rows]:
+        """The steps from `start` on: endless in training, one pass in evaluation."""
+        return self._train(start) if self.split == "train" else self._evaluate(start)
+
+    def _train(self, start: int) -> Iterator[Rows]:
+        epoch, step = divmod(start, self.num_steps)
+        while True:
+            order = epoch_order(self.num_images, self.seed, epoch)
+            for step in range(step, self.num_steps):  # noqa: B020 (the first epoch starts midway)
+                first = step * self.images_per_step
+                draws = crop_draws(self.seed, epoch, first, self.images_per_step)
+                local = self._local(np.arange(self.images_per_step))
+                yield Rows(order[first + local], np.ones(len(local), bool), draws[local])
+            epoch, step = epoch + 1, 0
+
+    def _evaluate(self, start: int) -> Iterator[Rows]:
+        for step in range(start, self.num_steps):
+            position = self._local(np.arange(self.images_per_step)) + step * self.images_per_step
+            index = np.minimum(position, self.num_images - 1)
+            yield Rows(index, position < self.num_images, np.zeros((len(index), DRAWS)))
+
+    def _local(self, rows: np.ndarray) -> np.ndarray:
+        per_pass = rows.reshape(self.accumulation, self.images_per_pass)
+        return per_pass[:, self.columns].reshape(-1)
+
+
+def random_crop(
+    draws: np.ndarray,
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """Window (top, left, height, width) of a random resized crop.
+
+    torchvision's RandomResizedCrop.get_params: up to ten windows with an area uniform in `area`
+    times the image's and a log-uniform width / height; the first that fits is placed uniformly,
+    else the largest centred window whose ratio is allowed. Rounds halves up.
+    """
+    areas = height * width * _between(draws[:ATTEMPTS], area)
+    ratios = np.exp(_between(draws[ATTEMPTS : 2 * ATTEMPTS], (np.log(ratio[0]), np.log(ratio[1]))))
+    widths = np.floor(np.sqrt(areas * ratios) + 0.5)
+    heights = np.floor(np.sqrt(areas / ratios) + 0.5)
+    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+    if not fits.any():
+        return _central_window(height, width, ratio)
+    first = int(np.argmax(fits))
+    h, w = int(heights[first]), int(widths[first])
+    top = int(np.floor(draws[2 * ATTEMPTS] * (height - h + 1)))
+    left = int(np.floor(draws[2 * ATTEMPTS + 1] * (width - w + 1)))
+    return top, left, h, w
+
+
+def _between(draws: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    return bounds[0] + draws * (bounds[1] - bounds[0])
+
+
+def _central_window(
+    height: int, width: int, ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    h, w = height, width
+    if width / height < ratio[0]:
+        h = min(height, int(np.floor(width / ratio[0] + 0.5)))
+    elif width / height > ratio[1]:
+        w = min(width, int(np.floor(height * ratio[1] + 0.5)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def flips(draws: np.ndarray) -> np.ndarray:
+    """Whether to mirror: (..., DRAWS) → (...) bool, true for half."""
+    return draws[..., -1] < 0.5
+
+
+def eval_window(height: int, width: int, shorter: int, size: int) -> tuple[int, int, int, int]:
+    """Resized (height, width) and the (top, left) of the centre crop in it.
+
+    torchvision: Resize(shorter) truncates the longer side, CenterCrop rounds halves to even.
+    """
+    if height <= width:
+        new_h, new_w = shorter, int(shorter * width / height)
+    else:
+        new_h, new_w = int(shorter * height / width), shorter
+    return new_h, new_w, round((new_h - size) / 2), round((new_w - size) / 2)

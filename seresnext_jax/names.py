@@ -1,0 +1,153 @@
+"""The names and axis orders of the original's state dict, as a pure mapping both ways.
+
+A variable's path, ``("params", "layers", "0", "2", "conv1", "kernel")``, stands for one key,
+``layers.0.2.conv1.weight``. NVIDIA: image_classification/models/resnet.py.
+"""
+
+import re
+from typing import Any
+
+import numpy as np
+
+Path = tuple[str, ...]
+Array = np.ndarray[Any, Any]
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every key."""
+COUNTER = "num_batches_tracked"
+"""BatchNorm's step counter: in the original's state dict, of no use here."""
+
+_BATCH_NORM = re.compile(r"bn\d+")
+_STATISTICS = {"mean": "running_mean", "var": "running_var"}
+_OLD_STAGE = re.compile(r"layer(\d+)\.")
+_NEW_STAGE = re.compile(r"layers\.(\d+)\.")
+
+# Positions in the original's modules: of children, and of a module's own entries.
+_CHILDREN = (
+    "conv1",
+    "bn1",
+    "conv2",
+    "bn2",
+    "conv3",
+    "bn3",
+    "layers",
+    "downsample",
+    "squeeze",
+)
+_LAST = ("expand", "fc")
+_ENTRIES = ("weight", "bias", "running_mean", "running_var", COUNTER)
+_RANK = {name: i for i, name in enumerate((*_CHILDREN, *_LAST, *_ENTRIES))}
+
+
+# ---- names -------------------------------------------------------------------------------------
+
+
+def torch_key(path: Path) -> str:
+    """The current-layout key of a variable's path.
+
+    Raises:
+      ValueError: `path` does not start with ``params`` or ``batch_stats``, or its last name is
+        none of theirs.
+    """
+    collection, *modules, leaf = path
+    if collection == "batch_stats" and leaf in _STATISTICS:
+        return ".".join((*modules, _STATISTICS[leaf]))
+    if collection == "params" and leaf in ("kernel", "scale"):
+        return ".".join((*modules, "weight"))
+    if collection == "params" and leaf == "bias":
+        return ".".join((*modules, "bias"))
+    raise ValueError(f"{'/'.join(path)} is no variable of the network")
+
+
+def flax_path(key: str) -> Path:
+    """The variable's path of a current-layout key; the inverse of `torch_key`.
+
+    Raises:
+      ValueError: the last part of `key` is not one of weight, bias, running_mean, running_var.
+    """
+    *modules, leaf = key.split(".")
+    for name, torch_name in _STATISTICS.items():
+        if leaf == torch_name:
+            return ("batch_stats", *modules, name)
+    if leaf == "weight":
+        return ("params", *modules, "scale" if _is_batch_norm(modules) else "kernel")
+    if leaf == "bias":
+        return ("params", *modules, "bias")
+    raise ValueError(f"{key} is no entry of the original's state dict")
+
+
+def _is_batch_norm(modules: list[str]) -> bool:
+    if not modules:
+        return False
+    return bool(_BATCH_NORM.fullmatch(modules[-1])) or modules[-2:] == [
+        "downsample",
+        "1",
+    ]
+
+
+def split_prefix(key: str) -> tuple[str, str]:
+    """A key's wrapper prefix, ``module._orig_mod.`` say, and the rest; "" where there is none."""
+    rest = key
+    while rest.startswith(PREFIXES):
+        rest = rest.partition(".")[2]
+    return key[: len(key) - len(rest)], rest
+
+
+def is_old_layout(key: str) -> bool:
+    """Whether a key without prefix names a stage as the NGC files do, ``layer1.``."""
+    return bool(_OLD_STAGE.match(key))
+
+
+def to_current_layout(key: str) -> str:
+    """``layer1.`` → ``layers.0.`` at the front of a key; any other key stays as it is."""
+    return (
+        _OLD_STAGE.sub(lambda m: f"layers.{int(m[1]) - 1}.", key, count=1)
+        if (is_old_layout(key))
+        else key
+    )
+
+
+def to_ngc_layout(key: str) -> str:
+    """``layers.0.`` → ``layer1.`` at the front of a key; any other key stays as it is."""
+    match = _NEW_STAGE.match(key)
+    return f"layer{int(match[1]) + 1}.{key[match.end() :]}" if match else key
+
+
+def order(key: str) -> tuple[int, ...]:
+    """Sort key that puts current-layout keys in the order of the original's state dict."""
+    return tuple(
+        int(part) if part.isdigit() else _RANK.get(part, len(_RANK))
+        for part in (key.split("."))
+    )
+
+
+# ---- arrays ------------------------------------------------------------------------------------
+
+
+def to_torch_array(array: Array) -> Array:
+    """HWIO → OIHW, (in, out) → (out, in), a vector as it is. Grouped: I is C / groups in both."""
+    if array.ndim == 4:
+        return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
+    return np.ascontiguousarray(array.T)
+
+
+def to_flax_array(array: Array) -> Array:
+    """OIHW → HWIO, (out, in) → (in, out), a vector as it is."""
+    if array.ndim == 4:
+        return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
+    return np.ascontiguousarray(array.T)
+
+
+def is_gate_weight(key: str) -> bool:
+    """Whether `key` is a weight that the original keeps as a linear or as a 1×1 convolution."""
+    return key.endswith((".squeeze.squeeze.weight", ".squeeze.expand.weight"))
+
+
+def as_linear(array: Array) -> Array:
+    """(out, in, 1, 1) → (out, in); any other shape stays as it is."""
+    return array[:, :, 0, 0] if array.ndim == 4 and array.shape[2:] == (1, 1) else array
+
+
+def as_convolution(array: Array) -> Array:
+    """(out, in) → (out, in, 1, 1); any other shape stays as it is."""
+    return array[:, :, None, None] if array.ndim == 2 else array

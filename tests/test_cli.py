@@ -1,0 +1,424 @@
+"""The command line: overrides, help, config files, and one line for whatever is wrong."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seresnext_jax.cli import load_config, parse, parse_config, run
+from seresnext_jax.config import Config, DataConfig, OptimConfig, flatten, option_name
+from seresnext_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def read(*argv: str) -> Config:
+    """The config of a command line."""
+    return parse_config(argv, program="train.py", description="Train.")
+
+
+def complaint(*argv: str) -> str:
+    """The one line that a command line is answered with."""
+    with pytest.raises(UserError) as error:
+        read(*argv)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def write(path: Path, text: str) -> str:
+    """Write a config file and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+HEAD = "from dataclasses import replace\nfrom seresnext_jax.config import *\n"
+
+
+# ---- overrides ---------------------------------------------------------------------------------
+
+
+def test_without_options_the_schema_s_defaults() -> None:
+    assert read() == Config()
+
+
+def test_options_override_the_config_file(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "a.py",
+        HEAD + "def get_config(): return Config(epochs=30, optim=OptimConfig(lr_per_256=0.1))",
+    )
+    config = read("--optim.lr-per-256", "0.5", "--config", file, "--data.root", "X")
+    assert config == Config(epochs=30, optim=OptimConfig(lr_per_256=0.5), data=DataConfig(root="X"))
+
+
+def test_hyphens_and_underscores_and_equal_signs() -> None:
+    expected = Config(batch_size=7, optim=OptimConfig(lr_per_256=2.0))
+    assert read("--batch-size", "7", "--optim.lr-per-256", "2") == expected
+    assert read("--batch_size=7", "--optim.lr_per_256=2") == expected
+
+
+def test_each_kind_of_value() -> None:
+    config = read(
+        *("--use-ema", "0.999", "--optim.lr", "None", "--run-epochs", "-1", "--seed", "3"),
+        *("--data.crop-area", "0.5", "1", "--optim.lr-steps", "10", "20"),
+        *("--precision", "bf16", "--data.no-flip", "--no-checkpoints", "--workspace=-odd"),
+    )
+    assert (config.use_ema, config.optim.lr, config.run_epochs, config.seed) == (0.999, None, -1, 3)
+    assert (config.data.crop_area, config.optim.lr_steps) == ((0.5, 1.0), (10, 20))
+    assert (config.precision, config.data.flip, config.no_checkpoints) == ("bf16", False, True)
+    assert config.workspace == "-odd"
+
+
+def test_a_config_s_true_can_be_switched_off(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.py", HEAD + "def get_config(): return Config(evaluate=True)")
+    assert read("--config", file).evaluate
+    assert not read("--config", file, "--no-evaluate").evaluate
+    assert "--evaluate holds already: leave it out" in complaint("--config", file, "--evaluate")
+
+
+def test_the_last_of_two_config_files_counts(tmp_path: Path) -> None:
+    one = write(tmp_path / "1.py", HEAD + "def get_config(): return Config(seed=1)")
+    two = write(tmp_path / "2.py", HEAD + "def get_config(): return Config(seed=2)")
+    assert read(f"--config={one}", "--config", two).seed == 2
+
+
+# ---- options of one program --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation(Config):
+    """A config with options that only one program has."""
+
+    weights: str = ""
+    """Weights to evaluate."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Options without a config."""
+
+    weights: str = "w"
+    """Weights to use."""
+    top: int = 5
+    """Classes to print."""
+
+
+def test_a_program_adds_options_to_the_schema(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "a.py", HEAD + "def get_config(): return Config(seed=9)")
+
+    def read_evaluation(*argv: str) -> Evaluation:
+        return parse_config(argv, program="eval.py", description="Evaluate.", schema=Evaluation)
+
+    config = read_evaluation("--config", file, "--weights", "x.pth", "--json", "--topk", "3")
+    assert (config.seed, config.weights, config.json, config.topk) == (9, "x.pth", True, 3)
+    with pytest.raises(UserError, match="did you mean --weights"):
+        read_evaluation("--weight", "x")
+    with pytest.raises(SystemExit):
+        read_evaluation("--help")
+    text = capsys.readouterr().out
+    assert "Weights to evaluate." in text
+    assert "Nesterov momentum." in text
+
+
+def test_a_program_with_its_own_options() -> None:
+    def read_pictures(*argv: str) -> Pictures:
+        return parse(Pictures(), argv, program="classify.py", description="Classify.")
+
+    assert read_pictures("--top", "3") == Pictures(top=3)
+    with pytest.raises(UserError, match="unknown option --tops: did you mean --top.*classify.py"):
+        read_pictures("--tops", "3")
+    with pytest.raises(UserError, match="unknown option --config"):
+        read_pictures("--config", "x")
+
+
+# ---- help --------------------------------------------------------------------------------------
+
+
+def shown(value: Any) -> str:
+    """How a default is written in the help."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return shlex.quote(value) if isinstance(value, str) else str(value)
+
+
+def docstrings(path: str) -> list[str]:
+    """The text under each field of the schema's sections, on one line; "" where there is none."""
+    tree = ast.parse((ROOT / path).read_text())
+    texts: list[str] = []
+    for section in tree.body:
+        if not isinstance(section, ast.ClassDef) or not section.name.endswith("Config"):
+            continue
+        for item, after in pairwise([*section.body, ast.Pass()]):
+            if not isinstance(item, ast.AnnAssign) or "default_factory" in ast.unparse(item):
+                continue
+            text = ast.literal_eval(after.value) if isinstance(after, ast.Expr) else ""
+            texts.append(" ".join(text.split()))
+    return texts
+
+
+def test_help_has_every_option_with_the_config_s_default_and_meaning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(
+        tmp_path / "a.py",
+        HEAD + "def get_config():\n"
+        "    data = DataConfig(root='/somewhere', flip=False)\n"
+        "    optim = OptimConfig(lr=0.75, lr_steps=(5, 6))\n"
+        "    return Config(seed=4321, evaluate=True, data=data, optim=optim)",
+    )
+    with pytest.raises(SystemExit) as stop:
+        read("--config", file, "--help")
+    assert stop.value.code == 0
+    text = " ".join(re.sub("[│─╭╮╰╯]", " ", capsys.readouterr().out).split())
+    assert "Train. --config FILE: a Python file" in text
+    defaults = flatten(load_config(file))
+    for path, value in defaults.items():
+        head, dot, leaf = path.rpartition(".")
+        spelled = option_name(f"{head}{dot}no_{leaf}" if value is True else path)
+        found = re.search(rf" {spelled} (.*?)\(default: (.*?)\)( |$)", text)
+        assert found, spelled
+        assert found[2] == shown(value), spelled
+        assert " --" not in found[1], f"{spelled} has no default of its own"
+    meanings = docstrings("seresnext_jax/config.py")
+    assert len(meanings) == len(defaults)
+    for meaning in meanings:
+        assert meaning and meaning in text
+
+
+def test_help_into_a_closed_pipe_is_quiet() -> None:
+    code = (
+        "from seresnext_jax.cli import parse_config, run\n"
+        "run(lambda argv: parse_config(argv, program='p', description='d') and None)"
+    )
+    done = subprocess.run(
+        f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} --help | true",
+        shell=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+
+
+# ---- mistakes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "answer"),
+    [
+        (
+            "--optim.lr-per-26 3",
+            "unknown option --optim.lr-per-26: did you mean --optim.lr-per-256",
+        ),
+        (
+            "--optim.lr_per_26=3",
+            "unknown option --optim.lr-per-26: did you mean --optim.lr-per-256",
+        ),
+        ("--epoch 3", "did you mean --epochs?"),
+        ("--momentum 0.9", "did you mean --optim.momentum?"),
+        ("--num_classes 10", "did you mean --model.num-classes?"),
+        ("--init 1", "did you mean --loss-scale.init?"),
+        ("--confg a.py", "did you mean --config?"),
+        ("--data.flip", "--data.flip holds already"),
+        ("--qqqqqq", "unknown option --qqqqqq ("),
+        ("-b 8", "unknown option -b"),
+        ("foo", "unexpected argument 'foo'"),
+        ("--evaluate yes", "unexpected argument 'yes'"),
+        ("--epochs 1.5", "--epochs: not a whole number: '1.5'"),
+        ("--epochs", "'--epochs'"),
+        ("--mixup x", "--mixup: could not convert string to float: 'x'"),
+        ("--optim.lr x", "--optim.lr: "),
+        ("--precision fp17", "'fp32', 'tf32', 'bf16', 'fp16'"),
+        ("--data.crop-area 1", "'--data.crop-area'. Expected 2 values"),
+        ("--optim.lr-steps 1 x", "--optim.lr-steps: "),
+        ("--optim.lr nan", "--optim.lr is nan"),
+        ("--optim.lr-per-256 inf", "--optim.lr-per-256 is inf"),
+        ("--mixup -1", "--mixup is -1"),
+        ("--batch-size 0", "--batch-size is 0: it must lie between 1 and"),
+        ("--config", "--config needs a file"),
+        ("--config --epochs 3", "--config needs a file"),
+        ("--config=", "--config needs a file"),
+    ],
+)
+def test_a_mistake_gets_one_line(argv: str, answer: str) -> None:
+    assert answer in complaint(*argv.split())
+
+
+def test_a_mistake_points_to_the_help() -> None:
+    assert complaint("--epoch", "3").endswith("(train.py --help explains every option)")
+
+
+def test_no_colours_in_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert complaint("--precision", "fp17").isprintable()
+
+
+OPTIONS = [option_name(path) for path in flatten(Config())]
+JUNK = ["", " ", "-", "--", "---", "=", "--=", "-1", "0", "1", "1e3", "nan", "-inf", "None"] + [
+    *("True", "[1,2]", "{}", "fp16", "cosine", "folder", "'", '"', "\\", "é", "│", "─", "a\nb"),
+    *("--help", "--no-flip", "--data.no-flip", "--config", "--data", "--optim.", "@x", "%s", "{0}"),
+]
+WORD = st.one_of(
+    st.sampled_from(OPTIONS),
+    st.sampled_from(JUNK),
+    st.text(max_size=6),
+    st.builds("{}={}".format, st.sampled_from(OPTIONS), st.sampled_from(JUNK)),
+    st.builds(lambda o, cut: o[:cut], st.sampled_from(OPTIONS), st.integers(2, 20)),
+    st.builds(str, st.floats() | st.integers()),
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(WORD, max_size=5))
+def test_no_command_line_gives_a_traceback(argv: list[str]) -> None:
+    try:
+        assert isinstance(read(*argv), Config)
+    except UserError as error:
+        assert str(error).strip()
+    except SystemExit as stop:
+        assert not stop.code
+        assert any(word.endswith(("--help", "-h")) for word in argv)
+
+
+# ---- config files ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("def get_config(:\n", " line 1: SyntaxError"),
+        ("x = 1\n\nraise RuntimeError('first\\nsecond')\n", " line 3: RuntimeError: first"),
+        ("def get_config():\n    return 1 / 0\n", " line 2: ZeroDivisionError: division by zero"),
+        ("def get_config(x): ...", "TypeError"),
+        ("import no_such_module", " line 1: ModuleNotFoundError: No module named"),
+        (HEAD + "def get_config():\n    return Config(epoch=3)", " line 4: TypeError"),
+        ("get_config = 3", "defines no get_config()"),
+        ("", "defines no get_config()"),
+        ("def get_config(): return {}", "gives a dict: return a Config"),
+        (HEAD + "get_config = Config.__class__", "TypeError"),
+        (HEAD + "def get_config(): return Config", "gives a type: return a Config"),
+        (HEAD + "def get_config(): return Config(epochs='90')", "epochs is '90': str is not"),
+        (HEAD + "def get_config(): return Config(precision='fp17')", "precision is 'fp17'"),
+        (HEAD + "def get_config(): return Config(use_ema='x')", "use_ema is 'x'"),
+        (HEAD + "def get_config(): return Config(data=None)", "data is None"),
+        (
+            HEAD + "def get_config(): return Config(data=DataConfig(crop_area=[0.5, 1]))",
+            "data.crop_area is [0.5, 1]: list is not a tuple",
+        ),
+        (
+            HEAD + "def get_config(): return Config(optim=OptimConfig(lr_steps=(1, 'a')))",
+            "optim.lr_steps is (1, 'a')",
+        ),
+    ],
+)
+def test_a_wrong_config_file_gets_one_line(tmp_path: Path, text: str, answer: str) -> None:
+    file = write(tmp_path / "bad.py", text)
+    said = complaint("--config", file)
+    assert said.startswith(f"--config {file}")
+    assert answer in said
+
+
+def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "No such file or directory" in complaint("--config", str(tmp_path / "none.py"))
+    assert "Is a directory" in complaint("--config", str(tmp_path))
+    (tmp_path / "binary.py").write_bytes(b"\x00\xff")
+    assert "binary.py" in complaint("--config", str(tmp_path / "binary.py"))
+
+
+def test_a_config_out_of_range_is_caught_or_mended(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.py", HEAD + "def get_config(): return Config(epochs=3)")
+    assert "--optim.warmup 8 leaves no epoch" in complaint("--config", file)
+    assert read("--config", file, "--optim.warmup", "1").epochs == 3
+
+
+def test_whole_numbers_do_for_floats(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.py", HEAD + "def get_config(): return Config(mixup=1)")
+    assert read("--config", file) == replace(Config(), mixup=1)
+
+
+def test_a_config_imports_its_neighbours_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "repo/my_recipes/shared.py", "SEED = 77\n")
+    write(
+        tmp_path / "repo/my_recipes/a.py",
+        HEAD + "def get_config():\n"
+        "    from my_recipes.shared import SEED\n"
+        "    return Config(seed=SEED)",
+    )
+    before = list(sys.path)
+    monkeypatch.chdir(tmp_path)
+    assert load_config("repo/my_recipes/a.py").seed == 77
+    monkeypatch.chdir(tmp_path / "repo/my_recipes")
+    assert load_config("a.py").seed == 77
+    assert sys.path == before
+    for name in ("my_recipes.shared", "my_recipes"):
+        monkeypatch.delitem(sys.modules, name)
+
+
+# ---- exits -------------------------------------------------------------------------------------
+
+
+def exit_of(monkeypatch: pytest.MonkeyPatch, main: Any, *argv: str) -> Any:
+    """The status that `run` exits with."""
+    monkeypatch.setattr(sys, "argv", ["program", *argv])
+    with pytest.raises(SystemExit) as stop:
+        run(main)
+    return stop.value.code
+
+
+def test_run_hands_over_the_arguments_and_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    assert not exit_of(monkeypatch, seen.extend, "a", "--b")
+    assert seen == ["a", "--b"]
+    assert exit_of(monkeypatch, lambda argv: 3) == 3
+
+
+def test_run_prints_a_user_s_error_as_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_of(monkeypatch, lambda argv: read(*argv), "--epoch", "3") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: unknown option --epoch: did you mean --epochs?")
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_of(monkeypatch, lambda argv: read(*argv), "--epochs", "0", "--debug") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("error: --epochs is 0")
+
+
+def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    assert exit_of(monkeypatch, main) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(argv: list[str]) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(ValueError, match="a bug"):
+        run(main)

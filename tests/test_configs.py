@@ -1,0 +1,205 @@
+"""The recipes: each file against the table of NVIDIA's configs.yml, written out here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seresnext_jax.cli import load_config
+from seresnext_jax.config import Config, check, flatten, resolve, to_dict
+from seresnext_jax.errors import UserError
+
+FOLDER = Path(__file__).parent.parent / "configs"
+IMAGENET = 1_281_167
+
+PLATFORMS: dict[str, dict[str, Any]] = {
+    "dgxa100_amp": {
+        "precision": "fp16",
+        "batch_size": 128,
+        "optimizer_batch_size": 1024,
+        "data.workers": 10,
+        "data.prefetch": 4,
+        "data.backend": "dali-gpu",
+    },
+    "dgxa100_tf32": {
+        "precision": "tf32",
+        "batch_size": 128,
+        "optimizer_batch_size": 1024,
+        "data.workers": 10,
+        "data.prefetch": 4,
+        "data.backend": "dali-gpu",
+    },
+    "dgx1v_amp": {
+        "precision": "fp16",
+        "batch_size": 112,
+        "optimizer_batch_size": 896,
+        "data.workers": 8,
+        "data.prefetch": 4,
+        "data.backend": "dali-cpu",
+    },
+    "dgx1v_fp32": {
+        "precision": "fp32",
+        "batch_size": 64,
+        "optimizer_batch_size": 1024,
+        "data.workers": 8,
+        "data.prefetch": 4,
+        "data.backend": "dali-cpu",
+    },
+    "t4_amp": {
+        "precision": "fp16",
+        "batch_size": 128,
+        "optimizer_batch_size": 1024,
+        "data.workers": 8,
+        "data.prefetch": 2,
+        "data.backend": "dali-cpu",
+    },
+    "t4_fp32": {
+        "precision": "fp32",
+        "batch_size": 64,
+        "optimizer_batch_size": 1024,
+        "data.workers": 8,
+        "data.prefetch": 2,
+        "data.backend": "dali-cpu",
+    },
+}
+LENGTHS: dict[str, dict[str, Any]] = {
+    "90e": {"epochs": 90, "mixup": 0.0},
+    "250e": {"epochs": 250, "mixup": 0.2},
+}
+SHARED: dict[str, Any] = {
+    "model.arch": "se-resnext101-32x4d",
+    "model.num_classes": 1000,
+    "model.conv_init": "fan_in",
+    "model.last_bn_0_init": False,
+    "data.image_size": 224,
+    "data.eval_margin": 32,
+    "data.crop_area": (0.08, 1.0),
+    "data.crop_ratio": (3 / 4, 4 / 3),
+    "data.flip": True,
+    "label_smoothing": 0.1,
+    "optim.lr": None,
+    "optim.lr_per_256": 0.256,
+    "optim.lr_schedule": "cosine",
+    "optim.lr_update": "epoch",
+    "optim.momentum": 0.875,
+    "optim.nesterov": False,
+    "optim.weight_decay": 1 / 16384,
+    "optim.warmup": 8,
+    "optim.end_lr": 0.0,
+    "loss_scale.init": 128.0,
+    "loss_scale.growth_interval": 100,
+    "print_freq": 20,
+    "use_ema": None,
+    "topk": 5,
+    "evaluate": False,
+    "training_only": False,
+    "no_checkpoints": False,
+    "prof": -1,
+    "run_epochs": -1,
+}
+RECIPES = [f"{platform}_{length}" for platform in PLATFORMS for length in LENGTHS]
+MODES = ["benchmark_training", "benchmark_training_short", "benchmark_inference"]
+
+
+def load(name: str) -> Config:
+    """The config of one file of the folder."""
+    return load_config(str(FOLDER / f"{name}.py"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_table(name: str) -> None:
+    platform, _, length = name.rpartition("_")
+    expected = SHARED | PLATFORMS[platform] | LENGTHS[length]
+    found = flatten(load(name))
+    assert {path: found[path] for path in expected} == expected
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_plan_on_eight_devices(name: str) -> None:
+    plan = resolve(load(name), num_images=IMAGENET, num_devices=8)
+    steps = 1429 if name.startswith("dgx1v_amp") else 1251
+    assert plan.lr == pytest.approx(0.896 if name.startswith("dgx1v_amp") else 1.024, rel=1e-15)
+    assert plan.accumulation == (2 if "fp32" in name else 1)
+    assert plan.steps_per_epoch == steps
+    assert plan.total_steps == steps * (90 if name.endswith("_90e") else 250)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("name", RECIPES)
+def test_fewer_devices_take_the_same_steps(name: str, devices: int) -> None:
+    config = load(name)
+    eight = resolve(config, num_images=IMAGENET, num_devices=8)
+    fewer = resolve(config, num_images=IMAGENET, num_devices=devices)
+    assert fewer.accumulation == eight.accumulation * 8 // devices
+    assert (fewer.lr, fewer.total_steps, fewer.global_batch, fewer.bn_group_size) == (
+        eight.lr,
+        eight.total_steps,
+        eight.global_batch,
+        eight.bn_group_size,
+    )
+
+
+def test_sixteen_devices_need_a_smaller_batch() -> None:
+    with pytest.raises(UserError, match="use --batch-size 64$"):
+        resolve(load("dgxa100_amp_90e"), num_images=IMAGENET, num_devices=16)
+
+
+# The original's benchmark modes say `epochs`; here the schedule stays and `run_epochs` cuts it.
+TRAINING = {
+    "print_freq": 1,
+    "run_epochs": 3,
+    "training_only": True,
+    "no_checkpoints": True,
+    "evaluate": False,
+    "prof": -1,
+    "data.backend": "dali-gpu",
+}
+MODE_TABLE: dict[str, dict[str, Any]] = {
+    "benchmark_training": TRAINING,
+    "benchmark_training_short": TRAINING
+    | {"run_epochs": 1, "data.backend": "synthetic", "prof": 100},
+    "benchmark_inference": {
+        "print_freq": 1,
+        "evaluate": True,
+        "training_only": False,
+        "no_checkpoints": True,
+        "prof": -1,
+        "data.backend": "dali-gpu",
+    },
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_a_benchmark_differs_from_the_recipe_by_its_mode_only(name: str) -> None:
+    base, found = flatten(load("dgxa100_amp_250e")), flatten(load(name))
+    mode = MODE_TABLE[name]
+    assert {path: found[path] for path in mode} == mode
+    assert {path for path in base if base[path] != found[path]} <= set(mode)
+
+
+def test_digits_is_a_small_run_that_mirrors_nothing() -> None:
+    config = load("digits")
+    assert (config.model.arch, config.model.num_classes) == ("se-resnext-tiny", 10)
+    assert (config.data.image_size, config.data.eval_margin) == (32, 0)
+    assert not config.data.flip
+    for devices in (1, 2):
+        plan = resolve(config, num_images=1500, num_devices=devices)
+        assert 32 <= plan.global_batch <= 64
+        assert 0.03 <= plan.lr <= 0.2
+        assert plan.total_steps < 1000
+
+
+def test_every_file_is_one_of_these() -> None:
+    files = {path.stem for path in FOLDER.glob("*.py")}
+    assert files == {*RECIPES, *MODES, "digits", "base", "__init__"}
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *MODES, "digits"])
+def test_each_file_stands_on_its_own(name: str) -> None:
+    config = load(name)
+    check(config)
+    json.dumps(to_dict(config), allow_nan=False)
+    text = (FOLDER / f"{name}.py").read_text()
+    assert f"--config configs/{name}.py" in text, "the docstring shows how to run it"
+    assert "img/s" not in text or "NVIDIA's figures, not measured" in text or "no figures" in text

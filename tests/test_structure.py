@@ -1,0 +1,107 @@
+"""Who imports whom: each file only what lies below it, heavy packages only where they belong."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+SHARED = {"__init__", "config", "errors", "data", "data.batch", "ops", "convert"}
+"""Plain data and package files, open to all."""
+
+RANKS: dict[int, set[str]] = {
+    0: {"names", "precision", "losses", "mixup", "metrics", "images", "mesh", "report"}
+    | {"ops.convolution", "ops.pooling"},
+    1: {"layers", "optim", "state"} | {"data.dali", "data.folder", "data.synthetic", "data.digits"},
+    2: {"model", "steps", "checkpoint"},
+    4: {"cli", "train", "eval", "classify", "benchmark"}
+    | {"convert.__main__", "convert.torch_file", "convert.weights"},
+}
+RANK = {name: rank for rank, names in RANKS.items() for name in names}
+
+ONLY_IN = {
+    "nvidia.dali": {"data.dali"},
+    "orbax": {"checkpoint"},
+    "flax.linen": {"layers", "model"},
+    "torch": {"convert.torch_file"},
+}
+
+
+def module_of(path: Path) -> str:
+    """The name of a file in the tables: ``data.dali``, ``train``, ``convert.weights``."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "seresnext_jax" else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+FILES = {
+    module_of(path): path
+    for pattern in ("*.py", "seresnext_jax/**/*.py", "convert/**/*.py")
+    for path in sorted(ROOT.glob(pattern))
+}
+
+
+def imported_names(source: str) -> set[str]:
+    """Every dotted name that a source imports; ``from a import b`` gives ``a`` and ``a.b``."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return names
+
+
+def imported_modules(name: str) -> set[str]:
+    """The files of this project that a file imports, as named in the tables."""
+    names = imported_names(FILES[name].read_text())
+    return {short for n in names if (short := n.removeprefix("seresnext_jax.")) in FILES} - {name}
+
+
+def uses(name: str, package: str) -> bool:
+    """Whether a file imports a package or something inside it."""
+    names = imported_names(FILES[name].read_text())
+    return any(n == package or n.startswith(package + ".") for n in names)
+
+
+def test_imports_are_read_from_every_form() -> None:
+    source = "import a.b\nfrom c.d import e as f\ndef g():\n    import h\n"
+    assert imported_names(source) == {"a.b", "c.d", "c.d.e", "h"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_has_a_rank_and_a_docstring(name: str) -> None:
+    assert name in RANK or name in SHARED, f"give {name} a rank in RANKS"
+    assert ast.get_docstring(ast.parse(FILES[name].read_text())), f"{name} says no purpose"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_imports_nothing_above_it(name: str) -> None:
+    allowed = RANK.get(name, -1)
+    above = {other for other in imported_modules(name) if RANK.get(other, -1) > allowed}
+    assert not above, f"{name} imports {sorted(above)}"
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    TopologicalSorter({name: imported_modules(name) for name in FILES}).prepare()
+
+
+def test_the_step_does_not_know_the_model() -> None:
+    assert "model" not in imported_modules("steps")
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_a_heavy_package_stays_in_its_files(package: str) -> None:
+    users = {name for name in FILES if uses(name, package)}
+    assert users <= ONLY_IN[package], f"{package} is imported by {sorted(users)}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_a_recipe_needs_only_the_schema(path: Path) -> None:
+    source = path.read_text()
+    assert ast.get_docstring(ast.parse(source))
+    own = {n for n in imported_names(source) if n.startswith("seresnext_jax")}
+    assert all(n.startswith("seresnext_jax.config") for n in own)
