@@ -36,7 +36,7 @@ _CHILDREN = (
 )
 _LAST = ("expand", "fc")
 _ENTRIES = ("weight", "bias", "running_mean", "running_var", COUNTER)
-_RANK = {name: i for i, name in enumerate((*_CHILDREN, *_LAST, *_ENTRIES))}
+_RANK = {name: i for i, name in enumerate((*_CHILDREN, *_GATE, *_ENTRIES))}
 
 
 # ---- names -------------------------------------------------------------------------------------
@@ -100,11 +100,8 @@ def is_old_layout(key: str) -> bool:
 
 def to_current_layout(key: str) -> str:
     """``layer1.`` → ``layers.0.`` at the front of a key; any other key stays as it is."""
-    return (
-        _OLD_STAGE.sub(lambda m: f"layers.{int(m[1]) - 1}.", key, count=1)
-        if (is_old_layout(key))
-        else key
-    )
+    match = _OLD_STAGE.match(key)
+    return f"layers.{int(match[1]) - 1}.{key[match.end() :]}" if match else key
 
 
 def to_ngc_layout(key: str) -> str:
@@ -113,11 +110,11 @@ def to_ngc_layout(key: str) -> str:
     return f"layer{int(match[1]) + 1}.{key[match.end() :]}" if match else key
 
 
-def order(key: str) -> tuple[int, ...]:
+def order(key: str) -> tuple[tuple[int, str], ...]:
     """Sort key that puts current-layout keys in the order of the original's state dict."""
     return tuple(
-        int(part) if part.isdigit() else _RANK.get(part, len(_RANK))
-        for part in (key.split("."))
+        (int(part), "") if part.isdigit() else (_RANK.get(part, len(_RANK)), part)
+        for part in key.split(".")
     )
 
 
@@ -129,6 +126,11 @@ def to_torch_array(array: Array) -> Array:
     if array.ndim == 4:
         return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
     return np.ascontiguousarray(array.T)
+
+
+def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that `to_torch_array` gives an array of `shape`."""
+    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
 
 
 def to_flax_array(array: Array) -> Array:
@@ -146,8 +148,3 @@ def is_gate_weight(key: str) -> bool:
 def as_linear(array: Array) -> Array:
     """(out, in, 1, 1) → (out, in); any other shape stays as it is."""
     return array[:, :, 0, 0] if array.ndim == 4 and array.shape[2:] == (1, 1) else array
-
-
-def as_convolution(array: Array) -> Array:
-    """(out, in) → (out, in, 1, 1); any other shape stays as it is."""
-    return array[:, :, None, None] if array.ndim == 2 else array

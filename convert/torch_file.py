@@ -1,0 +1,268 @@
+"""PyTorch files of the original: safe reading, atomic writing. The only user of torch.
+
+Reading never runs code of the file: pickles go through torch's restricted unpickler, which builds
+tensors, plain containers and, on top, the float64 numpy scalars that the original's optimizer
+states hold (the learning rate). A file that asks for anything else is refused.
+"""
+
+import contextlib
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy._core.multiarray import scalar
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from seresnext_jax.errors import UserError
+
+Array = np.ndarray[Any, Any]
+StateDict = dict[str, Array]
+
+_SAFE_GLOBALS = [
+    (scalar, "numpy.core.multiarray.scalar"),  # as numpy 1 spelled it
+    (scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype("float64")),
+]
+_WEIGHTS = ("state_dict", "model")
+_EMA = ("state_dict_ema", "ema_state_dict")
+
+
+@dataclass(frozen=True)
+class TorchFile:
+    """What one file holds, tensors as numpy arrays (bfloat16 widened to float32)."""
+
+    kind: str
+    """``state dict`` or ``checkpoint``."""
+    weights: StateDict | None
+    """Names as in the file; None in a checkpoint of nothing but the moving average."""
+    ema: StateDict | None
+    dtypes: tuple[str, ...]
+    """Types of the floating-point weights in the file."""
+    epoch: int | None = None
+    """Epochs completed."""
+    best_prec1: float | None = None
+    """Best validation accuracy, percent."""
+    arch: Any = None
+    """The architecture as the original's 20.06 release noted it."""
+    optimizer: dict[str, Any] | None = None
+    """``{"state": {id: {"momentum_buffer": array}}, "param_groups": [...]}``."""
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def read(path: Path) -> TorchFile:
+    """Read a ``.pth.tar``, ``.pt`` or ``.safetensors`` file without running anything in it.
+
+    Raises:
+      UserError: it is missing, damaged, of another kind, or would run code.
+    """
+    head = _head(path)
+    try:
+        content = _load(path, head)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} {_refusal(str(error))}") from error
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is no whole safetensors file ({error}): get it again"
+        ) from error
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+    ) as error:
+        raise UserError(f"{path} {_damage(path, head, error)}") from error
+    return _recognise(path, content)
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file that can be a PyTorch file."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder without weights: give the file inside")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; give the path of a PyTorch file"
+        ) from error
+    if not head:
+        raise UserError(f"{path} is empty: get it again")
+    if head.lstrip()[:1] == b"<":
+        raise UserError(
+            f"{path} is a web page, not a PyTorch file: download the file itself"
+        )
+    return head
+
+
+def _load(path: Path, head: bytes) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    with torch.serialization.safe_globals(_SAFE_GLOBALS):
+        # Only the zip format, not that of torch < 1.6, can be mapped into memory.
+        return torch.load(
+            path, map_location="cpu", weights_only=True, mmap=_is_zip(head)
+        )
+
+
+def _is_zip(head: bytes) -> bool:
+    return head.startswith(b"PK")
+
+
+def _refusal(message: str) -> str:
+    """Why the restricted unpickler stopped, and the mend."""
+    if found := re.search(r"(?:GLOBAL|global:?) ([\w.]+)", message):
+        return (
+            f"would call {found[1]} when loaded, so it was not opened: "
+            "get the weights from a source you trust, as a plain state dict"
+        )
+    return "is no PyTorch file, or a damaged one: get it again"
+
+
+def _damage(path: Path, head: bytes, error: Exception) -> str:
+    """What is wrong with a file that torch can't read, and the mend."""
+    if "TorchScript" in str(error):
+        return "is a TorchScript program: save the model's state_dict() instead"
+    if _is_zip(head) and not zipfile.is_zipfile(path):
+        return "is cut off: get it again"
+    if _is_zip(head):
+        names = zipfile.ZipFile(path).namelist()
+        inside = [
+            n for n in names if n.endswith((".pth.tar", ".pth", ".pt", ".safetensors"))
+        ]
+        if inside:
+            return f"is a zip archive around {inside[0]}: unpack it and give that file"
+    return "is no PyTorch file, or a damaged one: get it again"
+
+
+def _recognise(path: Path, content: Any) -> TorchFile:
+    """Find the weights and what stands beside them."""
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"{path} holds a {type(content).__name__}: a state dict was expected"
+        )
+    tables = {
+        name: next(
+            (content[key] for key in keys if isinstance(content.get(key), Mapping)),
+            None,
+        )
+        for name, keys in (("weights", _WEIGHTS), ("ema", _EMA))
+    }
+    if tables["weights"] is None and tables["ema"] is None:
+        weights = _state_dict(path, content)
+        return TorchFile("state dict", weights, None, _dtypes(content))
+    found = {
+        name: None if t is None else _state_dict(path, t) for name, t in tables.items()
+    }
+    epoch, best = content.get("epoch"), content.get("best_prec1")
+    return TorchFile(
+        kind="checkpoint",
+        weights=found["weights"],
+        ema=found["ema"],
+        dtypes=_dtypes(
+            tables["ema"] if tables["weights"] is None else tables["weights"]
+        ),
+        epoch=int(epoch) if isinstance(epoch, int | float) else None,
+        best_prec1=float(best)
+        if isinstance(best, int | float | torch.Tensor)
+        else None,
+        arch=content.get("arch"),
+        optimizer=_to_numpy(content.get("optimizer")),
+    )
+
+
+def _state_dict(path: Path, table: Mapping[Any, Any]) -> StateDict:
+    wrong = [
+        k for k, v in table.items() if not (isinstance(k, str) and torch.is_tensor(v))
+    ]
+    if wrong or not table:
+        what = f"{wrong[0]!r} is no tensor" if wrong else "it is empty"
+        raise UserError(
+            f"{path} holds no state dict ({what}): name-to-tensor pairs were expected"
+        )
+    return {name: _to_numpy(tensor) for name, tensor in table.items()}
+
+
+def _dtypes(table: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    floating = {
+        str(x.dtype).removeprefix("torch.")
+        for x in table.values()
+        if x.is_floating_point()
+    }
+    return tuple(sorted(floating))
+
+
+def _to_numpy(value: Any) -> Any:
+    """Tensors in nested containers as arrays."""
+    if isinstance(value, Mapping):
+        return {key: _to_numpy(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_numpy(inner) for inner in value]
+    if torch.is_tensor(value):
+        value = value.detach()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return value
+
+
+# ---- writing -----------------------------------------------------------------------------------
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a state dict or a checkpoint that `torch.load` reads, whole or not at all.
+
+    Args:
+      content: what the file holds, with numpy arrays for tensors.
+
+    Raises:
+      UserError: `path` can't be written.
+    """
+    with _atomic(path) as part:
+        torch.save(_to_torch(content), part)
+
+
+def write_safetensors(path: Path, weights: StateDict) -> None:
+    """Write a state dict as safetensors, whole or not at all.
+
+    Raises:
+      UserError: `path` can't be written.
+    """
+    with _atomic(path) as part:
+        save_file(_to_torch(weights), part, metadata={"format": "pt"})
+
+
+def _to_torch(value: Any) -> Any:
+    """Arrays in nested containers as tensors."""
+    if isinstance(value, dict):
+        return {key: _to_torch(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_to_torch(inner) for inner in value]
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.require(value, requirements=("C", "W")).copy())
+    return value
+
+
+@contextlib.contextmanager
+def _atomic(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place if the block succeeds, and vanishes if not."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{path} can't be written ({error}): choose another place"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)

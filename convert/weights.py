@@ -1,0 +1,316 @@
+"""State dicts of the original ↔ variables of the network, and weights read from any of their homes.
+
+Needs torch only to open a torch file.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seresnext_jax import checkpoint, names
+from seresnext_jax.config import ModelConfig
+from seresnext_jax.errors import UserError
+from seresnext_jax.model import ARCHITECTURES, ResNet, build
+from seresnext_jax.weights import (
+    WeightsInfo,
+    flatten,
+    is_weights_folder,
+    load_weights,
+    unflatten,
+)
+
+if TYPE_CHECKING:
+    from convert.torch_file import TorchFile
+
+Array = np.ndarray[Any, Any]
+StateDict = dict[str, Array]
+Tree = dict[str, Any]
+Layout = Literal["ngc", "current"]
+Shapes = Mapping[str, tuple[int, ...]]
+
+_LISTED = 8
+"""Differences of each kind that a message names."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How a state dict spells what it holds."""
+
+    architecture: str
+    num_classes: int
+    layout: Layout
+    """``ngc`` (layer1.) or ``current`` (layers.0.)."""
+    prefix: str
+    """What stands before every key: ``module.``, or nothing."""
+    gate: Literal["linear", "convolution", "none"]
+    """How the SE weights are kept: (out, in), (out, in, 1, 1), or not at all."""
+
+
+# ---- state dicts -------------------------------------------------------------------------------
+
+
+def from_state_dict(state: StateDict, *, source: str) -> tuple[Tree, Seen]:
+    """The network's variables (float32) in a state dict of any accepted spelling.
+
+    Args:
+      source: what messages call it, the file's path say.
+
+    Raises:
+      UserError: it is not one of the architectures; the message lists the differences from the
+        nearest one.
+    """
+    tensors, spelling = _normalise(state, source)
+    shapes = {key: x.shape for key, x in tensors.items()}
+    architecture, num_classes = identify(shapes, source=source)
+    seen = Seen(architecture, num_classes, *spelling)
+    flat = {
+        "/".join(names.flax_path(key)): names.to_flax_array(x.astype(np.float32))
+        for key, x in tensors.items()
+    }
+    return unflatten(flat), seen
+
+
+def _normalise(
+    state: StateDict, source: str
+) -> tuple[StateDict, tuple[Layout, str, Literal["linear", "convolution", "none"]]]:
+    """Current-layout names, 2-D gate weights, no counters; and how they were spelled."""
+    tensors: StateDict = {}
+    layout: Layout = "current"
+    prefixes: Counter[str] = Counter()
+    gates: set[int] = set()
+    for name, array in state.items():
+        prefix, key = names.split_prefix(name)
+        prefixes[prefix] += 1
+        if names.is_old_layout(key):
+            layout, key = "ngc", names.to_current_layout(key)
+        if key.endswith("." + names.COUNTER):
+            continue
+        if names.is_gate_weight(key):
+            gates.add(array.ndim)
+            array = names.as_linear(array)
+        if key in tensors:
+            raise UserError(
+                f"{source} holds {key} twice, under two spellings: remove one of them"
+            )
+        tensors[key] = array
+    gate: Literal["linear", "convolution", "none"] = "linear" if 2 in gates else "none"
+    return tensors, (
+        layout,
+        prefixes.most_common(1)[0][0],
+        "convolution" if 4 in gates else gate,
+    )
+
+
+def to_state_dict(
+    variables: Tree, *, layout: Layout, prefix: str = "", batches_tracked: int = 0
+) -> StateDict:
+    """The original's state dict of the network's variables, entries in its order.
+
+    Args:
+      batches_tracked: forward passes trained, for the counter that stands in each BatchNorm.
+    """
+    state = {
+        names.torch_key(tuple(path.split("/"))): names.to_torch_array(np.asarray(x))
+        for path, x in flatten(variables).items()
+    }
+    for key in [k for k in state if k.endswith(".running_var")]:
+        counter = key.removesuffix("running_var") + names.COUNTER
+        state[counter] = np.array(batches_tracked, np.int64)
+    spell = names.to_ngc_layout if layout == "ngc" else names.to_current_layout
+    return {prefix + spell(key): state[key] for key in sorted(state, key=names.order)}
+
+
+# ---- architectures -----------------------------------------------------------------------------
+
+
+def network(architecture: str, num_classes: int) -> ResNet:
+    """The float32 network of an architecture."""
+    config = ModelConfig(arch=architecture, num_classes=num_classes)
+    return build(config, dtype=jnp.dtype("float32"))
+
+
+@lru_cache
+def expected_shapes(architecture: str, num_classes: int) -> Shapes:
+    """The shape of every entry of an architecture's state dict but the counters."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    model = network(architecture, num_classes)
+    return torch_shapes(
+        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    )
+
+
+def torch_shapes(variables: Tree) -> Shapes:
+    """The shapes that variables have in a current-layout state dict."""
+    return {
+        names.torch_key(tuple(path.split("/"))): names.torch_shape(x.shape)
+        for path, x in flatten(variables).items()
+    }
+
+
+def identify(shapes: Shapes, *, source: str) -> tuple[str, int]:
+    """The architecture and number of classes that current-layout shapes belong to.
+
+    Raises:
+      UserError: to none; the message lists the differences from the nearest one.
+    """
+    head = shapes.get("fc.bias", shapes.get("fc.weight", (1000,)))
+    num_classes = head[0] if head else 1000
+    blocks = {tuple(key.split(".")[1:3]) for key in shapes if key.startswith("layers.")}
+    depth = Counter(stage for stage, _ in sorted(blocks))
+    layers = tuple(depth[str(stage)] for stage in range(len(depth)))
+    same_depth = [name for name, arch in ARCHITECTURES.items() if arch.layers == layers]
+    candidates = same_depth or list(ARCHITECTURES)
+    for name in candidates:
+        if shapes == expected_shapes(name, num_classes):
+            return name, num_classes
+    differences = {
+        n: difference(shapes, expected_shapes(n, num_classes)) for n in candidates
+    }
+    nearest = min(differences, key=lambda name: sum(map(len, differences[name])))
+    raise UserError(
+        f"{source} fits no architecture; from {nearest} it differs by "
+        f"{describe(differences[nearest])}"
+    )
+
+
+def difference(found: Shapes, wanted: Shapes) -> tuple[list[str], list[str], list[str]]:
+    """What is unexpected, missing and misshaped, each sorted in the original's order."""
+    unexpected = sorted(found.keys() - wanted.keys(), key=names.order)
+    missing = sorted(wanted.keys() - found.keys(), key=names.order)
+    misshaped = [
+        f"{key} {found[key]} for {wanted[key]}"
+        for key in sorted(found.keys() & wanted.keys(), key=names.order)
+        if found[key] != wanted[key]
+    ]
+    return unexpected, missing, misshaped
+
+
+def describe(differences: tuple[list[str], list[str], list[str]]) -> str:
+    """A difference as one line: ``2 missing (- fc.weight, - fc.bias); 1 misshaped (~ ...)``."""
+    parts = []
+    kinds = (("unexpected", "+"), ("missing", "-"), ("misshaped", "~"))
+    for (kind, sign), found in zip(kinds, differences, strict=True):
+        listed = ", ".join(f"{sign} {entry}" for entry in found[:_LISTED])
+        more = ", ..." if len(found) > _LISTED else ""
+        parts += [f"{len(found)} {kind} ({listed}{more})"] if found else []
+    return "; ".join(parts)
+
+
+# ---- any source --------------------------------------------------------------------------------
+
+
+def read_weights(path: Path | str, *, ema: bool = False) -> tuple[Tree, WeightsInfo]:
+    """Read weights from a weights folder, a checkpoint or a torch file.
+
+    Args:
+      path: a folder of `save_weights`, anything `checkpoint.find_checkpoint` understands, or a
+        file that `torch_file.read` does.
+      ema: the moving average instead of the weights.
+
+    Returns:
+      ``{"params": ..., "batch_stats": ...}`` as float32 numpy arrays, and what is known of them.
+
+    Raises:
+      UserError: nothing there, damaged, of no known architecture, or without a moving average.
+    """
+    path = Path(path)
+    if is_weights_folder(path):
+        variables, info = load_weights(path)
+        if ema and not info.ema:
+            raise UserError(f"{path} holds no moving average: leave --ema out")
+        _check_variables(variables, info, path)
+        return variables, info
+    if found := checkpoint.find_checkpoint(path):
+        return _from_checkpoint(found, ema=ema)
+    if path.is_dir():
+        raise UserError(
+            f"{path} holds neither weights nor a checkpoint: check the path"
+        )
+    return from_torch_file(open_torch_file(path), path, ema=ema)[:2]
+
+
+def _check_variables(variables: Tree, info: WeightsInfo, path: Path) -> None:
+    """Hold the arrays of a weights folder against the architecture it names."""
+    if info.architecture not in ARCHITECTURES:
+        raise UserError(
+            f"{path} is of an unknown architecture, {info.architecture}: convert again"
+        )
+    try:
+        found = torch_shapes(variables)
+    except ValueError as error:
+        raise UserError(
+            f"{path} holds other things than weights ({error}): convert again"
+        ) from error
+    if found != (wanted := expected_shapes(info.architecture, info.num_classes)):
+        raise UserError(
+            f"{path} does not hold the {info.architecture} it names; it differs by "
+            f"{describe(difference(found, wanted))}"
+        )
+
+
+def _from_checkpoint(folder: Path, *, ema: bool) -> tuple[Tree, WeightsInfo]:
+    weights, meta = checkpoint.read_weights(folder), checkpoint.read_meta(folder)
+    if ema and "ema" not in weights:
+        raise UserError(f"{folder} holds no moving average: leave --ema out")
+    variables = weights["ema"] if ema else weights
+    config, class_names = meta["config"], meta.get("class_names")
+    info = WeightsInfo(
+        architecture=config["model"]["arch"],
+        num_classes=config["model"]["num_classes"],
+        class_names=None if class_names is None else tuple(class_names),
+        image_size=config["data"]["image_size"],
+        source=folder.name,
+        ema=ema,
+        epoch=meta.get("epoch"),
+        top1=meta.get("top1"),
+    )
+    return {name: variables[name] for name in ("params", "batch_stats")}, info
+
+
+def open_torch_file(path: Path) -> "TorchFile":
+    """`torch_file.read`, with an explanation where torch is not installed."""
+    try:
+        from convert import torch_file
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{path} is read with PyTorch, which is not installed: pip install torch"
+        ) from error
+    return torch_file.read(path)
+
+
+def from_torch_file(
+    file: "TorchFile", path: Path, *, ema: bool
+) -> tuple[Tree, WeightsInfo, Seen]:
+    """The variables in a torch file, what is known of them, and how the file spells them.
+
+    Raises:
+      UserError: no known architecture, or not the kind of weights that was asked for.
+    """
+    state = file.ema if ema else file.weights
+    if state is None:
+        have, mend = ("no", "leave --ema out") if ema else ("only a", "add --ema")
+        raise UserError(f"{path} holds {have} moving average: {mend}")
+    variables, seen = from_state_dict(state, source=str(path))
+    info = WeightsInfo(
+        architecture=seen.architecture,
+        num_classes=seen.num_classes,
+        source=path.name,
+        sha256=_sha256(path),
+        layout=seen.layout,
+        ema=ema,
+        epoch=file.epoch,
+    )
+    return variables, info, seen
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

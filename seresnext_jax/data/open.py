@@ -1,0 +1,95 @@
+"""Choosing the backend that a configuration names."""
+
+from pathlib import Path
+from typing import Literal
+
+from jax.sharding import Mesh
+
+from seresnext_jax.config import DataConfig
+from seresnext_jax.data.batch import Loader
+from seresnext_jax.data.files import scan_folder
+from seresnext_jax.data.folder import FolderLoader, ImageReader, Transform
+from seresnext_jax.data.sampler import Sampler
+from seresnext_jax.data.synthetic import NUM_IMAGES, SyntheticLoader
+from seresnext_jax.errors import UserError
+from seresnext_jax.mesh import local_columns
+
+Split = Literal["train", "val"]
+
+
+def count_images(config: DataConfig, split: Split) -> int:
+    """Images of a split.
+
+    Raises:
+      UserError: the split is missing or malformed.
+    """
+    if config.backend == "synthetic":
+        return NUM_IMAGES[split]
+    return len(scan_folder(split_folder(config, split)).paths)
+
+
+def split_folder(config: DataConfig, split: Split) -> Path:
+    """Where a split lies.
+
+    Raises:
+      UserError: no dataset was named.
+    """
+    if not config.root:
+        raise UserError(
+            "--data.root is missing: name the folder that holds train/ and val/, or give "
+            "--data.backend synthetic"
+        )
+    return Path(config.root).expanduser() / split
+
+
+def open_loader(
+    config: DataConfig,
+    *,
+    split: Split,
+    mesh: Mesh,
+    accumulation: int,
+    images_per_pass: int,
+    seed: int,
+    num_classes: int,
+) -> Loader:
+    """Open a split.
+
+    Args:
+      accumulation: forward passes per step; 1 in evaluation.
+      images_per_pass: images of one pass over all devices.
+
+    Raises:
+      UserError: the split is missing or malformed, or DALI is not installed.
+    """
+    columns = local_columns(mesh, images_per_pass)
+    if config.backend == "synthetic":
+        sampler = Sampler(split, NUM_IMAGES[split], seed, accumulation, images_per_pass, columns)
+        return SyntheticLoader(sampler, mesh, image_size=config.image_size, num_classes=num_classes)
+    files = scan_folder(split_folder(config, split))
+    sampler = Sampler(split, len(files.paths), seed, accumulation, images_per_pass, columns)
+    transform = Transform(
+        split=split,
+        image_size=config.image_size,
+        eval_margin=config.eval_margin,
+        crop_area=config.crop_area,
+        crop_ratio=config.crop_ratio,
+        flip=config.flip,
+    )
+    reader = ImageReader(files, transform, config.on_bad_image)
+    if config.backend == "folder":
+        return FolderLoader(reader, sampler, mesh, workers=config.workers, prefetch=config.prefetch)
+    try:
+        from seresnext_jax.data.dali import DaliLoader
+    except ImportError as error:
+        raise UserError(
+            f"--data.backend {config.backend} needs DALI ({error}): install the extra cuda12 or "
+            "cuda13, or give --data.backend folder"
+        ) from error
+    return DaliLoader(
+        reader,
+        sampler,
+        mesh,
+        device="gpu" if config.backend == "dali-gpu" else "cpu",
+        workers=config.workers,
+        prefetch=config.prefetch,
+    )
