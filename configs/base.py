@@ -7,9 +7,6 @@ NVIDIA: configs.yml. Two entries are put differently here:
 - The original reads with Pillow (its ``pytorch`` backend). Every backend here resizes as Pillow
   does, so the fast ones are used: ``dali-gpu`` on the A100, which has a JPEG decoder in hardware,
   ``dali-cpu`` elsewhere, which leaves the GPU's memory to the network.
-
-``workers`` is the original's number, where each GPU has a process of its own. One process that
-drives 8 GPUs may need more: ``--data.workers 80``.
 """
 
 from seresnext_jax.config import Backend, Config, DataConfig, ModelConfig, OptimConfig, Precision

@@ -26,7 +26,7 @@ from seresnext_jax.errors import UserError
 Array = np.ndarray[Any, Any]
 StateDict = dict[str, Array]
 
-_SAFE_GLOBALS = [
+_SAFE_GLOBALS: list[Any] = [
     (scalar, "numpy.core.multiarray.scalar"),  # as numpy 1 spelled it
     (scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
@@ -72,18 +72,9 @@ def read(path: Path) -> TorchFile:
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} {_refusal(str(error))}") from error
     except SafetensorError as error:
-        raise UserError(
-            f"{path} is no whole safetensors file ({error}): get it again"
-        ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-    ) as error:
-        raise UserError(f"{path} {_damage(path, head, error)}") from error
+        raise UserError(f"{path} is no whole safetensors file ({error}): get it again") from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} {_damage(path, head)}") from error
     return _recognise(path, content)
 
 
@@ -95,30 +86,34 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; give the path of a PyTorch file"
-        ) from error
+        raise UserError(f"{path}: {error.strerror}; give the path of a PyTorch file") from error
     if not head:
         raise UserError(f"{path} is empty: get it again")
     if head.lstrip()[:1] == b"<":
-        raise UserError(
-            f"{path} is a web page, not a PyTorch file: download the file itself"
-        )
+        raise UserError(f"{path} is a web page, not a PyTorch file: download the file itself")
     return head
 
 
 def _load(path: Path, head: bytes) -> Any:
     if path.suffix == ".safetensors":
         return load_file(path)
+    if any(name.endswith("/constants.pkl") for name in _archived(path)):
+        raise UserError(f"{path} is a TorchScript program: save the model's state_dict() instead")
     with torch.serialization.safe_globals(_SAFE_GLOBALS):
         # Only the zip format, not that of torch < 1.6, can be mapped into memory.
-        return torch.load(
-            path, map_location="cpu", weights_only=True, mmap=_is_zip(head)
-        )
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(head))
 
 
 def _is_zip(head: bytes) -> bool:
     return head.startswith(b"PK")
+
+
+def _archived(path: Path) -> list[str]:
+    """The files in a zip archive; none in any other file, a cut one included."""
+    if not zipfile.is_zipfile(path):
+        return []
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
 
 
 def _refusal(message: str) -> str:
@@ -131,75 +126,54 @@ def _refusal(message: str) -> str:
     return "is no PyTorch file, or a damaged one: get it again"
 
 
-def _damage(path: Path, head: bytes, error: Exception) -> str:
+def _damage(path: Path, head: bytes) -> str:
     """What is wrong with a file that torch can't read, and the mend."""
-    if "TorchScript" in str(error):
-        return "is a TorchScript program: save the model's state_dict() instead"
     if _is_zip(head) and not zipfile.is_zipfile(path):
         return "is cut off: get it again"
-    if _is_zip(head):
-        names = zipfile.ZipFile(path).namelist()
-        inside = [
-            n for n in names if n.endswith((".pth.tar", ".pth", ".pt", ".safetensors"))
-        ]
-        if inside:
-            return f"is a zip archive around {inside[0]}: unpack it and give that file"
+    weights = (".pth.tar", ".pth", ".pt", ".safetensors")
+    if inside := [name for name in _archived(path) if name.endswith(weights)]:
+        return f"is a zip archive around {inside[0]}: unpack it and give that file"
     return "is no PyTorch file, or a damaged one: get it again"
 
 
 def _recognise(path: Path, content: Any) -> TorchFile:
     """Find the weights and what stands beside them."""
     if not isinstance(content, Mapping):
-        raise UserError(
-            f"{path} holds a {type(content).__name__}: a state dict was expected"
-        )
+        raise UserError(f"{path} holds a {type(content).__name__}: a state dict was expected")
     tables = {
-        name: next(
-            (content[key] for key in keys if isinstance(content.get(key), Mapping)),
-            None,
-        )
+        name: next((content[key] for key in keys if isinstance(content.get(key), Mapping)), None)
         for name, keys in (("weights", _WEIGHTS), ("ema", _EMA))
     }
     if tables["weights"] is None and tables["ema"] is None:
         weights = _state_dict(path, content)
         return TorchFile("state dict", weights, None, _dtypes(content))
-    found = {
-        name: None if t is None else _state_dict(path, t) for name, t in tables.items()
-    }
-    epoch, best = content.get("epoch"), content.get("best_prec1")
+    found = {name: None if t is None else _state_dict(path, t) for name, t in tables.items()}
+    epoch, best, optimizer = (content.get(k) for k in ("epoch", "best_prec1", "optimizer"))
+    if not (isinstance(optimizer, Mapping) and {"state", "param_groups"} <= optimizer.keys()):
+        optimizer = None
     return TorchFile(
         kind="checkpoint",
         weights=found["weights"],
         ema=found["ema"],
-        dtypes=_dtypes(
-            tables["ema"] if tables["weights"] is None else tables["weights"]
-        ),
+        dtypes=_dtypes(tables["weights"] or tables["ema"] or {}),
         epoch=int(epoch) if isinstance(epoch, int | float) else None,
-        best_prec1=float(best)
-        if isinstance(best, int | float | torch.Tensor)
-        else None,
+        best_prec1=float(best) if isinstance(best, int | float | torch.Tensor) else None,
         arch=content.get("arch"),
-        optimizer=_to_numpy(content.get("optimizer")),
+        optimizer=_to_numpy(optimizer),
     )
 
 
 def _state_dict(path: Path, table: Mapping[Any, Any]) -> StateDict:
-    wrong = [
-        k for k, v in table.items() if not (isinstance(k, str) and torch.is_tensor(v))
-    ]
+    wrong = [k for k, v in table.items() if not (isinstance(k, str) and torch.is_tensor(v))]
     if wrong or not table:
         what = f"{wrong[0]!r} is no tensor" if wrong else "it is empty"
-        raise UserError(
-            f"{path} holds no state dict ({what}): name-to-tensor pairs were expected"
-        )
+        raise UserError(f"{path} holds no state dict ({what}): name-to-tensor pairs were expected")
     return {name: _to_numpy(tensor) for name, tensor in table.items()}
 
 
 def _dtypes(table: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     floating = {
-        str(x.dtype).removeprefix("torch.")
-        for x in table.values()
-        if x.is_floating_point()
+        str(x.dtype).removeprefix("torch.") for x in table.values() if x.is_floating_point()
     }
     return tuple(sorted(floating))
 
@@ -261,8 +235,6 @@ def _atomic(path: Path) -> Iterator[Path]:
         yield part
         part.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{path} can't be written ({error}): choose another place"
-        ) from error
+        raise UserError(f"{path} can't be written ({error}): choose another place") from error
     finally:
         part.unlink(missing_ok=True)

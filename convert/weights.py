@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -19,13 +20,7 @@ from seresnext_jax import checkpoint, names
 from seresnext_jax.config import ModelConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.model import ARCHITECTURES, ResNet, build
-from seresnext_jax.weights import (
-    WeightsInfo,
-    flatten,
-    is_weights_folder,
-    load_weights,
-    unflatten,
-)
+from seresnext_jax.weights import WeightsInfo, flatten, is_weights_folder, load_weights, unflatten
 
 if TYPE_CHECKING:
     from convert.torch_file import TorchFile
@@ -97,16 +92,10 @@ def _normalise(
             gates.add(array.ndim)
             array = names.as_linear(array)
         if key in tensors:
-            raise UserError(
-                f"{source} holds {key} twice, under two spellings: remove one of them"
-            )
+            raise UserError(f"{source} holds {key} twice, under two spellings: remove one of them")
         tensors[key] = array
     gate: Literal["linear", "convolution", "none"] = "linear" if 2 in gates else "none"
-    return tensors, (
-        layout,
-        prefixes.most_common(1)[0][0],
-        "convolution" if 4 in gates else gate,
-    )
+    return tensors, (layout, prefixes.most_common(1)[0][0], "convolution" if 4 in gates else gate)
 
 
 def to_state_dict(
@@ -171,9 +160,7 @@ def identify(shapes: Shapes, *, source: str) -> tuple[str, int]:
     for name in candidates:
         if shapes == expected_shapes(name, num_classes):
             return name, num_classes
-    differences = {
-        n: difference(shapes, expected_shapes(n, num_classes)) for n in candidates
-    }
+    differences = {n: difference(shapes, expected_shapes(n, num_classes)) for n in candidates}
     nearest = min(differences, key=lambda name: sum(map(len, differences[name])))
     raise UserError(
         f"{source} fits no architecture; from {nearest} it differs by "
@@ -230,19 +217,15 @@ def read_weights(path: Path | str, *, ema: bool = False) -> tuple[Tree, WeightsI
         return variables, info
     if found := checkpoint.find_checkpoint(path):
         return _from_checkpoint(found, ema=ema)
-    if path.is_dir():
-        raise UserError(
-            f"{path} holds neither weights nor a checkpoint: check the path"
-        )
+    if not path.is_file():
+        raise UserError(f"{path} holds neither weights nor a checkpoint: check the path")
     return from_torch_file(open_torch_file(path), path, ema=ema)[:2]
 
 
 def _check_variables(variables: Tree, info: WeightsInfo, path: Path) -> None:
     """Hold the arrays of a weights folder against the architecture it names."""
     if info.architecture not in ARCHITECTURES:
-        raise UserError(
-            f"{path} is of an unknown architecture, {info.architecture}: convert again"
-        )
+        raise UserError(f"{path} is of an unknown architecture, {info.architecture}: convert again")
     try:
         found = torch_shapes(variables)
     except ValueError as error:
@@ -276,19 +259,25 @@ def _from_checkpoint(folder: Path, *, ema: bool) -> tuple[Tree, WeightsInfo]:
 
 
 def open_torch_file(path: Path) -> "TorchFile":
-    """`torch_file.read`, with an explanation where torch is not installed."""
+    """`torch_file.read`; see `torch_io`."""
+    file: TorchFile = torch_io().read(path)
+    return file
+
+
+def torch_io() -> ModuleType:
+    """The module convert.torch_file, loaded where it is needed.
+
+    Raises:
+      UserError: torch is not installed.
+    """
     try:
         from convert import torch_file
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"{path} is read with PyTorch, which is not installed: pip install torch"
-        ) from error
-    return torch_file.read(path)
+        raise UserError("torch files need PyTorch, which is missing: pip install torch") from error
+    return torch_file
 
 
-def from_torch_file(
-    file: "TorchFile", path: Path, *, ema: bool
-) -> tuple[Tree, WeightsInfo, Seen]:
+def from_torch_file(file: "TorchFile", path: Path, *, ema: bool) -> tuple[Tree, WeightsInfo, Seen]:
     """The variables in a torch file, what is known of them, and how the file spells them.
 
     Raises:

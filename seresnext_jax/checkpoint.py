@@ -67,6 +67,15 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the last save and free the folder.
+
+        Raises:
+          UserError: the save failed.
+        """
+        self.wait()
         self._manager.close()
 
     def save(self, state: TrainState, meta: Meta, *, top1: float | None = None) -> None:
@@ -138,7 +147,7 @@ class Checkpoints:
         notes: list[str] = []
         for step in reversed(self.steps()):
             try:
-                state, meta = self._restore(step, like)
+                state, meta = self._read(step, like)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 notes.append(f"checkpoint {step} can't be read ({_first_line(error)})")
             else:
@@ -151,7 +160,21 @@ class Checkpoints:
             )
         raise UserError(f"{self.folder} holds no checkpoint: check the path given to --resume")
 
-    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, Meta]:
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, Meta]:
+        """Read one checkpoint onto the devices of `like`.
+
+        Raises:
+          UserError: it is damaged or of another network or optimizer.
+        """
+        try:
+            return self._read(step, like)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.folder / str(step)} can't be read into this run ({_first_line(error)}): "
+                "check that --model and --optim are those of its run"
+            ) from error
+
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState, Meta]:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         weights, training = split_state(abstract)
         restored = self._manager.restore(

@@ -4,7 +4,6 @@ A config file states decisions only; every derived number (accumulation, steps, 
 computed by `resolve` after the command line was read, so an override never leaves a stale value.
 """
 
-import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
@@ -52,7 +51,7 @@ class DataConfig:
     flip: bool = True
     """Mirror half of the training images."""
     workers: int = 4
-    """Decoding threads of this process."""
+    """Decoding threads for each device of this process."""
     prefetch: int = 2
     """Batches decoded ahead of the step."""
     on_bad_image: Literal["error", "skip"] = "error"
@@ -74,8 +73,8 @@ class OptimConfig:
     weight_decay: float = 6.103515625e-05
     """Coupled L2 coefficient, added to the gradient before the momentum."""
     decay_mask: DecayMask = "no-bn"
-    """What is decayed: no-bn spares every BatchNorm parameter, nvidia-names spares those whose
-    name contains "bn" (the original's rule: it decays the downsample BatchNorms), all spares none."""
+    """What is decayed: no-bn spares every BatchNorm parameter; nvidia-names, the original's rule,
+    those whose name contains "bn", which leaves the downsample BatchNorms decayed; all, none."""
     lr_schedule: Literal["cosine", "linear", "step"] = "cosine"
     """Shape after the warm-up."""
     warmup: int = 8
@@ -208,7 +207,7 @@ class Plan:
     lr: float
     """Peak learning rate."""
     steps_per_epoch: int
-    """Optimizer steps; the images that do not fill a step wait for another epoch's order."""
+    """Optimizer steps (at most --prof); images that fill no step wait for another epoch's order."""
     epochs: int
     total_steps: int
 
@@ -231,6 +230,8 @@ def resolve(config: Config, *, num_images: int, num_devices: int) -> Plan:
             "choose a divisor, or 0 for the whole per-device batch"
         )
     steps_per_epoch = num_images // wanted
+    if config.prof > 0:
+        steps_per_epoch = min(steps_per_epoch, config.prof)
     if not steps_per_epoch:
         raise UserError(
             f"{num_images} training images do not fill one optimizer step of {wanted}: "
@@ -318,7 +319,7 @@ def check(config: Config) -> None:
             value = getattr(value, part)
         if value is None:
             continue
-        if not (math.isfinite(value) and low <= value <= high):
+        if not low <= value <= high:
             raise UserError(
                 f"{option_name(path)} is {value}: it must lie between {low:g} and {high:g}"
             )
@@ -339,6 +340,8 @@ def check(config: Config) -> None:
             f"--optim.warmup {config.optim.warmup} leaves no epoch of --epochs {config.epochs} "
             "for the schedule: lower the warm-up"
         )
+    if any(epoch < 0 for epoch in config.optim.lr_steps):
+        raise UserError("--optim.lr-steps takes epochs, numbers from 0 on")
     if config.evaluate and config.training_only:
         raise UserError("--evaluate and --training-only exclude one another: give one of them")
     if config.topk > config.model.num_classes:

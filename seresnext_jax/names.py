@@ -22,21 +22,12 @@ _STATISTICS = {"mean": "running_mean", "var": "running_var"}
 _OLD_STAGE = re.compile(r"layer(\d+)\.")
 _NEW_STAGE = re.compile(r"layers\.(\d+)\.")
 
-# Positions in the original's modules: of children, and of a module's own entries.
-_CHILDREN = (
-    "conv1",
-    "bn1",
-    "conv2",
-    "bn2",
-    "conv3",
-    "bn3",
-    "layers",
-    "downsample",
-    "squeeze",
-)
-_LAST = ("expand", "fc")
-_ENTRIES = ("weight", "bias", "running_mean", "running_var", COUNTER)
-_RANK = {name: i for i, name in enumerate((*_CHILDREN, *_GATE, *_ENTRIES))}
+_ORDER = (
+    # A module's children, then its own entries, as the original registers them.
+    "conv1 bn1 conv2 bn2 conv3 bn3 layers fc downsample squeeze expand "
+    f"weight bias running_mean running_var {COUNTER}"
+).split()
+_RANK = {name: i for i, name in enumerate(_ORDER)}
 
 
 # ---- names -------------------------------------------------------------------------------------
@@ -79,10 +70,7 @@ def flax_path(key: str) -> Path:
 def _is_batch_norm(modules: list[str]) -> bool:
     if not modules:
         return False
-    return bool(_BATCH_NORM.fullmatch(modules[-1])) or modules[-2:] == [
-        "downsample",
-        "1",
-    ]
+    return bool(_BATCH_NORM.fullmatch(modules[-1])) or modules[-2:] == ["downsample", "1"]
 
 
 def split_prefix(key: str) -> tuple[str, str]:

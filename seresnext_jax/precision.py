@@ -31,7 +31,7 @@ POLICIES: dict[Precision, Policy] = {
 
 @struct.dataclass
 class LossScale:
-    """State of `torch.amp.GradScaler`: growth ×2 after an interval of finite steps, backoff ×0.5."""
+    """State of `torch.amp.GradScaler`: ×2 after an interval of finite steps, ×0.5 at others."""
 
     scale: jax.Array
     """float32 scalar; the loss is multiplied by it, the gradients are divided."""

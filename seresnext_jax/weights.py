@@ -87,23 +87,13 @@ def save_weights(folder: Path, variables: Tree, metadata: WeightsInfo) -> None:
     """
     folder = folder.absolute()
     if folder.exists() and not folder.is_dir():
-        raise UserError(
-            f"{folder} is a file: give the name of a folder for the weights"
-        )
-    if folder.is_dir() and not {p.name for p in folder.iterdir()} <= {
-        TENSORS,
-        METADATA,
-    }:
-        raise UserError(
-            f"{folder} holds other files: give a new folder for the weights"
-        )
+        raise UserError(f"{folder} is a file: give the name of a folder for the weights")
+    if folder.is_dir() and not {p.name for p in folder.iterdir()} <= {TENSORS, METADATA}:
+        raise UserError(f"{folder} holds other files: give a new folder for the weights")
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
-        flat = {
-            path: np.ascontiguousarray(x, np.float32)
-            for path, x in flatten(variables).items()
-        }
+        flat = {path: np.ascontiguousarray(x, np.float32) for path, x in flatten(variables).items()}
         save_file(flat, part / TENSORS)
         (part / METADATA).write_text(json.dumps(asdict(metadata), indent=2) + "\n")
         if folder.is_dir():
@@ -132,9 +122,7 @@ def load_weights(folder: Path) -> tuple[Tree, WeightsInfo]:
         flat = load_file(folder / TENSORS)
         values = json.loads((folder / METADATA).read_text())
         names = values["class_names"]
-        info = WeightsInfo(
-            **{**values, "class_names": None if names is None else tuple(names)}
-        )
+        info = WeightsInfo(**{**values, "class_names": None if names is None else tuple(names)})
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} is no whole weights folder ({error}): convert the weights again"

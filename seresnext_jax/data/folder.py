@@ -5,150 +5,82 @@ is not applied.
 """
 
 import hashlib
-import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image, UnidentifiedImageError
 
-from seresnext_jax.config import DataConfig
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.data.sampler import Rows, Steps, eval_geometry, is_flipped, random_crop
+from seresnext_jax.data.files import FileList
+from seresnext_jax.data.sampler import Rows, Sampler, eval_window, flips, random_crop
 from seresnext_jax.errors import UserError
-from seresnext_jax.mesh import local_columns, put_batch
+from seresnext_jax.mesh import put_batch
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif")
 MAX_PIXELS = 2**26
 """Images with more pixels, as they are or resized, count as bad: they could exhaust the memory."""
 
 
-class BadImage(Exception):
+class BAD_IMAGE(Exception):  # noqa: N801
     """A file that can't be decoded; the message is the cause, without the file's name."""
 
 
 @dataclass(frozen=True)
-class FileList:
-    """The images of one split."""
+class Transform:
+    """From a decoded image to the square that the network sees."""
 
-    split_dir: str
-    paths: list[str]
-    """Relative to `split_dir`, sorted within each class."""
-    labels: np.ndarray
-    """(number of paths,) int32, rank of the class folder."""
-    class_names: tuple[str, ...]
-    """Class folder names in label order."""
+    split: Literal["train", "val"]
+    image_size: int
+    eval_margin: int
+    crop_area: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    flip: bool
 
-    def path(self, index: int) -> str:
-        """The path of image `index`, openable from here."""
-        return os.path.join(self.split_dir, self.paths[index])
+    def __call__(self, image: Image.Image, draws: np.ndarray) -> np.ndarray:
+        """Crop and resize (bilinear, antialiased): (S, S, 3) uint8 with S = image_size.
 
+        Args:
+          image: RGB.
+          draws: (DRAWS,) float64 from `sampler.crop_draws`; not looked at in evaluation.
 
-def list_classes(split_dir: str) -> tuple[str, ...]:
-    """The class folders of a split, sorted; hidden ones are ignored.
+        Raises:
+          BAD_IMAGE: the resized image would have more than MAX_PIXELS.
+        """
+        return self._train(image, draws) if self.split == "train" else self._evaluate(image)
 
-    Raises:
-      UserError: the folder is missing or unreadable, or holds no class folder.
-    """
-    try:
-        names = sorted(
-            entry.name
-            for entry in os.scandir(split_dir)
-            if entry.is_dir() and not entry.name.startswith(".")
+    def _train(self, image: Image.Image, draws: np.ndarray) -> np.ndarray:
+        """Crop at random, resize, perhaps mirror."""
+        top, left, height, width = random_crop(
+            draws, image.height, image.width, self.crop_area, self.crop_ratio
         )
-    except OSError as error:
-        raise UserError(
-            f"can't read the image folder {split_dir}: {error.strerror}; "
-            "--data.root takes a folder that holds train/<class>/<image> and val/<class>/<image>"
-        ) from error
-    if not names:
-        raise UserError(f"{split_dir} holds no class folders: sort its images into <class>/<image>")
-    return tuple(names)
+        image = image.crop((left, top, left + width, top + height))
+        image = image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
+        if self.flip and flips(draws):
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(image)
 
-
-def scan_folder(split_dir: str | Path) -> FileList:
-    """List the images of a split: every file below a class folder with one of `EXTENSIONS`.
-
-    Raises:
-      UserError: the folder is missing or has no class folders, or a class has no image.
-    """
-    split_dir = str(split_dir)
-    class_names = list_classes(split_dir)
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(class_names):
-        found = _images_below(split_dir, name)
-        if not found:
-            raise UserError(
-                f"class folder {os.path.join(split_dir, name)} holds no image "
-                f"({' '.join(EXTENSIONS)}): add some or delete the folder"
-            )
-        paths += found
-        labels += [label] * len(found)
-    return FileList(split_dir, paths, np.array(labels, np.int32), class_names)
-
-
-def _images_below(split_dir: str, class_name: str) -> list[str]:
-    """The images of a class, relative to `split_dir`, sorted; hidden files are ignored."""
-
-    def stop(error: OSError) -> None:
-        raise UserError(f"can't read {error.filename}: {error.strerror}") from error
-
-    found: list[str] = []
-    top = os.path.join(split_dir, class_name)
-    for folder, subfolders, names in os.walk(top, onerror=stop, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [
-            os.path.relpath(os.path.join(folder, name), split_dir)
-            for name in names
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    return sorted(found)
-
-
-def check_split_classes(train: Sequence[str], val: Sequence[str], num_classes: int) -> None:
-    """Check that both splits have the same class folders and that the model fits them.
-
-    Raises:
-      UserError: naming some of the classes that one split lacks, or the count that is right.
-    """
-    for here, there, split in ((train, val, "val"), (val, train, "train")):
-        missing = sorted(set(here) - set(there))
-        if missing:
-            some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            raise UserError(
-                f"{len(missing)} class folder(s) are missing in {split}: {some}; "
-                "train and val need the same class folders"
-            )
-    if len(train) != num_classes:
-        raise UserError(
-            f"the dataset has {len(train)} classes, the model {num_classes}: "
-            f"give --model.num-classes {len(train)}"
+    def _evaluate(self, image: Image.Image) -> np.ndarray:
+        """Resize the shorter side, crop the centre."""
+        size = self.image_size
+        height, width, top, left = eval_window(
+            image.height, image.width, size + self.eval_margin, size
         )
+        _check_pixels(width, height)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def fingerprint(files: FileList, config: DataConfig, steps: Steps) -> str:
-    """SHA-256 of all that decides what is in the batches; the order of arguments is part of it."""
-    geometry = (config.image_size, config.eval_margin)
-    crops = (config.crop_area, config.crop_ratio, config.flip)
-    facts = (geometry, crops, steps.seed, steps.images_per_step, steps.train)
-    digest = hashlib.sha256(repr(facts).encode())
-    digest.update("\0".join(files.paths).encode(errors="surrogateescape"))
-    digest.update(files.labels.tobytes())
-    return digest.hexdigest()
-
-
-def decode_rgb(path: str | Path) -> Image.Image:
+def open_rgb(path: str | Path) -> Image.Image:
     """Read an image of any kind as RGB: alpha is dropped, 16-bit grey is scaled to 8 bits.
 
     Raises:
-      BadImage: the file is missing, unreadable, damaged, not an image, or larger than MAX_PIXELS.
+      BAD_IMAGE: the file is missing, unreadable, damaged, not an image, or beyond MAX_PIXELS.
     """
     try:
         with Image.open(path) as image:
@@ -157,85 +89,45 @@ def decode_rgb(path: str | Path) -> Image.Image:
                 grey = (np.asarray(image).astype(np.float64) / 257 + 0.5).astype(np.uint8)
                 return Image.fromarray(grey).convert("RGB")
             return image.convert("RGB")
-    except BadImage:
+    except BAD_IMAGE:
         raise
     except UnidentifiedImageError as error:
-        raise BadImage("not an image in a known format") from error
+        raise BAD_IMAGE("not an image in a known format") from error
     except OSError as error:
-        raise BadImage(error.strerror or str(error)) from error
+        raise BAD_IMAGE(error.strerror or str(error)) from error
     except Exception as error:  # On damaged files the decoders raise nearly anything.
-        raise BadImage(str(error) or type(error).__name__) from error
+        raise BAD_IMAGE(str(error) or type(error).__name__) from error
 
 
 def _check_pixels(width: int, height: int) -> None:
-    """Raise `BadImage` for an image that is too large to handle."""
+    """Raise `BAD_IMAGE` for an image that is too large to handle."""
     if width * height > MAX_PIXELS:
-        raise BadImage(f"{width} x {height} pixels are more than {MAX_PIXELS}")
-
-
-def train_image(path: str | Path, draws: np.ndarray, config: DataConfig) -> np.ndarray:
-    """Decode, crop at random, resize (bilinear, antialiased), perhaps mirror.
-
-    Args:
-      path: of the image file.
-      draws: (DRAWS,) float64, what `sampler.crop_draws` gave to this image.
-      config: its sizes and ranges.
-
-    Returns:
-      (S, S, 3) uint8 with S = config.image_size.
-
-    Raises:
-      BadImage: as `decode_rgb`.
-    """
-    image = decode_rgb(path)
-    top, left, height, width = random_crop(
-        draws, image.height, image.width, config.crop_area, config.crop_ratio
-    )
-    image = image.crop((left, top, left + width, top + height))
-    image = image.resize((config.image_size,) * 2, Image.Resampling.BILINEAR)
-    if config.flip and is_flipped(draws):
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(image)
-
-
-def eval_image(path: str | Path, config: DataConfig) -> np.ndarray:
-    """Decode, resize the shorter side (bilinear, antialiased), crop the centre: (S, S, 3) uint8.
-
-    Raises:
-      BadImage: as `decode_rgb`.
-    """
-    image = decode_rgb(path)
-    size = config.image_size
-    height, width, top, left = eval_geometry(image.height, image.width, size, config.eval_margin)
-    _check_pixels(width, height)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+        raise BAD_IMAGE(f"{width} x {height} pixels are more than {MAX_PIXELS}")
 
 
 class ImageReader:
     """Reads single images of a split and applies the policy for bad files; safe in threads."""
 
-    def __init__(self, files: FileList, config: DataConfig, *, train: bool) -> None:
-        self._files = files
-        self._config = config
-        self._train = train
-        self._lock = Lock()
+    def __init__(
+        self, files: FileList, transform: Transform, on_bad_image: Literal["error", "skip"]
+    ) -> None:
+        self.files = files
+        self.transform = transform
         self.bad_files: list[str] = []
-        """Files left out so far, each once."""
+        self._on_bad_image = on_bad_image
+        self._lock = Lock()
 
-    def read(self, index: int, draws: np.ndarray) -> np.ndarray | None:
+    def image(self, index: int, draws: np.ndarray) -> np.ndarray | None:
         """The transformed image `index`, (S, S, 3) uint8; None if it is left out.
 
         Raises:
           UserError: it can't be decoded, and the policy is ``error``.
         """
-        path = self._files.path(index)
+        path = str(self.files.folder / self.files.paths[index])
         try:
-            if self._train:
-                return train_image(path, draws, self._config)
-            return eval_image(path, self._config)
-        except BadImage as cause:
-            if self._config.on_bad_image == "error":
+            return self.transform(open_rgb(path), draws)
+        except BAD_IMAGE as cause:
+            if self._on_bad_image == "error":
                 raise UserError(
                     f"can't decode {path}: {cause}; replace or delete it, "
                     "or leave such files out with --data.on-bad-image skip"
@@ -245,84 +137,95 @@ class ImageReader:
                     self.bad_files.append(path)
             return None
 
+    def collect(
+        self, rows: Rows, images: Iterable[np.ndarray | None]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Stack a step's images: (R, S, S, 3) uint8, labels (R,) int32, mask (R,) bool.
 
-class _Pending(NamedTuple):
-    """A step whose images are being decoded."""
+        An image that was left out is black, and its mask False.
+        """
+        size = self.transform.image_size
+        pixels = np.zeros((len(rows.index), size, size, 3), np.uint8)
+        mask = rows.mask.copy()
+        for row, image in enumerate(images):
+            if image is None:
+                mask[row] = False
+            else:
+                pixels[row] = image
+        return pixels, self.files.labels[rows.index], mask
 
-    rows: Rows
-    images: list[Future[np.ndarray | None]]
+
+def pairs(rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
+    """The arguments of `ImageReader.image`, row by row."""
+    return zip(rows.index.tolist(), rows.draws, strict=True)
+
+
+def place(
+    mesh: Mesh, sampler: Sampler, images: np.ndarray, labels: np.ndarray, mask: np.ndarray
+) -> Batch:
+    """Place a step's rows (R, ...) of this process on the devices as one global batch."""
+
+    def by_pass(rows: np.ndarray) -> np.ndarray:
+        return rows.reshape(sampler.accumulation, -1, *rows.shape[1:])
+
+    return put_batch(mesh, by_pass(images), by_pass(labels), by_pass(mask))
+
+
+def fingerprint(files: FileList, sampler: Sampler, transform: Transform) -> str:
+    """SHA-256 of the files, their labels, the seed, the transform and the images per step."""
+    facts = (transform, sampler.seed, sampler.images_per_step)
+    digest = hashlib.sha256(repr(facts).encode())
+    digest.update("\0".join(files.paths).encode(errors="surrogateescape"))
+    digest.update(files.labels.tobytes())
+    return digest.hexdigest()
 
 
 class FolderLoader:
-    """The Pillow backend: a pool of threads decodes some batches ahead (see `batch.Loader`)."""
+    """Loads a split with Pillow, in threads that decode some batches ahead; see `Loader`."""
 
-    def __init__(self, files: FileList, config: DataConfig, steps: Steps, mesh: Mesh) -> None:
-        self.num_images = steps.num_images
-        self.num_steps = steps.num_steps
-        self.class_names = files.class_names
-        self.fingerprint = fingerprint(files, config, steps)
-        self._reader = ImageReader(files, config, train=steps.train)
-        self.bad_files = self._reader.bad_files
-        self._labels = files.labels
-        self._config = config
-        self._steps = steps
+    def __init__(
+        self, reader: ImageReader, sampler: Sampler, mesh: Mesh, *, workers: int, prefetch: int
+    ) -> None:
+        self.num_images = sampler.num_images
+        self.num_steps = sampler.num_steps
+        self.class_names = reader.files.class_names
+        self.fingerprint = fingerprint(reader.files, sampler, reader.transform)
+        self.bad_files = reader.bad_files
+        self._reader = reader
+        self._sampler = sampler
         self._mesh = mesh
-        self._columns = local_columns(mesh, steps.images_per_pass)
-        self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix="decode")
+        self._prefetch = prefetch
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def batches(self, start: int) -> Iterator[Batch]:
-        """Yield the batches from step `start` on.
+        """See `Loader`.
 
         Raises:
           UserError: an image can't be decoded, and the policy is ``error``.
         """
-        queue: deque[_Pending] = deque()
+        queue: deque[tuple[Rows, list[Future[np.ndarray | None]]]] = deque()
         try:
-            for step in self._steps.numbers(start):
-                queue.append(self._submit(step))
-                if len(queue) > self._config.prefetch:
-                    yield self._finish(queue[0])
+            for rows in self._sampler.rows(start):
+                read = self._reader.image
+                queue.append((rows, [self._pool.submit(read, *pair) for pair in pairs(rows)]))
+                if len(queue) > self._prefetch:
+                    batch = self._finish(*queue[0])
                     queue.popleft()
+                    yield batch
             while queue:
-                yield self._finish(queue[0])
+                batch = self._finish(*queue[0])
                 queue.popleft()
+                yield batch
         finally:
-            for pending in queue:
-                for image in pending.images:
+            for _, images in queue:
+                for image in images:
                     image.cancel()
 
     def close(self) -> None:
-        """Stop the threads."""
+        """See `Loader`."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _submit(self, step: int) -> _Pending:
-        """Start to decode this process's images of a step."""
-        rows = self._steps.rows(step, self._columns)
-        read = self._reader.read
-        return _Pending(
-            rows,
-            [
-                self._pool.submit(read, int(index), draws)
-                for index, draws in zip(rows.index, rows.draws, strict=True)
-            ],
-        )
-
-    def _finish(self, pending: _Pending) -> Batch:
-        """Wait for the images of a step and place them on the devices."""
-        size = self._config.image_size
-        images = np.zeros((len(pending.images), size, size, 3), np.uint8)
-        mask = pending.rows.real.copy()
-        for row, future in enumerate(pending.images):
-            image = future.result()
-            if image is None:
-                mask[row] = False
-            else:
-                images[row] = image
-        passes = self._steps.passes
-        labels = self._labels[pending.rows.index]
-        return put_batch(
-            self._mesh,
-            images.reshape(passes, -1, size, size, 3),
-            labels.reshape(passes, -1),
-            mask.reshape(passes, -1),
-        )
+    def _finish(self, rows: Rows, images: list[Future[np.ndarray | None]]) -> Batch:
+        """Wait for a step's images and place them."""
+        arrays = self._reader.collect(rows, (image.result() for image in images))
+        return place(self._mesh, self._sampler, *arrays)

@@ -1,67 +1,109 @@
-"""Which image is where, and how it is cropped: pure functions of (seed, epoch, position).
+"""Order, crops and flips as pure functions of (seed, epoch, position): a loader holds no state.
 
-Position p of an epoch is the p-th image of that epoch's order. Everything random comes straight
-from the words of the counter-based generator Philox, whose stream is fixed across NumPy versions,
-so nothing here has a state and any position can be asked for on its own.
+Philox is a counter-based generator, so the draws of any position are had without those before it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
 
 ATTEMPTS = 10
-"""Random crops that are tried before the central one (torchvision: RandomResizedCrop)."""
+"""Tries of a random crop before the centre is taken (torchvision's RandomResizedCrop)."""
 DRAWS = 2 * ATTEMPTS + 3
-"""Uniform numbers per image: the area and the ratio of each attempt, top, left, flip."""
+"""Uniform numbers per image: area and ratio of each try, top, left, flip."""
 
-_WORDS_PER_COUNT = 4  # Philox makes four 64-bit words from each value of its counter.
-_COUNTS_PER_IMAGE = -(-DRAWS // _WORDS_PER_COUNT)
-_ORDER, _CROPS = 0, 1
+_ORDER_STREAM, _CROP_STREAM = 0, 1
 
 
-def _philox(seed: int, epoch: int, purpose: int, counter: int = 0) -> np.random.Philox:
-    """The stream of words for one purpose in one epoch, from `counter` on."""
-    key = np.array([seed, 2 * epoch + purpose], np.uint64)
-    return np.random.Philox(key=key, counter=counter)
-
-
-@lru_cache(maxsize=2)
 def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation (num_images,) int64, read-only, its own for each epoch and each seed."""
-    words = _philox(seed, epoch, _ORDER).random_raw(num_images)
-    order = np.argsort(words, kind="stable")
-    order.flags.writeable = False
-    return order
+    """A fresh permutation (num_images,) int64 for each seed and epoch."""
+    return _generator(_ORDER_STREAM, seed, epoch).permutation(num_images)
 
 
 def crop_draws(seed: int, epoch: int, start: int, count: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) for `count` positions from `start` on: (count, DRAWS) float64."""
-    generator = _philox(seed, epoch, _CROPS, counter=start * _COUNTS_PER_IMAGE)
-    words = generator.random_raw(count * _COUNTS_PER_IMAGE * _WORDS_PER_COUNT)
-    return (words.reshape(count, -1)[:, :DRAWS] >> np.uint64(11)) * 2.0**-53
-
-
-def crop_choices(
-    draws: np.ndarray, area: tuple[float, float], ratio: tuple[float, float]
-) -> np.ndarray:
-    """Turn the first draws into the shares of the area (uniform) and the ratios (log-uniform).
-
-    Args:
-      draws: (..., DRAWS) float64, from `crop_draws`.
-      area: smallest and largest share of the image's area.
-      ratio: smallest and largest width / height.
+    """Uniforms in [0, 1) for the positions [start, start + count) of an epoch's order.
 
     Returns:
-      (..., DRAWS) float64; the last three columns (top, left, flip) are still uniform in [0, 1).
+      (count, DRAWS) float64; a position's row depends on nothing else.
     """
-    choices = draws.copy()
-    low, high = np.log(ratio)
-    choices[..., :ATTEMPTS] = area[0] + draws[..., :ATTEMPTS] * (area[1] - area[0])
-    shapes = slice(ATTEMPTS, 2 * ATTEMPTS)
-    choices[..., shapes] = np.exp(low + draws[..., shapes] * (high - low))
-    return choices
+    generator = _generator(_CROP_STREAM, seed, epoch)
+    # Philox makes four 64-bit words per counter value, one word per float64.
+    words = start * DRAWS
+    generator.bit_generator.advance(words // 4)
+    skip = words % 4
+    return generator.random(skip + count * DRAWS)[skip:].reshape(count, DRAWS)
+
+
+def _generator(stream: int, seed: int, epoch: int) -> np.random.Generator:
+    key = np.array([(stream << 32) | seed, epoch], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which images make up one step of this process, row by row; R = A × local columns."""
+
+    index: np.ndarray
+    """(R,) int64 into the file list."""
+    mask: np.ndarray
+    """(R,) bool; False for padding."""
+    draws: np.ndarray
+    """(R, DRAWS) float64; zeros in evaluation."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The images of each step.
+
+    Row n of pass a is position ``a * images_per_pass + n`` of the step, so the division of a step
+    into passes and devices does not change its images or their crops.
+    """
+
+    split: Literal["train", "val"]
+    num_images: int
+    seed: int
+    accumulation: int
+    images_per_pass: int
+    columns: slice
+    """The images of a pass that this process delivers."""
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of one step over all processes."""
+        return self.accumulation * self.images_per_pass
+
+    @property
+    def num_steps(self) -> int:
+        """Steps per epoch: training drops the remainder, evaluation pads it."""
+        whole, rest = divmod(self.num_images, self.images_per_step)
+        return whole if self.split == "train" else whole + bool(rest)
+
+    def rows(self, start: int) -> Iterator[Rows]:
+        """The steps from `start` on: endless in training, one pass in evaluation."""
+        return self._train(start) if self.split == "train" else self._evaluate(start)
+
+    def _train(self, start: int) -> Iterator[Rows]:
+        epoch, step = divmod(start, self.num_steps)
+        while True:
+            order = epoch_order(self.num_images, self.seed, epoch)
+            for step in range(step, self.num_steps):  # noqa: B020 (the first epoch starts midway)
+                first = step * self.images_per_step
+                draws = crop_draws(self.seed, epoch, first, self.images_per_step)
+                local = self._local(np.arange(self.images_per_step))
+                yield Rows(order[first + local], np.ones(len(local), bool), draws[local])
+            epoch, step = epoch + 1, 0
+
+    def _evaluate(self, start: int) -> Iterator[Rows]:
+        for step in range(start, self.num_steps):
+            position = self._local(np.arange(self.images_per_step)) + step * self.images_per_step
+            index = np.minimum(position, self.num_images - 1)
+            yield Rows(index, position < self.num_images, np.zeros((len(index), DRAWS)))
+
+    def _local(self, rows: np.ndarray) -> np.ndarray:
+        per_pass = rows.reshape(self.accumulation, self.images_per_pass)
+        return per_pass[:, self.columns].reshape(-1)
 
 
 def random_crop(
@@ -71,99 +113,53 @@ def random_crop(
     area: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """The training crop (top, left, height, width) of one image, as torchvision chooses it.
+    """Window (top, left, height, width) of a random resized crop.
 
-    The first attempt that fits into the image is taken, at a uniformly chosen place; if none does,
-    the largest central crop whose ratio is allowed. Rounding is floor(x + 0.5) throughout.
-
-    Args:
-      draws: (DRAWS,) float64, this image's row of `crop_draws`.
-      height, width: of the image, in pixels.
-      area, ratio: as for `crop_choices`.
+    torchvision's RandomResizedCrop.get_params: up to ten windows with an area uniform in `area`
+    times the image's and a log-uniform width / height; the first that fits is placed uniformly,
+    else the largest centred window whose ratio is allowed. Rounds halves up.
     """
-    choices = crop_choices(draws, area, ratio)
-    areas = choices[:ATTEMPTS] * (height * width)
-    ratios = choices[ATTEMPTS : 2 * ATTEMPTS]
+    areas = height * width * _between(draws[:ATTEMPTS], area)
+    ratios = np.exp(_between(draws[ATTEMPTS : 2 * ATTEMPTS], (np.log(ratio[0]), np.log(ratio[1]))))
     widths = np.floor(np.sqrt(areas * ratios) + 0.5)
     heights = np.floor(np.sqrt(areas / ratios) + 0.5)
     fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
-    if fits.any():
-        first = int(np.argmax(fits))
-        h, w = int(heights[first]), int(widths[first])
-        return int(draws[-3] * (height - h + 1)), int(draws[-2] * (width - w + 1)), h, w
-    h = max(1, min(height, int(width / ratio[0] + 0.5)))
-    w = max(1, min(width, int(height * ratio[1] + 0.5)))
+    if not fits.any():
+        return _central_window(height, width, ratio)
+    first = int(np.argmax(fits))
+    h, w = int(heights[first]), int(widths[first])
+    top = int(np.floor(draws[2 * ATTEMPTS] * (height - h + 1)))
+    left = int(np.floor(draws[2 * ATTEMPTS + 1] * (width - w + 1)))
+    return top, left, h, w
+
+
+def _between(draws: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    return bounds[0] + draws * (bounds[1] - bounds[0])
+
+
+def _central_window(
+    height: int, width: int, ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    h, w = height, width
+    if width / height < ratio[0]:
+        h = min(height, int(np.floor(width / ratio[0] + 0.5)))
+    elif width / height > ratio[1]:
+        w = min(width, int(np.floor(height * ratio[1] + 0.5)))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def is_flipped(draws: np.ndarray) -> np.ndarray:
-    """Whether images with draws (..., DRAWS) are mirrored: (...) bool, half of them."""
-    return np.asarray(draws[..., -1] < 0.5)
+def flips(draws: np.ndarray) -> np.ndarray:
+    """Whether to mirror: (..., DRAWS) → (...) bool, true for half."""
+    return draws[..., -1] < 0.5
 
 
-def eval_geometry(height: int, width: int, size: int, margin: int) -> tuple[int, int, int, int]:
-    """Evaluation: what to resize to and where to crop `size` x `size` (height, width, top, left).
+def eval_window(height: int, width: int, shorter: int, size: int) -> tuple[int, int, int, int]:
+    """Resized (height, width) and the (top, left) of the centre crop in it.
 
-    The shorter side becomes size + margin, the longer one is truncated; the offset of the central
-    crop is rounded half to even (torchvision: Resize and CenterCrop).
+    torchvision: Resize(shorter) truncates the longer side, CenterCrop rounds halves to even.
     """
-    shorter = min(height, width)
-    height = (size + margin) * height // shorter
-    width = (size + margin) * width // shorter
-    return height, width, round((height - size) / 2), round((width - size) / 2)
-
-
-class Rows(NamedTuple):
-    """The images of one step that one process or device delivers, pass after pass."""
-
-    index: np.ndarray
-    """(R,) int64, place in the list of files."""
-    real: np.ndarray
-    """(R,) bool; False marks the repeats that fill up the last evaluation step."""
-    draws: np.ndarray
-    """(R, DRAWS) float64, for training."""
-
-
-@dataclass(frozen=True)
-class Steps:
-    """How the steps of a split pick their images.
-
-    Training permutes the images anew in each epoch and leaves out those that do not fill a step;
-    evaluation takes them in order and fills the last step up with repeats.
-    """
-
-    num_images: int
-    passes: int
-    """Forward passes per step (A)."""
-    images_per_pass: int
-    """Images of one forward pass over all devices (N)."""
-    seed: int
-    train: bool
-
-    @property
-    def images_per_step(self) -> int:
-        """A x N."""
-        return self.passes * self.images_per_pass
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of one pass over the split."""
-        whole, rest = divmod(self.num_images, self.images_per_step)
-        return whole if self.train or not rest else whole + 1
-
-    def numbers(self, start: int) -> range:
-        """The steps from `start` to the end of the split; in training, practically for ever."""
-        return range(start, 2**62 if self.train else self.num_steps)
-
-    def rows(self, step: int, columns: slice) -> Rows:
-        """The images at `columns` of each forward pass of a step; R = A x number of columns."""
-        epoch, step = divmod(step, self.num_steps) if self.train else (0, step)
-        count = columns.stop - columns.start
-        first = step * self.images_per_step + columns.start
-        starts = [first + a * self.images_per_pass for a in range(self.passes)]
-        positions = np.concatenate([np.arange(start, start + count) for start in starts])
-        draws = np.concatenate([crop_draws(self.seed, epoch, start, count) for start in starts])
-        if self.train:
-            index = epoch_order(self.num_images, self.seed, epoch)[positions]
-            return Rows(index, np.ones(len(positions), bool), draws)
-        return Rows(positions % self.num_images, positions < self.num_images, draws)
+    if height <= width:
+        new_h, new_w = shorter, int(shorter * width / height)
+    else:
+        new_h, new_w = int(shorter * height / width), shorter
+    return new_h, new_w, round((new_h - size) / 2), round((new_w - size) / 2)

@@ -1,0 +1,76 @@
+"""One exact pass over a validation split."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from seresnext_jax.data.batch import Batch, Loader
+from seresnext_jax.report.meters import percentile
+
+LATENCY_PERCENTILES = (50, 90, 95, 99, 100)
+
+
+def evaluate(
+    step: Callable[[Any, Batch], dict[str, jax.Array]],
+    variables: Any,
+    loader: Loader,
+    *,
+    topk: int,
+    prof: int = -1,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Count every image of the split once and divide at the end.
+
+    Args:
+      step: a compiled `make_eval_step`.
+      variables: params and batch_stats.
+      topk: the k of the second accuracy, for its name.
+      prof: stop after so many batches; -1: run them all.
+      should_stop: asked after each batch; a yes abandons the pass.
+
+    Returns:
+      ``top1``, ``top{k}`` (percent), ``loss``, ``ce``, ``count`` (images), ``compute_ips`` and
+      ``total_ips`` (images/s without and with waiting for data), ``data_time`` (seconds per batch)
+      and ``compute_latency``, ``compute_latency_at{p}`` (seconds from a batch to its result); None
+      if it was abandoned.
+
+    Raises:
+      RuntimeError: the whole split was read but not every image counted.
+    """
+    sums: dict[str, float] = {}
+    latencies: list[float] = []
+    waited = 0.0
+    started = before = time.perf_counter()
+    for index, batch in enumerate(loader.batches(0), start=1):
+        ready = time.perf_counter()
+        waited += ready - before
+        for name, value in jax.device_get(step(variables, batch)).items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+        before = time.perf_counter()
+        latencies.append(before - ready)
+        if should_stop():
+            return None
+        if index == prof:
+            break
+    count = sums["count"]
+    if len(latencies) == loader.num_steps and count + len(loader.bad_files) < loader.num_images:
+        raise RuntimeError(f"evaluated {count:.0f} of {loader.num_images} images")
+    total = before - started
+    batches = len(latencies)
+    images = max(count, 1.0)
+    result = {
+        "top1": 100 * sums["top1"] / images,
+        f"top{topk}": 100 * sums["topk"] / images,
+        "loss": sums["loss"] / images,
+        "ce": sums["ce"] / images,
+        "count": count,
+        "compute_ips": count / sum(latencies),
+        "total_ips": count / total,
+        "data_time": waited / batches,
+        "compute_latency": sum(latencies) / batches,
+    }
+    for p in LATENCY_PERCENTILES:
+        result[f"compute_latency_at{p}"] = percentile(latencies, p)
+    return result

@@ -1,0 +1,194 @@
+"""Where a run stands beside its `TrainState`, and the log of its steps."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import jax
+
+from seresnext_jax.config import Plan
+from seresnext_jax.errors import UserError
+from seresnext_jax.report.console import Console
+from seresnext_jax.report.dllogger import Report
+from seresnext_jax.report.meters import Clock, Mean
+
+
+@dataclass
+class Progress:
+    """The loop's own variables; a checkpoint's ``meta`` holds them."""
+
+    finished_epochs: int = 0
+    """Epochs trained and evaluated."""
+    best_top1: float = -1.0
+    """Percent; -1 before the first evaluation."""
+    best_epoch: int = -1
+    interval_loss: Mean = field(default_factory=Mean)
+    """Since the last line of the report."""
+    epoch_loss: Mean = field(default_factory=Mean)
+
+    def finish_epoch(self, epoch: int, top1: float | None) -> None:
+        """Count an epoch and keep the best result."""
+        self.finished_epochs = epoch + 1
+        if top1 is not None and top1 > self.best_top1:
+            self.best_top1, self.best_epoch = top1, epoch
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; JSON keeps floats exactly."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Progress":
+        """The inverse of `to_json`."""
+        means = {name: Mean(**saved[name]) for name in ("interval_loss", "epoch_loss")}
+        return cls(**{**saved, **means})
+
+
+class TrainLog:
+    """Reports training steps, each one only after the next was dispatched.
+
+    Reading a step's metrics waits for its end. Reading them one step late leaves the device
+    something to do meanwhile.
+    """
+
+    def __init__(
+        self,
+        report: Report,
+        console: Console,
+        plan: Plan,
+        progress: Progress,
+        *,
+        print_freq: int,
+        max_bad_steps: int,
+    ) -> None:
+        self._report = report
+        self._console = console
+        self._plan = plan
+        self._progress = progress
+        self._print_freq = print_freq
+        self._max_bad_steps = max_bad_steps
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._epoch = 0
+        self._clock = Clock()
+        self._seconds = self._waited = 0.0
+        self._interval_steps = self._epoch_steps = 0
+        self._last: dict[str, float] = {}
+
+    @contextmanager
+    def epoch(self, epoch: int, *, done: int) -> Iterator[None]:
+        """Report the steps inside as those of `epoch`, of which `done` were made before."""
+        self._epoch = epoch
+        self._seconds = self._waited = 0.0
+        self._interval_steps = self._epoch_steps = 0
+        self._last = {}
+        self._clock.mark()
+        with self._console.epoch(
+            epoch, self._plan.epochs, done=done, steps=self._plan.steps_per_epoch
+        ):
+            yield
+            self.flush()
+        self._take_time()
+
+    def waiting_for_data(self) -> AbstractContextManager[None]:
+        """Count the time inside as waiting for data."""
+        return self._clock.waiting()
+
+    def not_training(self) -> AbstractContextManager[None]:
+        """Leave the time inside, a save say, out of the throughput."""
+        return self._clock.paused()
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Take the metrics of step `step` (counted from 1 over the run) and report those before.
+
+        Raises:
+          UserError: too many steps in a row were not finite.
+        """
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Report the steps that were added.
+
+        Raises:
+          UserError: too many steps in a row were not finite.
+        """
+        if self._pending is None:
+            return
+        (step, arrays), self._pending = self._pending, None
+        metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
+        iteration = step - self._epoch * self._plan.steps_per_epoch
+        self._progress.interval_loss.add(metrics["loss"])
+        self._progress.epoch_loss.add(metrics["loss"])
+        self._interval_steps += 1
+        self._epoch_steps += 1
+        self._last = metrics
+        self._console.step(iteration)
+        if iteration % self._print_freq == 0:
+            self._report_interval(iteration)
+        if metrics["bad_steps"] >= self._max_bad_steps:
+            raise UserError(
+                f"{self._max_bad_steps} steps in a row up to step {step} had no finite gradient: "
+                "the last good checkpoint is kept; lower the learning rate, lengthen the warm-up, "
+                "or choose --precision bf16 or fp32"
+            )
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """The means of the epoch's steps, and start the next epoch's."""
+        metrics = self._metrics(
+            self._progress.epoch_loss, self._epoch_steps, self._seconds, self._waited
+        )
+        self._progress.interval_loss.reset()
+        self._progress.epoch_loss.reset()
+        return metrics
+
+    def _report_interval(self, iteration: int) -> None:
+        seconds, waited = self._take_time()
+        metrics = self._metrics(self._progress.interval_loss, self._interval_steps, seconds, waited)
+        self._progress.interval_loss.reset()
+        self._interval_steps = 0
+        self._report.train(self._epoch, iteration, metrics)
+        self._console.train_line(self._line(iteration, metrics, waited / seconds))
+
+    def _take_time(self) -> tuple[float, float]:
+        seconds, waited = self._clock.mark()
+        self._seconds += seconds
+        self._waited += waited
+        return seconds, waited
+
+    def _metrics(self, loss: Mean, steps: int, seconds: float, waited: float) -> dict[str, float]:
+        if not steps:  # the epoch was trained before a restart, only its evaluation was left
+            return {"train.loss": loss.value}
+        images = steps * self._plan.global_batch
+        return {
+            "train.loss": loss.value,
+            "train.compute_ips": images / (seconds - waited),
+            "train.total_ips": images / seconds,
+            "train.data_time": waited / steps,
+            "train.compute_time": (seconds - waited) / steps,
+            "train.lr": self._last["lr"],
+            "train.grad_scale": self._last["loss_scale"],
+            "train.skipped_steps": self._last["skipped_steps"],
+        }
+
+    def _line(self, iteration: int, metrics: dict[str, float], data_share: float) -> str:
+        plan = self._plan
+        left = plan.total_steps - (self._epoch * plan.steps_per_epoch + iteration)
+        eta = left * plan.global_batch / metrics["train.total_ips"]
+        parts = [
+            f"epoch {self._epoch + 1}/{plan.epochs} step {iteration}/{plan.steps_per_epoch}",
+            f"loss {metrics['train.loss']:.4f}",
+            f"lr {metrics['train.lr']:.4g}",
+            f"{metrics['train.total_ips']:.1f} img/s",
+            f"data wait {100 * data_share:.0f} %",
+        ]
+        if metrics["train.grad_scale"] != 1:
+            parts.append(f"loss scale {metrics['train.grad_scale']:g}")
+        if metrics["train.skipped_steps"]:
+            parts.append(f"skipped {metrics['train.skipped_steps']:.0f}")
+        return "  ".join([*parts, f"run ends in {_duration(eta)}"])
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

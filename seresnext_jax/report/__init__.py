@@ -1,0 +1,1 @@
+"""What a run tells: files that tools read, lines and bars that people read, a plot."""

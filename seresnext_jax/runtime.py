@@ -1,0 +1,36 @@
+"""What has to be set before JAX meets its devices, and what is asked of the machine."""
+
+import os
+from pathlib import Path
+
+import jax
+
+from seresnext_jax.config import Config
+from seresnext_jax.mesh import initialize_distributed
+
+
+def start(config: Config) -> None:
+    """Prepare this process: XLA's flags, the compilation cache, the other processes.
+
+    Must run before any array is made. Variables that the user has set are left alone.
+    """
+    if config.data.backend == "dali-gpu":
+        # DALI's own CUDA stream invalidates XLA's captured command buffers, and its memory pool
+        # lies beside XLA's.
+        _add_xla_flag("--xla_gpu_enable_command_buffer=")
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".75")
+    if config.compilation_cache:
+        cache = Path(config.compilation_cache).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    distributed = config.distributed
+    initialize_distributed(
+        coordinator=distributed.coordinator,
+        num_processes=distributed.num_processes,
+        process_id=distributed.process_id,
+    )
+
+
+def _add_xla_flag(flag: str) -> None:
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag.partition("=")[0] not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()

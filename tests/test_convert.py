@@ -1,0 +1,515 @@
+"""Conversion against PyTorch: files, names, logits, whole training states, and the commands."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from convert import torch_file, training
+from convert.__main__ import main
+from convert.weights import expected_shapes, from_state_dict, network, read_weights, to_state_dict
+from seresnext_jax import checkpoint, optim
+from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from seresnext_jax.data.batch import Batch
+from seresnext_jax.errors import UserError
+from seresnext_jax.images import IMAGENET_MEAN, IMAGENET_STD
+from seresnext_jax.mesh import make_mesh
+from seresnext_jax.model import ARCHITECTURES
+from seresnext_jax.precision import POLICIES
+from seresnext_jax.steps import StepOptions, make_train_step
+from seresnext_jax.weights import load_weights
+from tests.reference import torch_model, torch_training
+
+TINY = "se-resnext-tiny"
+CLASSES = 7
+StateDict = dict[str, torch.Tensor]
+
+
+def reference(arch: str, num_classes: int) -> torch_model.ResNet:
+    """The PyTorch network of a row of this project's table."""
+    return torch_model.ResNet(torch_model.Architecture(**vars(ARCHITECTURES[arch])), num_classes)
+
+
+@pytest.fixture(scope="module")
+def model() -> torch_model.ResNet:
+    """A tiny network in which no two channels are alike. Not to be trained: tests share it."""
+    torch.manual_seed(0)
+    made = reference(TINY, CLASSES)
+    torch_model.randomize_like_trained(made, seed=0, image_size=64)
+    return made
+
+
+def as_numpy(state: StateDict) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in state.items()}
+
+
+def without_counters(state: StateDict) -> StateDict:
+    return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+
+def assert_same_state(found: StateDict, wanted: StateDict) -> None:
+    """Bit for bit, in order; counters are not compared."""
+    assert list(found) == list(wanted)
+    for name, tensor in without_counters(wanted).items():
+        assert torch.equal(found[name], tensor), name
+
+
+def command(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+# ---- spellings ---------------------------------------------------------------------------------
+
+SPELLINGS: dict[str, Callable[[StateDict], StateDict]] = {
+    "current": dict,
+    "ngc": torch_model.to_old_names,
+    "module": torch_model.with_prefix,
+    "ngc module": lambda s: torch_model.with_prefix(torch_model.to_old_names(s)),
+    "compiled": lambda s: torch_model.with_prefix(s, "_orig_mod.module."),
+    "convolution gates": torch_model.se_as_conv,
+    "no counters": without_counters,
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_comes_back_bit_for_bit(model: torch_model.ResNet, spelling: str) -> None:
+    state = SPELLINGS[spelling](model.state_dict())
+    variables, seen = from_state_dict(as_numpy(state), source="file")
+    assert (seen.architecture, seen.num_classes) == (TINY, CLASSES)
+    assert seen.layout == ("ngc" if "ngc" in spelling else "current")
+    assert seen.gate == ("convolution" if "gates" in spelling else "linear")
+    back = to_state_dict(variables, layout="current")
+    assert_same_state({k: torch.from_numpy(v) for k, v in back.items()}, model.state_dict())
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_has_the_originals_entries(arch: str) -> None:
+    with torch.device("meta"):
+        wanted = without_counters(reference(arch, 1000).state_dict())
+    assert expected_shapes(arch, 1000) == {name: tuple(x.shape) for name, x in wanted.items()}
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnext101-32x4d", "resnext101-32x8d"])
+def test_the_architecture_is_told_from_the_tensors(arch: str) -> None:
+    shapes = expected_shapes(arch, 12)
+    zeros = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
+    _, seen = from_state_dict(zeros, source="file")
+    assert (seen.architecture, seen.num_classes, seen.gate) == (arch, 12, "none")
+
+
+def test_the_full_network_in_full(tmp_path: Path) -> None:
+    """45,251,128 parameters, 758 entries, a strict load both ways, and the same logits."""
+    torch.manual_seed(0)
+    full = reference("se-resnext101-32x4d", 1000)
+    torch_model.randomize_like_trained(full, seed=0, image_size=64)
+    torch.save(torch_model.with_prefix(torch_model.to_old_names(full.state_dict())), tmp_path / "a")
+    variables, info = read_weights(tmp_path / "a")
+    assert (info.architecture, info.num_classes, info.layout) == (
+        "se-resnext101-32x4d", 1000, "ngc",
+    )  # fmt: skip
+    assert sum(x.size for x in jax.tree.leaves(variables["params"])) == 45_251_128
+
+    back = {k: torch.from_numpy(x) for k, x in to_state_dict(variables, layout="current").items()}
+    assert len(back) == 758
+    assert_same_state(back, full.state_dict())
+    full.load_state_dict(back, strict=True)
+
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    with torch.no_grad():
+        wanted = full(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    with jax.default_matmul_precision("highest"):
+        apply = jax.jit(network("se-resnext101-32x4d", 1000).apply, static_argnames="train")
+        found = apply(variables, images, train=False)
+    np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=0)
+
+
+# ---- mismatches --------------------------------------------------------------------------------
+
+
+def mismatch(state: StateDict) -> str:
+    with pytest.raises(UserError) as caught:
+        from_state_dict(as_numpy(state), source="file.pth")
+    message = str(caught.value)
+    assert message.startswith("file.pth")
+    assert "\n" not in message
+    return message
+
+
+def test_missing_unexpected_and_misshaped_entries_are_named(model: torch_model.ResNet) -> None:
+    state = model.state_dict()
+    del state["layers.1.0.bn2.bias"]
+    state["layers.1.0.bn2.beta"] = torch.zeros(1)
+    state["layers.0.0.conv1.weight"] = torch.zeros(5, 6, 1, 1)
+    message = mismatch(state)
+    assert "from se-resnext-tiny" in message
+    assert "1 unexpected (+ layers.1.0.bn2.beta)" in message
+    assert "1 missing (- layers.1.0.bn2.bias)" in message
+    assert "1 misshaped (~ layers.0.0.conv1.weight (5, 6, 1, 1) for (32, 32, 1, 1))" in message
+
+
+def test_a_long_difference_is_cut(model: torch_model.ResNet) -> None:
+    kept = {k: v for k, v in model.state_dict().items() if not k.startswith("layers.3")}
+    message = mismatch(kept)
+    missing = re.search(r"(\d+) missing \((.*?), \.\.\.\)", message)
+    assert missing is not None
+    assert int(missing[1]) > 8
+    assert missing[2].count("- ") == 8
+
+
+def test_foreign_weights_are_refused() -> None:
+    foreign = {"encoder.weight": torch.zeros(3, 3), "encoder.bias": torch.zeros(3)}
+    assert "2 unexpected (+ encoder.bias, + encoder.weight)" in mismatch(foreign)
+
+
+def test_one_entry_under_two_spellings_is_refused(model: torch_model.ResNet) -> None:
+    state = model.state_dict()
+    state["layer1.0.conv1.weight"] = state["layers.0.0.conv1.weight"]
+    assert "holds layers.0.0.conv1.weight twice" in mismatch(state)
+
+
+# ---- commands on weights -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["flat.pth.tar", "checkpoint.pth.tar", "tensors.safetensors"])
+@pytest.mark.parametrize("layout", ["ngc", "current"])
+def test_a_file_through_the_commands(
+    tmp_path: Path, model: torch_model.ResNet, kind: str, layout: str
+) -> None:
+    state = model.state_dict()
+    spelled = torch_model.to_old_names(state) if layout == "ngc" else state
+    if kind.startswith("flat"):
+        torch.save(spelled, tmp_path / kind)
+    elif kind.startswith("checkpoint"):
+        torch.save({"epoch": 5, "state_dict": spelled, "best_prec1": 71.5}, tmp_path / kind)
+    else:
+        save_file(spelled, tmp_path / kind)
+
+    assert command("to-flax", tmp_path / kind, tmp_path / "weights") == 0
+    info = load_weights(tmp_path / "weights")[1]
+    assert (info.source, info.layout, info.ema) == (kind, layout, False)
+    assert info.epoch == (5 if kind.startswith("checkpoint") else None)
+    assert info.sha256 is not None and re.fullmatch("[0-9a-f]{64}", info.sha256)
+
+    out = tmp_path / "out.pth.tar"
+    assert command("to-torch", tmp_path / "weights", out, "--layout", layout) == 0
+    assert_same_state(torch.load(out, weights_only=True), spelled)
+
+
+def test_export_loads_strictly_with_prefix_and_as_safetensors(
+    tmp_path: Path, model: torch_model.ResNet
+) -> None:
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    out = tmp_path / "b.pth"
+    command("to-torch", tmp_path / "a.pth", out, "--layout", "current", "--module-prefix")
+    loaded = torch.load(out, weights_only=True)
+    torch.nn.DataParallel(reference(TINY, CLASSES)).load_state_dict(loaded, strict=True)
+    out = tmp_path / "c.safetensors"
+    command("to-torch", tmp_path / "a.pth", out, "--layout", "ngc", "--safetensors")
+    assert command("verify", tmp_path / "a.pth", out) == 0
+
+
+def test_the_moving_average_is_taken_on_request(tmp_path: Path, model: torch_model.ResNet) -> None:
+    state = model.state_dict()
+    average = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
+    file = tmp_path / "a.pth"
+    torch.save({"epoch": 1, "state_dict": state, "state_dict_ema": average}, file)
+    plain, ema = read_weights(file)[0], read_weights(file, ema=True)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a + 1, b), plain, ema)
+    torch.save({"state_dict_ema": average}, file)
+    with pytest.raises(UserError, match="only a moving average: add --ema"):
+        read_weights(file)
+    torch.save(state, file)
+    with pytest.raises(UserError, match="no moving average: leave --ema out"):
+        read_weights(file, ema=True)
+
+
+def test_inspect(
+    tmp_path: Path, model: torch_model.ResNet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch_model.with_prefix(torch_model.to_old_names(model.state_dict()))
+    file = tmp_path / "a.pth.tar"
+    torch.save({"epoch": 3, "state_dict": state, "arch": (TINY, "fanin", CLASSES)}, file)
+    assert command("inspect", file, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    wanted = {
+        "kind": "torch checkpoint",
+        "architecture": TINY,
+        "num_classes": CLASSES,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "layout": "ngc",
+        "prefix": "module.",
+        "se_weights": "linear",
+        "dtypes": ["float32"],
+        "epoch": 3,
+        "has_ema": False,
+        "has_optimizer": False,
+    }
+    assert {name: facts[name] for name in wanted} == wanted
+
+    command("to-flax", file, tmp_path / "weights")
+    capsys.readouterr()
+    assert command("inspect", tmp_path / "weights") == 0
+    assert "weights folder" in capsys.readouterr().out
+
+
+def test_verify(
+    tmp_path: Path, model: torch_model.ResNet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(state: StateDict, *words: object) -> tuple[int, dict[str, Any]]:
+        torch.save(state, tmp_path / "b.pth")
+        status = command("verify", tmp_path / "a.pth", tmp_path / "b.pth", "--json", *words)
+        return status, json.loads(capsys.readouterr().out)
+
+    state = model.state_dict()
+    torch.save(torch_model.to_old_names(state), tmp_path / "a.pth")
+    status, same = run(state)
+    assert (status, same["verdict"], same["differing_tensors"]) == (0, "identical", 0)
+    assert [row["output"] for row in same["outputs"]] == [
+        "layer1", "layer2", "layer3", "layer4", "classifier",
+    ]  # fmt: skip
+    assert all(row["absolute"] == 0 for row in same["outputs"])
+
+    nearly = state | {"fc.bias": state["fc.bias"] * (1 + 1e-6)}
+    status, found = run(nearly)
+    assert (status, found["verdict"], found["differing_tensors"]) == (0, "equal", 1)
+
+    # A constant added to all logits changes no prediction, and is a different network.
+    status, found = run(state | {"fc.bias": state["fc.bias"] + 0.5})
+    assert (status, found["verdict"], found["top1_agreement"]) == (1, "different", 1.0)
+    assert found["outputs"][-1]["absolute"] == pytest.approx(0.5, abs=1e-4)
+    assert found["outputs"][3]["absolute"] == 0
+
+    status, found = run(state | {"bn1.bias": torch.full_like(state["bn1.bias"], torch.nan)})
+    assert (status, found["verdict"]) == (1, "different")
+
+    with pytest.raises(UserError, match="not comparable: .* 7 classes and .* 8 classes"):
+        run(state | {"fc.weight": torch.zeros(8, 512), "fc.bias": torch.zeros(8)})
+
+    for i in range(9):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 50 + i, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    status, same = run(state, "--images", tmp_path)
+    assert (status, same["images"], same["top1_agreement"]) == (0, 9, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["to-torch", "a", "b"], "--layout"),
+        (["inspect"], "required: file"),
+        (["convert"], "invalid choice"),
+        (["to-flax", "absent.pth", "x"], "neither weights nor a checkpoint"),
+        (["to-torch", ".", "x", "--layout", "ngc", "--checkpoint"], "is no checkpoint"),
+        (["to-flax", "a", "b", "--training", "c.py"], "--steps-per-epoch"),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        main(words)
+    assert "\n" not in str(caught.value)
+
+
+# ---- training states ---------------------------------------------------------------------------
+
+STEPS_PER_EPOCH = 5
+CONFIG = Config(
+    model=ModelConfig(TINY, num_classes=CLASSES),
+    data=DataConfig(image_size=64),
+    optim=OptimConfig(decay_mask="nvidia-names", weight_decay=0.01, warmup=1),
+    epochs=10,
+    batch_size=4,
+    use_ema=0.9,
+)
+CONFIG_FILE = f"""
+from seresnext_jax.config import *
+def get_config():
+    return {CONFIG!r}
+"""
+
+
+def random_batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (4, 64, 64, 3), np.uint8), rng.integers(0, CLASSES, 4, np.int32)
+
+
+def torch_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    pixels, labels = random_batch(seed)
+    images = (pixels / np.float32(255) - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    batch = torch_training.MicroBatch(
+        torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels).long()
+    )
+    torch_training.train_step(model, optimizer, [batch], smoothing=0.1)
+
+
+def flax_step(state: Any, config: Config, *, lr: float, seed: int) -> Any:
+    pixels, labels = random_batch(seed)
+    mesh = make_mesh(jax.devices()[:1])
+    step = make_train_step(
+        network(TINY, CLASSES).apply,
+        optim.make_optimizer(config.optim),
+        StepOptions(CLASSES, POLICIES["fp32"], label_smoothing=0.1, ema_decay=config.use_ema),
+        mesh,
+    )
+    batch = Batch(jnp.asarray(pixels[None]), jnp.asarray(labels[None]), jnp.ones((1, 4), bool))
+    return step(state, batch, jnp.float32(lr))[0]
+
+
+def trained(decay: str) -> tuple[torch_model.ResNet, torch.optim.SGD]:
+    """A network after two steps, so that its momentum is a sum."""
+    torch.manual_seed(1)
+    model = reference(TINY, CLASSES)
+    torch_model.randomize_like_trained(model, seed=1, image_size=64)
+    optimizer = torch_training.sgd(
+        model,
+        lr=0.02,
+        momentum=0.875,
+        weight_decay=0.01,
+        decay=decay,  # type: ignore[arg-type]
+    )
+    for seed in (1, 2):
+        torch_step(model, optimizer, seed)
+    return model, optimizer
+
+
+def average_of(model: torch_model.ResNet) -> StateDict:
+    return {k: v * 2 if v.is_floating_point() else v for k, v in model.state_dict().items()}
+
+
+def to_checkpoint(tmp_path: Path, config: str = CONFIG_FILE) -> int:
+    (tmp_path / "config.py").write_text(config)
+    return command(
+        "to-flax", tmp_path / "a.pth.tar", tmp_path / "run",
+        "--training", tmp_path / "config.py", "--steps-per-epoch", STEPS_PER_EPOCH,
+    )  # fmt: skip
+
+
+def assert_close(found: Any, wanted: Any) -> None:
+    """Within 1e-5 of each tensor's largest entry."""
+
+    def check(a: Any, b: Any) -> None:
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1e-3, np.abs(b).max()))
+
+    jax.tree.map(check, found, wanted)
+
+
+@pytest.mark.parametrize("decay", ["nvidia-names", "all"])
+def test_a_training_state_goes_on_as_in_pytorch(tmp_path: Path, decay: str) -> None:
+    model, optimizer = trained(decay)
+    file = tmp_path / "a.pth.tar"
+    torch_training.save_training_checkpoint(file, model, optimizer, epoch=3, best_prec1=61.5)
+    optim_config = OptimConfig(decay_mask=decay, weight_decay=0.01)  # type: ignore[arg-type]
+    config = Config(model=CONFIG.model, optim=optim_config, batch_size=4)
+    state, meta, _ = training.from_torch(
+        torch_file.read(file), file, config, steps_per_epoch=STEPS_PER_EPOCH
+    )
+    assert (int(state.step), meta["epoch"], meta["best_top1"]) == (15, 3, 61.5)
+    assert state.ema is None
+
+    state = flax_step(state, config, lr=0.02, seed=3)
+    torch_step(model, optimizer, seed=3)
+    wanted, _ = from_state_dict(as_numpy(model.state_dict()), source="reference")
+    assert_close(state.variables, wanted)
+    momentum = training.momentum_from_torch(
+        {**optimizer.state_dict(), "state": {
+            i: {"momentum_buffer": s["momentum_buffer"].numpy()}
+            for i, s in optimizer.state_dict()["state"].items()
+        }},
+        wanted["params"],
+        source="reference",
+    )  # fmt: skip
+    assert_close(state.opt_state[1].trace, momentum)
+
+
+def test_a_training_state_both_ways_bit_for_bit(tmp_path: Path) -> None:
+    model, optimizer = trained("nvidia-names")
+    file, out = tmp_path / "a.pth.tar", tmp_path / "out.pth.tar"
+    torch_training.save_training_checkpoint(
+        file, model, optimizer, epoch=3, best_prec1=61.5, ema=average_of(model)
+    )
+    assert to_checkpoint(tmp_path) == 0
+    assert command(
+        "to-torch", tmp_path / "run", out, "--layout", "current", "--module-prefix", "--checkpoint"
+    ) == 0  # fmt: skip
+
+    wanted = torch.load(file, weights_only=False)
+    found = torch.load(out, weights_only=True)
+    assert (found["epoch"], found["best_prec1"]) == (3, 61.5)
+    assert_same_state(found["state_dict"], wanted["state_dict"])
+    assert_same_state(found["state_dict_ema"], wanted["state_dict_ema"])
+    assert found["state_dict"]["module.bn1.num_batches_tracked"] == 15
+    assert found["optimizer"]["state"].keys() == wanted["optimizer"]["state"].keys()
+    for i, entry in wanted["optimizer"]["state"].items():
+        buffer = found["optimizer"]["state"][i]["momentum_buffer"]
+        assert torch.equal(buffer, entry["momentum_buffer"]), i
+    groups = [{k: v for k, v in g.items() if k != "lr"} for g in found["optimizer"]["param_groups"]]
+    assert groups == [
+        {k: v for k, v in g.items() if k != "lr"} for g in wanted["optimizer"]["param_groups"]
+    ]
+    # Epoch 2 is the second after one of warm-up: a cosine over the nine left.
+    rate = 0.256 * 4 / 256 * 0.5 * (1 + np.cos(np.pi * 1 / 9))
+    assert [g["lr"] for g in found["optimizer"]["param_groups"]] == pytest.approx([rate] * 2)
+
+    again, optimizer_again = reference(TINY, CLASSES), None
+    again.load_state_dict({k.removeprefix("module."): v for k, v in found["state_dict"].items()})
+    optimizer_again = torch_training.sgd(again, lr=0.1)
+    optimizer_again.load_state_dict(found["optimizer"])
+    torch_step(again, optimizer_again, seed=3)
+
+
+def test_a_converted_checkpoint_restores_into_a_run(tmp_path: Path) -> None:
+    model, optimizer = trained("nvidia-names")
+    torch_training.save_training_checkpoint(
+        tmp_path / "a.pth.tar", model, optimizer, epoch=3, best_prec1=0, ema=average_of(model)
+    )
+    to_checkpoint(tmp_path)
+    like, _, _ = training.from_torch(
+        torch_file.read(tmp_path / "a.pth.tar"), tmp_path, CONFIG, steps_per_epoch=1
+    )
+    with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        state, meta, notes = checkpoints.restore_newest(jax.tree.map(jnp.zeros_like, like))
+    assert (int(state.step), notes) == (15, [])
+    jax.tree.map(np.testing.assert_array_equal, state.params, like.params)
+    jax.tree.map(np.testing.assert_array_equal, state.ema, like.ema)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, like.opt_state)
+    assert meta["config"]["model"]["arch"] == TINY
+    assert (meta["plan"]["steps_per_epoch"], meta["plan"]["global_batch"]) == (5, 4)
+    assert (meta["fingerprint"], meta["epoch"], meta["step"]) == (None, 3, 15)
+    with pytest.raises(UserError, match="has checkpoints already"):
+        to_checkpoint(tmp_path)
+
+
+def test_before_the_first_step_there_is_no_momentum(tmp_path: Path) -> None:
+    model = reference(TINY, CLASSES)
+    file = tmp_path / "a.pth.tar"
+    torch_training.save_training_checkpoint(
+        file, model, torch_training.sgd(model, lr=0.1), epoch=0, best_prec1=0
+    )
+    state, _, _ = training.from_torch(torch_file.read(file), file, CONFIG, steps_per_epoch=5)
+    assert all(not x.any() for x in jax.tree.leaves(state.opt_state))
+
+
+def test_training_states_that_do_not_fit(tmp_path: Path) -> None:
+    model = reference(TINY, CLASSES)
+    torch.save(model.state_dict(), tmp_path / "a.pth.tar")
+    with pytest.raises(UserError, match="holds weights only"):
+        to_checkpoint(tmp_path)
+    foreign = torch.optim.SGD(
+        [{"params": list(model.parameters())[:3]}, {"params": list(model.parameters())[3:]}], lr=1
+    )
+    torch_training.save_training_checkpoint(tmp_path / "a.pth.tar", model, foreign, 1, 0)
+    with pytest.raises(UserError, match=r"optimizer groups of \[3, \d+\] tensors"):
+        to_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="7 classes, the config is .* with 8"):
+        to_checkpoint(tmp_path, CONFIG_FILE.replace("num_classes=7", "num_classes=8"))

@@ -1,0 +1,179 @@
+"""The Pillow backend: kinds of images, bad files, resuming, layout, sharding."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from seresnext_jax.config import DataConfig
+from seresnext_jax.data.files import scan_folder
+from seresnext_jax.data.folder import BAD_IMAGE, open_rgb
+from seresnext_jax.data.open import Split, open_loader
+from seresnext_jax.errors import UserError
+from seresnext_jax.mesh import make_mesh
+
+CONFIG = DataConfig(backend="folder", image_size=16, eval_margin=4, workers=2)
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    """A smooth random colour image."""
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for split, per_class in (("train", 6), ("val", 5)):
+        for label, name in enumerate(("ant", "bee")):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                picture(30 + 7 * i, 25 + 3 * i, 10 * label + i).save(folder / f"{i}.png")
+    return tmp_path
+
+
+def loader(root: Path, split: Split, *, devices: int = 1, a: int = 1, n: int = 4, **kw: Any) -> Any:
+    config = replace(CONFIG, root=str(root), **kw)
+    mesh = make_mesh(jax.devices()[:devices])
+    return open_loader(
+        config,
+        split=split,
+        mesh=mesh,
+        accumulation=a,
+        images_per_pass=n,
+        seed=1,
+        num_classes=2,
+    )
+
+
+def take(source: Any, start: int, count: int) -> list[tuple[np.ndarray, ...]]:
+    batches = source.batches(start)
+    taken = [tuple(np.asarray(x) for x in next(batches)) for _ in range(count)]
+    batches.close()
+    source.close()
+    return taken
+
+
+def same(one: list[tuple[np.ndarray, ...]], other: list[tuple[np.ndarray, ...]]) -> bool:
+    return all(
+        np.array_equal(x, y)
+        for a, b in zip(one, other, strict=True)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_kinds_of_images_become_rgb(tmp_path: Path) -> None:
+    rgb = picture(20, 10, 0)
+    grey = rgb.convert("L")
+    wide = np.asarray(grey).astype(np.uint16) * 257
+    rgba = rgb.copy()
+    rgba.putalpha(grey)
+    kinds = {
+        "grey.png": (grey, grey),
+        "rgba.png": (rgba, rgb),
+        "wide.png": (Image.fromarray(wide), grey),
+        "palette.png": (rgb.quantize(16), rgb.quantize(16)),
+        "cmyk.tif": (rgb.convert("CMYK"), rgb),
+    }
+    for name, (stored, expected) in kinds.items():
+        stored.save(tmp_path / name)
+        got = np.asarray(open_rgb(tmp_path / name))
+        assert np.array_equal(got, np.asarray(expected.convert("RGB"))), name
+    rgb.save(tmp_path / "really_png.jpg", "png")
+    assert np.array_equal(np.asarray(open_rgb(tmp_path / "really_png.jpg")), np.asarray(rgb))
+
+
+def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    picture(20, 10, 0).save(tmp_path / "a.jpg", exif=exif)
+    assert open_rgb(tmp_path / "a.jpg").size == (20, 10)
+
+
+def make_bad(kind: str, path: Path) -> None:
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("not an image")
+    elif kind == "link":
+        path.symlink_to("nowhere.jpg")
+    elif kind == "huge":
+        Image.new("1", (70000, 1000)).save(path, "png")
+    else:
+        picture(300, 200, 3).save(path, "jpeg", quality=95)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+BAD = ["empty", "text", "link", "huge", "truncated"]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_is_told_apart(tmp_path: Path, kind: str) -> None:
+    make_bad(kind, tmp_path / "x.jpg")
+    with pytest.raises(BAD_IMAGE):
+        open_rgb(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_file_policies(root: Path, kind: str) -> None:
+    bad = root / "val" / "ant" / "2x.jpg"
+    make_bad(kind, bad)
+    with pytest.raises(UserError, match="2x.jpg"):
+        take(loader(root, "val"), 0, 1)
+    source = loader(root, "val", on_bad_image="skip")
+    first = take(source, 0, 3)[0]
+    assert source.bad_files == [str(bad)]
+    assert first[2].tolist() == [[True, True, True, False]]
+    assert not first[0][0, 3].any() and first[0][0, 0].any()
+
+
+def test_resume_equals_an_uninterrupted_run(root: Path) -> None:
+    whole = take(loader(root, "train"), 0, 7)
+    assert same(take(loader(root, "train"), 4, 3), whole[4:])
+
+
+def test_accumulation_and_devices_do_not_change_the_step(root: Path) -> None:
+    one = take(loader(root, "train", n=8), 0, 2)
+    two = take(loader(root, "train", a=2, n=4, devices=4), 0, 2)
+    for a, b in zip(one, two, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert np.array_equal(x.reshape(y.shape), y)
+
+
+def test_evaluation_masks_the_padding(root: Path) -> None:
+    source = loader(root, "val", n=4)
+    batches = [tuple(np.asarray(x) for x in b) for b in source.batches(0)]
+    assert [int(b[2].sum()) for b in batches] == [4, 4, 2]
+    labels = np.concatenate([b[1][b[2]] for b in batches])
+    assert labels.tolist() == [0] * 5 + [1] * 5
+    source.close()
+    source.close()
+
+
+def test_the_fingerprint_follows_files_seed_and_step(root: Path) -> None:
+    first = loader(root, "train").fingerprint
+    assert loader(root, "train").fingerprint == first
+    assert loader(root, "train", n=2).fingerprint != first
+    assert loader(root, "train", a=2, n=2).fingerprint == first
+    picture(9, 9, 9).save(root / "train" / "ant" / "new.png")
+    assert loader(root, "train").fingerprint != first
+
+
+def test_scan_ignores_hidden_and_foreign_files_and_names_an_empty_class(root: Path) -> None:
+    folder = root / "train" / "ant"
+    (folder / ".hidden.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("")
+    (folder / "deep").mkdir()
+    picture(9, 9, 1).save(folder / "deep" / "UP.PNG")
+    files = scan_folder(root / "train")
+    assert files.class_names == ("ant", "bee")
+    assert files.labels.tolist() == [0] * 7 + [1] * 6
+    (root / "train" / "cat").mkdir()
+    with pytest.raises(UserError, match="cat"):
+        scan_folder(root / "train")
+    with pytest.raises(UserError, match="nothing"):
+        scan_folder(root / "nothing")

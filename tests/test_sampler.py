@@ -1,0 +1,116 @@
+"""Order, crops and evaluation windows against independent re-statements."""
+
+import math
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from seresnext_jax.data.sampler import (
+    ATTEMPTS,
+    Sampler,
+    crop_draws,
+    epoch_order,
+    eval_window,
+    random_crop,
+)
+
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+
+
+def sampler(
+    split: Literal["train", "val"], images: int, a: int, n: int, columns: slice | None = None
+) -> Sampler:
+    return Sampler(split, images, 7, a, n, columns or slice(0, n))
+
+
+def test_order_is_a_permutation_fresh_for_each_epoch_and_seed() -> None:
+    orders = [epoch_order(1000, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    for order in orders:
+        assert np.array_equal(np.sort(order), np.arange(1000))
+    for i, one in enumerate(orders):
+        for other in orders[:i]:
+            assert np.mean(one == other) < 0.02
+    assert np.array_equal(epoch_order(1000, 1, 1), orders[3])
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 8])
+def test_draws_of_a_position_do_not_depend_on_the_batch(size: int) -> None:
+    whole = crop_draws(3, 2, 0, 40)
+    parts = [crop_draws(3, 2, start, size) for start in range(0, 40, size)]
+    assert np.array_equal(np.concatenate(parts)[:40], whole)
+    assert whole.min() >= 0 and whole.max() < 1
+    assert len(np.unique(whole)) == whole.size
+
+
+def reference_crop(draws: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+    """torchvision's RandomResizedCrop.get_params, as its source reads, fed with given uniforms."""
+    for i in range(ATTEMPTS):
+        area = height * width * (AREA[0] + draws[i] * (AREA[1] - AREA[0]))
+        low, high = math.log(RATIO[0]), math.log(RATIO[1])
+        aspect = math.exp(low + draws[ATTEMPTS + i] * (high - low))
+        w = math.floor(math.sqrt(area * aspect) + 0.5)
+        h = math.floor(math.sqrt(area / aspect) + 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            top = math.floor(draws[2 * ATTEMPTS] * (height - h + 1))
+            return top, math.floor(draws[2 * ATTEMPTS + 1] * (width - w + 1)), h, w
+    if width / height < min(RATIO):
+        w, h = width, round(width / min(RATIO))
+    elif width / height > max(RATIO):
+        h, w = height, round(height * max(RATIO))
+    else:
+        w, h = width, height
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@pytest.mark.parametrize("size", [(375, 500), (500, 333), (31, 640), (640, 31), (1, 1), (1, 9)])
+def test_crop_is_torchvisions_and_lies_inside(size: tuple[int, int]) -> None:
+    for draws in crop_draws(0, 0, 0, 300):
+        top, left, h, w = random_crop(draws, *size, AREA, RATIO)
+        assert (top, left, h, w) == reference_crop(draws, *size)
+        assert 0 <= top <= size[0] - h and 0 <= left <= size[1] - w and h > 0 and w > 0
+
+
+@pytest.mark.parametrize("size", [(32, 32), (375, 500), (301, 257)])
+def test_the_whole_image_can_be_had(size: tuple[int, int]) -> None:
+    for draws in crop_draws(0, 0, 0, 20):
+        assert random_crop(draws, *size, (1.0, 1.0), RATIO) == (0, 0, *size)
+
+
+def test_eval_window_of_imagenets_commonest_size() -> None:
+    assert eval_window(375, 500, 256, 224) == (256, 341, 16, 58)
+    assert eval_window(500, 375, 256, 224) == (341, 256, 58, 16)
+
+
+@pytest.mark.parametrize("free", range(9))
+def test_eval_offset_rounds_half_to_even(free: int) -> None:
+    _, _, top, left = eval_window(64 + free, 64 + free, 64 + free, 64)
+    assert top == left == round(free / 2)
+
+
+def test_a_step_is_the_same_however_it_is_cut_into_passes_and_processes() -> None:
+    whole = next(sampler("train", 100, 1, 24).rows(3))
+    passes = next(sampler("train", 100, 3, 8).rows(3))
+    assert np.array_equal(whole.index, passes.index)
+    assert np.array_equal(whole.draws, passes.draws)
+    halves = [next(sampler("train", 100, 3, 8, slice(c, c + 4)).rows(3)) for c in (0, 4)]
+    joined = np.concatenate([h.index.reshape(3, 4) for h in halves], axis=1)
+    assert np.array_equal(joined.reshape(-1), whole.index)
+
+
+def test_training_drops_the_rest_and_runs_into_the_next_epoch() -> None:
+    train = sampler("train", 50, 1, 16)
+    assert train.num_steps == 3
+    rows = train.rows(2)
+    last, following = next(rows), next(rows)
+    assert np.array_equal(last.index, epoch_order(50, 7, 0)[32:48])
+    assert np.array_equal(following.index, epoch_order(50, 7, 1)[:16])
+
+
+def test_evaluation_counts_every_image_once() -> None:
+    val = sampler("val", 50, 1, 16)
+    steps = list(val.rows(0))
+    assert len(steps) == val.num_steps == 4
+    real = np.concatenate([s.index[s.mask] for s in steps])
+    assert np.array_equal(real, np.arange(50))
+    assert steps[-1].mask.sum() == 2

@@ -1,0 +1,227 @@
+"""Torch files: what is read, what is refused in one line, and that nothing in them runs."""
+
+import os
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from convert import torch_file
+from seresnext_jax.errors import UserError
+
+STATE = OrderedDict(
+    [
+        ("bn1.weight", torch.tensor([1.0, -2.0])),
+        ("bn1.num_batches_tracked", torch.tensor(7)),
+        ("fc.weight", torch.arange(6.0).reshape(3, 2)),
+    ]
+)
+
+
+def numpy_state() -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in STATE.items()}
+
+
+def sgd_state() -> dict[str, Any]:
+    """An optimizer state as the original leaves it after warm-up, its rate a numpy scalar."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = np.float64(0.5)
+    return optimizer.state_dict()
+
+
+def assert_state(found: dict[str, Any] | None) -> None:
+    assert found is not None
+    assert list(found) == list(STATE)
+    for name, array in numpy_state().items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype
+
+
+# ---- what is accepted --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "before torch 1.6"])
+def test_a_flat_state_dict(tmp_path: Path, zip_format: bool) -> None:
+    torch.save(STATE, tmp_path / "a.pth.tar", _use_new_zipfile_serialization=zip_format)
+    found = torch_file.read(tmp_path / "a.pth.tar")
+    assert (found.kind, found.ema, found.dtypes) == ("state dict", None, ("float32",))
+    assert_state(found.weights)
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    save_file(dict(STATE), tmp_path / "a.safetensors")
+    found = torch_file.read(tmp_path / "a.safetensors")
+    assert found.weights is not None
+    np.testing.assert_array_equal(found.weights["fc.weight"], STATE["fc.weight"].numpy())
+
+
+def test_a_checkpoint_with_all_the_original_stores(tmp_path: Path) -> None:
+    content = {
+        "epoch": 90,
+        "arch": ("se-resnext101-32x4d", "fanin", 1000),
+        "state_dict": STATE,
+        "best_prec1": 80.5,
+        "optimizer": sgd_state(),
+        "state_dict_ema": STATE,
+    }
+    torch.save(content, tmp_path / "a.pth.tar")
+    found = torch_file.read(tmp_path / "a.pth.tar")
+    assert (found.kind, found.epoch, found.best_prec1) == ("checkpoint", 90, 80.5)
+    assert found.arch == ("se-resnext101-32x4d", "fanin", 1000)
+    assert_state(found.weights)
+    assert_state(found.ema)
+    assert found.optimizer is not None
+    assert found.optimizer["param_groups"][0]["lr"] == 0.5
+    np.testing.assert_array_equal(found.optimizer["state"][0]["momentum_buffer"], [[1, 1]])
+
+
+def test_a_numpy_1_scalar_is_read(tmp_path: Path) -> None:
+    torch.save({"state_dict": STATE, "best_prec1": np.float64(3)}, tmp_path / "new.pth")
+    # The module's name is stored with its length in one byte: both must be changed.
+    old, new = b"numpy.core.multiarray", b"numpy._core.multiarray"
+    with zipfile.ZipFile(tmp_path / "new.pth") as source:
+        parts = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(tmp_path / "old.pth", "w") as target:
+        for name, data in parts.items():
+            if name.endswith("data.pkl"):
+                assert b"c" + new + b"\n" in data
+                data = data.replace(b"c" + new + b"\n", b"c" + old + b"\n")
+            target.writestr(name, data)
+    assert torch_file.read(tmp_path / "old.pth").best_prec1 == 3
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_nested_weights(tmp_path: Path, key: str) -> None:
+    torch.save({key: STATE}, tmp_path / "a.pt")
+    assert_state(torch_file.read(tmp_path / "a.pt").weights)
+
+
+@pytest.mark.parametrize("key", ["state_dict_ema", "ema_state_dict"])
+def test_a_file_of_the_moving_average_only(tmp_path: Path, key: str) -> None:
+    torch.save({key: STATE}, tmp_path / "a.pt")
+    found = torch_file.read(tmp_path / "a.pt")
+    assert found.weights is None
+    assert_state(found.ema)
+
+
+def test_bfloat16_is_widened_and_reported(tmp_path: Path) -> None:
+    torch.save({"fc.bias": torch.tensor([1.5], dtype=torch.bfloat16)}, tmp_path / "a.pt")
+    found = torch_file.read(tmp_path / "a.pt")
+    assert found.dtypes == ("bfloat16",)
+    assert found.weights is not None
+    assert found.weights["fc.bias"].dtype == np.float32
+    assert found.weights["fc.bias"] == 1.5
+
+
+# ---- what is refused ---------------------------------------------------------------------------
+
+
+class Evil:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("zip_format", [True, False])
+def test_a_malicious_file_runs_nothing(tmp_path: Path, zip_format: bool) -> None:
+    trace = tmp_path / "trace"
+    file = tmp_path / "evil.pth.tar"
+    content = {**STATE, "x": Evil(trace)}
+    torch.save(content, file, _use_new_zipfile_serialization=zip_format)
+    with pytest.raises(UserError, match="would call posix.system when loaded"):
+        torch_file.read(file)
+    assert not trace.exists()
+    torch.load(file, weights_only=False)
+    assert trace.exists(), "the file is not malicious: the test proves nothing"
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """Names of files below `folder` that can't be read, and a part of the message."""
+    torch.save(STATE, folder / "whole.pth.tar")
+    whole = (folder / "whole.pth.tar").read_bytes()
+    torch.save(STATE, folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    legacy = (folder / "legacy.pth").read_bytes()
+    save_file(dict(STATE), folder / "whole.safetensors")
+    tensors = (folder / "whole.safetensors").read_bytes()
+    (folder / "folder").mkdir()
+    contents = {
+        "cut.pth.tar": (whole[: len(whole) // 2], "is cut off"),
+        "cut_legacy.pth": (legacy[: len(legacy) // 2], "damaged"),
+        "empty.pth.tar": (b"", "is empty"),
+        "page.pth.tar": (b"\n<!DOCTYPE html><html>Sign in</html>", "is a web page"),
+        "text.pth.tar": (b"hello world", "is no PyTorch file"),
+        "noise.pth.tar": (np.random.default_rng(0).bytes(5000), "is no PyTorch file"),
+        "cut.safetensors": (tensors[:-4], "is no whole safetensors file"),
+        "short.safetensors": (tensors[:4], "is no whole safetensors file"),
+    }
+    for name, (data, _) in contents.items():
+        (folder / name).write_bytes(data)
+    with zipfile.ZipFile(folder / "download.zip", "w") as archive:
+        archive.writestr("nvidia.pth.tar", whole)
+    torch.save([1, 2], folder / "list.pth")
+    torch.save({"epoch": 3}, folder / "numbers.pth")
+    torch.save({"state_dict": {}}, folder / "nothing.pth")
+    torch.jit.script(torch.nn.ReLU()).save(str(folder / "script.pt"))
+    return {name: part for name, (_, part) in contents.items()} | {
+        "folder": "is a folder",
+        "missing.pth.tar": "No such file",
+        "download.zip": "zip archive around nvidia.pth.tar: unpack it",
+        "list.pth": "holds a list",
+        "numbers.pth": "'epoch' is no tensor",
+        "nothing.pth": "is empty",
+        "script.pt": "TorchScript",
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_every_bad_file_is_one_clear_line(tmp_path: Path) -> None:
+    for name, part in bad_files(tmp_path).items():
+        with pytest.raises(UserError) as caught:
+            torch_file.read(tmp_path / name)
+        message = str(caught.value)
+        assert part in message, name
+        assert str(tmp_path / name) in message
+        assert "\n" not in message
+        assert len(message) < len(str(tmp_path)) + 200
+
+
+# ---- writing -----------------------------------------------------------------------------------
+
+
+def test_writing_and_reading_a_state_dict(tmp_path: Path) -> None:
+    torch_file.write(tmp_path / "a.pth.tar", numpy_state())
+    loaded = torch.load(tmp_path / "a.pth.tar", weights_only=True)
+    assert list(loaded) == list(STATE)
+    assert all(torch.equal(loaded[name], STATE[name]) for name in STATE)
+    torch_file.write_safetensors(tmp_path / "a.safetensors", numpy_state())
+    found = torch_file.read(tmp_path / "a.safetensors").weights
+    assert found is not None
+    assert found.keys() == STATE.keys()
+
+
+def test_nothing_is_left_where_writing_fails(tmp_path: Path) -> None:
+    file = tmp_path / "a.pth.tar"
+    file.write_bytes(b"earlier")
+    with pytest.raises(AttributeError):
+        torch_file.write(file, {"x": lambda: None})  # torch.save fails half-way
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth.tar"]
+    assert file.read_bytes() == b"earlier"
+
+
+def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="can't be written") as caught:
+        torch_file.write(tmp_path / "absent" / "a.pth.tar", numpy_state())
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,159 @@
+"""The weights folder: what goes in comes out, and damage is one clear line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert.weights import network, read_weights
+from seresnext_jax import checkpoint, optim, precision, state
+from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig, to_dict
+from seresnext_jax.errors import UserError
+from seresnext_jax.weights import WeightsInfo, flatten, load_weights, save_weights, unflatten
+
+INFO = WeightsInfo(
+    architecture="se-resnext-tiny",
+    num_classes=3,
+    class_names=("a", "b", "ç"),
+    image_size=64,
+    source="x.pth.tar",
+    epoch=4,
+    top1=81.25,
+)
+
+
+@pytest.fixture(scope="module")
+def variables() -> dict[str, Any]:
+    """Weights in which no two tensors are alike."""
+    model = network("se-resnext-tiny", 3)
+    images = jnp.zeros((1, 32, 32, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+
+
+def assert_same(a: Any, b: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_folder_keeps_everything(tmp_path: Path, variables: dict[str, Any]) -> None:
+    save_weights(tmp_path / "weights", variables, INFO)
+    loaded, info = load_weights(tmp_path / "weights")
+    assert_same(loaded, variables)
+    assert info == INFO
+    assert {x.dtype for x in jax.tree.leaves(loaded)} == {np.dtype("float32")}
+    stored = json.loads((tmp_path / "weights" / "metadata.json").read_text())
+    assert stored["architecture"] == "se-resnext-tiny"
+    assert "jax" in stored["versions"]
+
+
+def test_flattening_is_undone(variables: dict[str, Any]) -> None:
+    flat = flatten(variables)
+    assert "params/layers/0/0/conv1/kernel" in flat
+    assert_same(unflatten(flat), variables)
+
+
+def test_a_folder_of_weights_is_replaced_and_no_other(
+    tmp_path: Path, variables: dict[str, Any]
+) -> None:
+    folder = tmp_path / "weights"
+    save_weights(folder, jax.tree.map(np.zeros_like, variables), INFO)
+    save_weights(folder, variables, INFO)
+    assert_same(load_weights(folder)[0], variables)
+    (folder / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="holds other files"):
+        save_weights(folder, variables, INFO)
+    assert (folder / "thesis.tex").exists()
+    with pytest.raises(UserError, match="is a file"):
+        save_weights(folder / "thesis.tex", variables, INFO)
+    assert [p.name for p in tmp_path.iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "no metadata", "bad metadata", "foreign metadata"])
+def test_damage_is_one_line(tmp_path: Path, variables: dict[str, Any], damage: str) -> None:
+    save_weights(tmp_path, variables, INFO)
+    tensors, metadata = tmp_path / "model.safetensors", tmp_path / "metadata.json"
+    if damage == "cut":
+        tensors.write_bytes(tensors.read_bytes()[:-100])
+    elif damage == "no metadata":
+        metadata.unlink()
+    else:
+        metadata.write_text("{" if damage == "bad metadata" else '{"class_names": null, "a": 1}')
+    with pytest.raises(UserError, match="no whole weights folder") as caught:
+        read_weights(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_lies_about_its_architecture(
+    tmp_path: Path, variables: dict[str, Any]
+) -> None:
+    lie = WeightsInfo(architecture="se-resnext-tiny", num_classes=4)
+    save_weights(tmp_path, variables, lie)
+    with pytest.raises(UserError, match=r"2 misshaped .*fc.weight \(3, 512\) for \(4, 512\)"):
+        read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("with_ema", [True, False])
+def test_a_checkpoint_is_read_as_weights(
+    tmp_path: Path, variables: dict[str, Any], with_ema: bool
+) -> None:
+    config = Config(ModelConfig("se-resnext-tiny", num_classes=3), DataConfig(image_size=64))
+    trained = state.create(
+        jax.tree.map(jnp.asarray, variables),
+        optimizer=optim.make_optimizer(OptimConfig()),
+        loss_scale=precision.init_loss_scale(precision.POLICIES["fp32"], 1.0),
+        seed=0,
+        with_ema=with_ema,
+    )
+    if with_ema:
+        trained = trained.replace(ema=jax.tree.map(lambda x: x + 1, trained.ema))
+    meta = {"config": to_dict(config), "class_names": ["a", "b", "c"], "epoch": 2}
+    with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(trained, meta, top1=50.0)
+
+    found, info = read_weights(tmp_path)
+    assert_same(found, variables)
+    assert (info.architecture, info.num_classes, info.image_size) == ("se-resnext-tiny", 3, 64)
+    assert (info.class_names, info.epoch, info.top1) == (("a", "b", "c"), 2, 50.0)
+    if with_ema:
+        average, info = read_weights(tmp_path, ema=True)
+        assert_same(average, jax.tree.map(lambda x: x + 1, variables))
+        assert info.ema
+    else:
+        with pytest.raises(UserError, match="no moving average"):
+            read_weights(tmp_path, ema=True)
+
+
+@pytest.mark.parametrize("path", ["absent", "."])
+def test_a_place_without_weights(tmp_path: Path, path: str) -> None:
+    with pytest.raises(UserError, match="neither weights nor a checkpoint"):
+        read_weights(tmp_path / path)
+
+
+def test_reading_needs_no_torch(tmp_path: Path, variables: dict[str, Any]) -> None:
+    save_weights(tmp_path / "weights", variables, INFO)
+    (tmp_path / "a.pth").write_bytes(b"x")
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path\n"
+        "from convert.weights import read_weights\n"
+        "from seresnext_jax.errors import UserError\n"
+        "print(read_weights(Path(sys.argv[1]) / 'weights')[1].top1)\n"
+        "try: read_weights(Path(sys.argv[1]) / 'a.pth')\n"
+        "except UserError as error: print(error)\n"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=root, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "81.25",
+        "torch files need PyTorch, which is missing: pip install torch",
+    ]

@@ -1,0 +1,333 @@
+"""Train an image classifier, evaluate each epoch, keep the last and the best checkpoint.
+
+Read `main` from top to bottom: data, network, state, where to continue, then one visible loop.
+"""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from convert.weights import read_weights
+from seresnext_jax import optim, runtime
+from seresnext_jax.cli import parse_config, run
+from seresnext_jax.config import Config, Plan, flatten, resolve, to_dict
+from seresnext_jax.data.batch import Batch, Loader
+from seresnext_jax.data.files import check_classes, check_same_classes
+from seresnext_jax.data.open import Split, count_images, open_loader
+from seresnext_jax.errors import UserError
+from seresnext_jax.evaluate import evaluate
+from seresnext_jax.mesh import batch_sharding, make_mesh, replicate
+from seresnext_jax.model import ResNet, build
+from seresnext_jax.precision import POLICIES, init_loss_scale
+from seresnext_jax.progress import Progress, TrainLog
+from seresnext_jax.report.console import Console
+from seresnext_jax.report.dllogger import Report
+from seresnext_jax.report.plot import plot_report
+from seresnext_jax.saver import Saver
+from seresnext_jax.signals import EXIT_STOPPED, StopRequest
+from seresnext_jax.state import TrainState, create
+from seresnext_jax.steps import StepOptions, make_eval_step, make_train_step
+
+
+def main(argv: list[str]) -> int:
+    """Run the program; returns its exit status."""
+    config = parse_config(argv, program="train.py", description=__doc__ or "")
+    runtime.start(config)
+    stop = StopRequest()
+    mesh = make_mesh()
+    console = Console(enabled=jax.process_index() == 0)
+
+    # ---- data ----------------------------------------------------------------------------------
+    plan = resolve(config, num_images=count_images(config.data, "train"), num_devices=mesh.size)
+    train_loader = open_split(config, mesh, "train", plan.accumulation)
+    val_loader = None if config.training_only else open_split(config, mesh, "val")
+    if val_loader is not None:
+        check_same_classes(train_loader.class_names, val_loader.class_names)
+
+    # ---- network, optimizer, state -------------------------------------------------------------
+    policy = POLICIES[config.precision]
+    network = build(config.model, dtype=policy.compute_dtype, bn_group_size=plan.bn_group_size)
+    optimizer = optim.make_optimizer(config.optim)
+    state = create(
+        initial_variables(config, network, console),
+        optimizer=optimizer,
+        loss_scale=init_loss_scale(policy, config.loss_scale.init),
+        seed=config.seed,
+        with_ema=config.use_ema is not None,
+    )
+    state = replicate(mesh, state)
+
+    # ---- where to continue ---------------------------------------------------------------------
+    saver = Saver(config, plan, train_loader, console)
+    state, progress = saver.resume(state)
+    step = int(state.step)
+    report = open_report(config, plan, console, resumed_step=step if config.resume else 0)
+
+    # ---- the steps, compiled -------------------------------------------------------------------
+    eval_step: Any = make_eval_step(
+        network.apply,
+        policy=policy,
+        topk=config.topk,
+        # As in the original, the validation loss is smoothed where the training loss is not mixed.
+        smoothing=0.0 if config.mixup else config.label_smoothing,
+        mesh=mesh,
+    )
+    if val_loader is not None:
+        with console.compiling("the evaluation step"):
+            batch = abstract_batch(config, mesh, passes=1)
+            eval_step = eval_step.lower(state.variables, batch).compile()
+    if config.evaluate:
+        assert val_loader is not None  # config.check: --evaluate excludes --training-only
+        results = validate(config, eval_step, state, val_loader) or {}
+        report.evaluation(step // plan.steps_per_epoch, 0, val_loader.num_steps, results)
+        console.table("Evaluation", [(k, f"{v:.5g}") for k, v in results.items()])
+        return 0
+    train_step: Any = make_train_step(network.apply, optimizer, step_options(config), mesh)
+    with console.compiling("the training step"):
+        batch = abstract_batch(config, mesh, passes=plan.accumulation)
+        train_step = train_step.lower(state, batch, np.float32(0)).compile()
+
+    # ---- train ---------------------------------------------------------------------------------
+    log = TrainLog(
+        report,
+        console,
+        plan,
+        progress,
+        print_freq=config.print_freq,
+        max_bad_steps=config.max_bad_steps,
+    )
+    for epoch in epochs_to_run(config, progress.finished_epochs):
+        done = step - epoch * plan.steps_per_epoch
+        with log.epoch(epoch, done=done):
+            batches = train_loader.batches(epoch * train_loader.num_steps + done)
+            for step in range(step + 1, (epoch + 1) * plan.steps_per_epoch + 1):
+                with log.waiting_for_data():
+                    batch = next(batches)
+                lr = optim.learning_rate(config.optim, plan, step - 1)
+                state, metrics = train_step(state, batch, np.float32(lr))
+                log.add(step, metrics)
+                stopping = stop.requested(step)
+                if stopping or saver.due(step):
+                    log.flush()
+                    saver.save(state, progress)
+                if stopping:
+                    return stopped(argv, saver, console)
+
+        # ---- evaluate, report, save ------------------------------------------------------------
+        results = {}
+        if val_loader is not None:
+            validated = validate(config, eval_step, state, val_loader, stop, step)
+            if validated is None:
+                saver.save(state, progress)
+                return stopped(argv, saver, console)
+            results = validated
+            report.evaluation(epoch, plan.steps_per_epoch, val_loader.num_steps, results)
+        results |= log.epoch_metrics() | {"train.bad_images": len(train_loader.bad_files)}
+        report.epoch(epoch, results)
+        progress.finish_epoch(epoch, results.get("val.top1"))
+        console.note(epoch_line(config, epoch, results, best=progress.best_epoch == epoch))
+        saver.save(state, progress, top1=results.get("val.top1"))
+        if 0 <= config.early_stopping_patience <= epoch - progress.best_epoch:
+            console.note(f"no better top-1 for {epoch - progress.best_epoch} epochs: stopping")
+            break
+
+    # ---- the outcome ---------------------------------------------------------------------------
+    saver.close()
+    if console.enabled:
+        report.summary(results | {"best.top1": progress.best_top1})
+        plot = Path(config.workspace) / "report.png"
+        plot_report(report.jsonl_path, plot)
+        outcome = outcome_rows(config, results, progress)
+        files = [("checkpoint", str(saver.folder)), ("report", str(report.dlll_path))]
+        console.table("Outcome", [*outcome, *files, ("plot", str(plot))])
+        list_bad_images(console, [train_loader, val_loader])
+    return 0
+
+
+def open_split(config: Config, mesh: Mesh, split: Split, accumulation: int = 1) -> Loader:
+    """Open a split whose class folders are those of the network.
+
+    Raises:
+      UserError: the dataset is missing or malformed.
+    """
+    loader = open_loader(
+        config.data,
+        split=split,
+        mesh=mesh,
+        accumulation=accumulation,
+        images_per_pass=config.batch_size * mesh.size,
+        seed=config.seed,
+        num_classes=config.model.num_classes,
+    )
+    if loader.class_names:
+        folder = Path(config.data.root) / split
+        check_classes(loader.class_names, config.model.num_classes, folder)
+    return loader
+
+
+def initial_variables(config: Config, network: ResNet, console: Console) -> Any:
+    """Random weights from the seed, or those of ``--init-from``.
+
+    A classifier of another width stays random: a new head.
+
+    Raises:
+      UserError: the weights can't be read or are of another architecture.
+    """
+    image = jnp.zeros((1, 32, 32, 3))
+    init = jax.jit(lambda key: network.init(key, image, train=False))
+    fresh = init(jax.random.key(config.seed))
+    if not config.init_from:
+        return fresh
+    loaded, info = read_weights(config.init_from)
+    if info.architecture != config.model.arch:
+        raise UserError(
+            f"--init-from {config.init_from} is a {info.architecture}: give --model.arch "
+            f"{info.architecture}, or other weights"
+        )
+    console.note(f"starting from {config.init_from} ({info.architecture})")
+    if info.num_classes != config.model.num_classes:
+        loaded["params"]["fc"] = fresh["params"]["fc"]
+        console.note(
+            f"new classifier for {config.model.num_classes} classes "
+            f"(the weights have {info.num_classes})"
+        )
+    return {"params": loaded["params"], "batch_stats": loaded["batch_stats"]}
+
+
+def step_options(config: Config) -> StepOptions:
+    """What the training step needs to know of the configuration."""
+    return StepOptions(
+        num_classes=config.model.num_classes,
+        policy=POLICIES[config.precision],
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+        ema_decay=config.use_ema,
+        growth_interval=config.loss_scale.growth_interval,
+        freeze_backbone=config.optim.freeze_backbone,
+    )
+
+
+def abstract_batch(config: Config, mesh: Mesh, passes: int) -> Batch:
+    """The shapes of a batch, to compile a step before the first one was read."""
+    shape = (passes, config.batch_size * mesh.size)
+    size = config.data.image_size
+
+    def array(extra: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape + extra, dtype, sharding=batch_sharding(mesh))
+
+    return Batch(array((size, size, 3), jnp.uint8), array((), jnp.int32), array((), jnp.bool_))
+
+
+def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: int) -> Report:
+    """Open the report, and put the configuration and what follows from it into the workspace."""
+    workspace = Path(config.workspace)
+    report = Report(
+        workspace,
+        config.raport_file,
+        steps_per_epoch=plan.steps_per_epoch,
+        keep_until_step=resumed_step or None,
+        enabled=console.enabled,
+    )
+    report.parameters(flatten(config))
+    if console.enabled:
+        for name, value in {"config": config, "plan": plan}.items():
+            text = json.dumps(to_dict(value), indent=2) + "\n"
+            (workspace / f"{name}.json").write_text(text)
+    console.table("Plan", [(name, str(value)) for name, value in to_dict(plan).items()])
+    return report
+
+
+def epochs_to_run(config: Config, finished: int) -> range:
+    """The epochs of this start: from the first unfinished one, as many as --run-epochs allows."""
+    limit = finished + config.run_epochs if config.run_epochs > 0 else config.epochs
+    return range(finished, min(config.epochs, limit))
+
+
+def validate(
+    config: Config,
+    eval_step: Any,
+    state: TrainState,
+    loader: Loader,
+    stop: StopRequest | None = None,
+    step: int = 0,
+) -> dict[str, float] | None:
+    """Evaluate the weights, and their average where there is one; None if told to stop."""
+    results: dict[str, float] = {}
+    for name, variables in {"val": state.variables, "val_ema": state.ema}.items():
+        if variables is None:
+            continue
+        result = evaluate(
+            eval_step,
+            variables,
+            loader,
+            topk=config.topk,
+            prof=config.prof,
+            should_stop=lambda: stop is not None and stop.requested(step),
+        )
+        if result is None:
+            return None
+        results |= {f"{name}.{key}": value for key, value in result.items()}
+    return results
+
+
+def stopped(argv: list[str], saver: Saver, console: Console) -> int:
+    """Wait for the save and say how to go on; returns the exit status."""
+    saver.close()
+    words = [word for word in argv if not word.startswith("--resume=")]
+    if "--resume" in words:
+        at = words.index("--resume")
+        del words[at : at + 2]
+    command = shlex.join(["python", "train.py", *words, "--resume", "auto"])
+    console.note(f"stopped; continue with: {command}")
+    return EXIT_STOPPED
+
+
+def epoch_line(config: Config, epoch: int, results: dict[str, float], *, best: bool) -> str:
+    """One line on a finished epoch."""
+    parts = [f"epoch {epoch + 1}/{config.epochs}", f"loss {results['train.loss']:.4f}"]
+    if "val.top1" in results:
+        parts += [
+            f"val loss {results['val.loss']:.4f}",
+            f"top-1 {results['val.top1']:.2f} %{' (best)' if best else ''}",
+            f"top-{config.topk} {results[f'val.top{config.topk}']:.2f} %",
+        ]
+    if "train.total_ips" in results:
+        parts.append(f"{results['train.total_ips']:.1f} img/s")
+    return "  ".join(parts)
+
+
+def outcome_rows(
+    config: Config, results: dict[str, float], progress: Progress
+) -> list[tuple[str, str]]:
+    """The end-of-run table, without the files."""
+    rows = []
+    if progress.best_epoch >= 0:
+        best = f"{progress.best_top1:.2f} % (epoch {progress.best_epoch + 1})"
+        rows.append(("best top-1", best))
+    labels = {
+        "val.top1": ("top-1", "%"),
+        f"val.top{config.topk}": (f"top-{config.topk}", "%"),
+        "val_ema.top1": ("top-1 of the average", "%"),
+        "train.total_ips": ("training", "img/s"),
+        "train.compute_ips": ("training without data wait", "img/s"),
+    }
+    for name, (label, unit) in labels.items():
+        if name in results:
+            rows.append((label, f"{results[name]:.2f} {unit}"))
+    return rows
+
+
+def list_bad_images(console: Console, loaders: list[Loader | None]) -> None:
+    """Name the files that were left out."""
+    for path in [path for loader in loaders if loader is not None for path in loader.bad_files]:
+        console.warn(f"left out, can't be decoded: {path}")
+
+
+if __name__ == "__main__":
+    run(main)
