@@ -22,7 +22,7 @@ from seresnext_jax.data.files import check_classes, check_same_classes
 from seresnext_jax.data.open import Split, count_images, open_loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.evaluate import evaluate
-from seresnext_jax.mesh import batch_sharding, make_mesh, replicate
+from seresnext_jax.mesh import abstract_batch, make_mesh, replicate
 from seresnext_jax.model import ResNet, build
 from seresnext_jax.precision import POLICIES, init_loss_scale
 from seresnext_jax.progress import Progress, TrainLog
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
     )
     if val_loader is not None:
         with console.compiling("the evaluation step"):
-            batch = abstract_batch(config, mesh, passes=1)
+            batch = batch_shape(config, mesh, passes=1)
             eval_step = eval_step.lower(state.variables, batch).compile()
     if config.evaluate:
         assert val_loader is not None  # config.check: --evaluate excludes --training-only
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
         return 0
     train_step: Any = make_train_step(network.apply, optimizer, step_options(config), mesh)
     with console.compiling("the training step"):
-        batch = abstract_batch(config, mesh, passes=plan.accumulation)
+        batch = batch_shape(config, mesh, passes=plan.accumulation)
         train_step = train_step.lower(state, batch, np.float32(0)).compile()
 
     # ---- train ---------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
         done = step - epoch * plan.steps_per_epoch
         with log.epoch(epoch, done=done):
             batches = train_loader.batches(epoch * train_loader.num_steps + done)
-            for step in range(step + 1, (epoch + 1) * plan.steps_per_epoch + 1):
+            for step in range(step + 1, (epoch + 1) * plan.steps_per_epoch + 1):  # noqa: B020
                 with log.waiting_for_data():
                     batch = next(batches)
                 lr = optim.learning_rate(config.optim, plan, step - 1)
@@ -213,15 +213,10 @@ def step_options(config: Config) -> StepOptions:
     )
 
 
-def abstract_batch(config: Config, mesh: Mesh, passes: int) -> Batch:
-    """The shapes of a batch, to compile a step before the first one was read."""
-    shape = (passes, config.batch_size * mesh.size)
+def batch_shape(config: Config, mesh: Mesh, passes: int) -> Batch:
+    """A batch's shapes, to compile a step before the first one was read."""
     size = config.data.image_size
-
-    def array(extra: tuple[int, ...], dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct(shape + extra, dtype, sharding=batch_sharding(mesh))
-
-    return Batch(array((size, size, 3), jnp.uint8), array((), jnp.int32), array((), jnp.bool_))
+    return abstract_batch(mesh, passes=passes, batch_size=config.batch_size, image_size=size)
 
 
 def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: int) -> Report:

@@ -13,7 +13,7 @@ import numpy as np
 from convert.weights import network
 from seresnext_jax.config import DataConfig
 from seresnext_jax.data.files import EXTENSIONS
-from seresnext_jax.data.folder import BAD_IMAGE, Transform, open_rgb
+from seresnext_jax.data.folder import BadImage, Transform, open_rgb
 from seresnext_jax.errors import UserError
 from seresnext_jax.images import normalize
 from seresnext_jax.model import FEATURES
@@ -120,5 +120,5 @@ def image_pixels(folder: Path, size: int) -> Iterator[Array]:
         batch = files[start : start + _BATCH]
         try:
             yield np.stack([transform(open_rgb(path), np.empty(0)) for path in batch])
-        except BAD_IMAGE as error:
-            raise UserError(f"an image of {folder} can't be decoded ({error}): remove it") from error
+        except BadImage as error:
+            raise UserError(f"{folder}: an image can't be decoded ({error}): mend it") from error

@@ -1,6 +1,6 @@
 """Whole training states: a checkpoint of the original ↔ one that train.py continues."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,11 @@ import optax
 
 from convert.weights import Layout, from_state_dict, from_torch_file, to_state_dict
 from seresnext_jax import checkpoint, names
-from seresnext_jax.config import Config, OptimConfig, Plan, resolve
+from seresnext_jax.config import Config, OptimConfig, Plan, resolve, to_dict
 from seresnext_jax.errors import UserError
 from seresnext_jax.optim import learning_rate, make_optimizer
 from seresnext_jax.precision import POLICIES, init_loss_scale
+from seresnext_jax.progress import Progress
 from seresnext_jax.state import TrainState, create
 from seresnext_jax.weights import flatten, unflatten
 
@@ -166,21 +167,22 @@ def from_torch(
 
 
 def _meta(file: "TorchFile", config: Config, steps_per_epoch: int) -> Meta:
-    """The meta of train.py's checkpoint at the end of an epoch; unknown is None or -1."""
+    """What train.py writes beside a state at the end of an epoch."""
+    assert file.epoch is not None
     batch = config.batch_size if config.optimizer_batch_size == -1 else config.optimizer_batch_size
     plan = resolve(config, num_images=steps_per_epoch * batch, num_devices=1)
-    assert file.epoch is not None
+    progress = Progress(finished_epochs=file.epoch)
+    if file.best_prec1:  # the original writes 0 where it never evaluated
+        # When is not known. As if in the last epoch, the patience of early stopping starts anew.
+        progress.best_top1, progress.best_epoch = file.best_prec1, file.epoch - 1
     return {
-        "config": asdict(config),
-        "plan": asdict(plan),
-        "epoch": file.epoch,
         "step": file.epoch * steps_per_epoch,
-        "best_top1": file.best_prec1 or -1.0,  # the original writes 0 where it never evaluated
-        "best_epoch": -1,
-        "class_names": None,
+        "epoch": file.epoch,
+        "progress": progress.to_json(),
+        "config": to_dict(config),
+        "plan": to_dict(plan),
         "fingerprint": None,
-        "evaluated": True,
-        "meters": {},
+        "class_names": None,
     }
 
 
@@ -224,7 +226,7 @@ def to_torch(folder: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, An
     content = {
         "epoch": epoch,
         "state_dict": state_dict({name: weights[name] for name in ("params", "batch_stats")}),
-        "best_prec1": max(0.0, meta["best_top1"]),
+        "best_prec1": max(0.0, meta["progress"]["best_top1"]),
         "optimizer": momentum_to_torch(
             momentum, optim, lr=learning_rate(optim, plan, max(0, step - 1))
         ),

@@ -129,11 +129,13 @@ def network(architecture: str, num_classes: int) -> ResNet:
 @lru_cache
 def expected_shapes(architecture: str, num_classes: int) -> Shapes:
     """The shape of every entry of an architecture's state dict but the counters."""
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     model = network(architecture, num_classes)
-    return torch_shapes(
-        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-    )
+
+    def initialise() -> Tree:
+        images = jnp.zeros((1, 32, 32, 3))
+        return dict(model.init(jax.random.key(0), images, train=False))
+
+    return torch_shapes(jax.eval_shape(initialise))
 
 
 def torch_shapes(variables: Tree) -> Shapes:
@@ -248,7 +250,7 @@ def _from_checkpoint(folder: Path, *, ema: bool) -> tuple[Tree, WeightsInfo]:
     info = WeightsInfo(
         architecture=config["model"]["arch"],
         num_classes=config["model"]["num_classes"],
-        class_names=None if class_names is None else tuple(class_names),
+        class_names=tuple(class_names) if class_names else None,
         image_size=config["data"]["image_size"],
         source=folder.name,
         ema=ema,

@@ -26,6 +26,9 @@ _WEIGHTS = ("params", "batch_stats", "ema")
 _ITEMS = ("weights", "training", "meta")
 _METRIC = "top1"
 
+# Orbax narrates each of its steps; what matters arrives as an exception.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
 
 class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving waits for the last save."""
@@ -36,8 +39,6 @@ class Checkpoints:
         Args:
           keep: 0 keeps the last and the best checkpoint, N also the last N, -1 all of them.
         """
-        # Orbax narrates every step at INFO and its own deprecations at WARNING.
-        logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = folder.absolute()
 
         def score(metrics: Meta) -> float:

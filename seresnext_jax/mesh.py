@@ -59,6 +59,17 @@ def put_batch(mesh: Mesh, images: np.ndarray, labels: np.ndarray, mask: np.ndarr
     return Batch(place(sharding, images), place(sharding, labels), place(sharding, mask))
 
 
+def abstract_batch(mesh: Mesh, *, passes: int, batch_size: int, image_size: int) -> Batch:
+    """The shapes of a `Batch` of `batch_size` images per device and pass."""
+    shape = (passes, batch_size * mesh.size)
+
+    def array(extra: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape + extra, dtype, sharding=batch_sharding(mesh))
+
+    images = array((image_size, image_size, 3), np.uint8)
+    return Batch(images, array((), np.int32), array((), np.bool_))
+
+
 def local_value_and_grad(
     function: Callable[..., Any], *, axis: str = DATA_AXIS
 ) -> Callable[..., tuple[Any, Any]]:

@@ -1,7 +1,8 @@
 """Where a run stands beside its `TrainState`, and the log of its steps."""
 
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -89,13 +90,16 @@ class TrainLog:
             self.flush()
         self._take_time()
 
-    def waiting_for_data(self) -> AbstractContextManager[None]:
-        """Count the time inside as waiting for data."""
-        return self._clock.waiting()
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Count the time inside as waiting for data, if the device had nothing else to do.
 
-    def not_training(self) -> AbstractContextManager[None]:
-        """Leave the time inside, a save say, out of the throughput."""
-        return self._clock.paused()
+        It had while the step dispatched last was still running at the end of the wait.
+        """
+        started = time.perf_counter()
+        yield
+        if self._pending is None or self._pending[1]["loss"].is_ready():
+            self._clock.waited(time.perf_counter() - started)
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Take the metrics of step `step` (counted from 1 over the run) and report those before.

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from seresnext_jax.images import IMAGENET_MEAN, IMAGENET_STD
 from seresnext_jax.mesh import make_mesh
 from seresnext_jax.model import ARCHITECTURES
 from seresnext_jax.precision import POLICIES
+from seresnext_jax.progress import Progress
 from seresnext_jax.steps import StepOptions, make_train_step
 from seresnext_jax.weights import load_weights
 from tests.reference import torch_model, torch_training
@@ -167,7 +169,7 @@ def test_a_long_difference_is_cut(model: torch_model.ResNet) -> None:
 
 def test_foreign_weights_are_refused() -> None:
     foreign = {"encoder.weight": torch.zeros(3, 3), "encoder.bias": torch.zeros(3)}
-    assert "2 unexpected (+ encoder.bias, + encoder.weight)" in mismatch(foreign)
+    assert "2 unexpected (+ encoder.weight, + encoder.bias)" in mismatch(foreign)
 
 
 def test_one_entry_under_two_spellings_is_refused(model: torch_model.ResNet) -> None:
@@ -346,9 +348,9 @@ def random_batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def torch_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
     pixels, labels = random_batch(seed)
-    images = (pixels / np.float32(255) - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    images = (pixels / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     batch = torch_training.MicroBatch(
-        torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels).long()
+        torch.from_numpy(images.transpose(0, 3, 1, 2)).float(), torch.from_numpy(labels).long()
     )
     torch_training.train_step(model, optimizer, [batch], smoothing=0.1)
 
@@ -404,17 +406,27 @@ def assert_close(found: Any, wanted: Any) -> None:
     jax.tree.map(check, found, wanted)
 
 
-@pytest.mark.parametrize("decay", ["nvidia-names", "all"])
-def test_a_training_state_goes_on_as_in_pytorch(tmp_path: Path, decay: str) -> None:
-    model, optimizer = trained(decay)
+def numpy_optimizer(optimizer: torch.optim.SGD) -> dict[str, Any]:
+    """An optimizer's state dict with arrays for tensors."""
+    state = optimizer.state_dict()
+    buffers = {
+        i: {"momentum_buffer": entry["momentum_buffer"].numpy()}
+        for i, entry in state["state"].items()
+    }
+    return {**state, "state": buffers}
+
+
+def test_a_training_state_goes_on_as_in_pytorch(tmp_path: Path) -> None:
+    model, optimizer = trained("nvidia-names")
     file = tmp_path / "a.pth.tar"
     torch_training.save_training_checkpoint(file, model, optimizer, epoch=3, best_prec1=61.5)
-    optim_config = OptimConfig(decay_mask=decay, weight_decay=0.01)  # type: ignore[arg-type]
-    config = Config(model=CONFIG.model, optim=optim_config, batch_size=4)
+    config = replace(CONFIG, use_ema=None)
     state, meta, _ = training.from_torch(
         torch_file.read(file), file, config, steps_per_epoch=STEPS_PER_EPOCH
     )
-    assert (int(state.step), meta["epoch"], meta["best_top1"]) == (15, 3, 61.5)
+    assert (int(state.step), meta["step"], meta["epoch"]) == (15, 15, 3)
+    progress = Progress.from_json(meta["progress"])
+    assert (progress.finished_epochs, progress.best_top1) == (3, 61.5)
     assert state.ema is None
 
     state = flax_step(state, config, lr=0.02, seed=3)
@@ -422,14 +434,31 @@ def test_a_training_state_goes_on_as_in_pytorch(tmp_path: Path, decay: str) -> N
     wanted, _ = from_state_dict(as_numpy(model.state_dict()), source="reference")
     assert_close(state.variables, wanted)
     momentum = training.momentum_from_torch(
-        {**optimizer.state_dict(), "state": {
-            i: {"momentum_buffer": s["momentum_buffer"].numpy()}
-            for i, s in optimizer.state_dict()["state"].items()
-        }},
-        wanted["params"],
-        source="reference",
-    )  # fmt: skip
+        numpy_optimizer(optimizer), wanted["params"], source="reference"
+    )
     assert_close(state.opt_state[1].trace, momentum)
+
+
+def test_momentum_in_a_single_group() -> None:
+    """The original's --bn-weight-decay."""
+    model, optimizer = trained("all")
+    variables, _ = from_state_dict(as_numpy(model.state_dict()), source="reference")
+    state = numpy_optimizer(optimizer)
+    momentum = training.momentum_from_torch(state, variables["params"], source="reference")
+    by_name = {
+        name: optimizer.state[parameter]["momentum_buffer"].numpy()
+        for name, parameter in model.named_parameters()
+    }
+    np.testing.assert_array_equal(
+        momentum["layers"]["0"]["0"]["conv2"]["kernel"],
+        by_name["layers.0.0.conv2.weight"].transpose(2, 3, 1, 0),
+    )
+    config = OptimConfig(decay_mask="all", weight_decay=0.01)
+    back = training.momentum_to_torch(momentum, config, lr=0.02)
+    assert [group["params"] for group in back["param_groups"]] == [list(range(len(by_name)))]
+    assert back["param_groups"][0]["weight_decay"] == 0.01
+    for i, buffer in enumerate(by_name.values()):
+        np.testing.assert_array_equal(back["state"][i]["momentum_buffer"], buffer)
 
 
 def test_a_training_state_both_ways_bit_for_bit(tmp_path: Path) -> None:
@@ -461,11 +490,15 @@ def test_a_training_state_both_ways_bit_for_bit(tmp_path: Path) -> None:
     rate = 0.256 * 4 / 256 * 0.5 * (1 + np.cos(np.pi * 1 / 9))
     assert [g["lr"] for g in found["optimizer"]["param_groups"]] == pytest.approx([rate] * 2)
 
-    again, optimizer_again = reference(TINY, CLASSES), None
+    again = reference(TINY, CLASSES)
     again.load_state_dict({k.removeprefix("module."): v for k, v in found["state_dict"].items()})
-    optimizer_again = torch_training.sgd(again, lr=0.1)
-    optimizer_again.load_state_dict(found["optimizer"])
-    torch_step(again, optimizer_again, seed=3)
+    resumed = torch_training.sgd(again, lr=1.0)
+    resumed.load_state_dict(found["optimizer"])
+    torch_step(again, resumed, seed=3)
+    for group in optimizer.param_groups:
+        group["lr"] = resumed.param_groups[0]["lr"]
+    torch_step(model, optimizer, seed=3)
+    assert_same_state(without_counters(again.state_dict()), without_counters(model.state_dict()))
 
 
 def test_a_converted_checkpoint_restores_into_a_run(tmp_path: Path) -> None:
@@ -474,9 +507,8 @@ def test_a_converted_checkpoint_restores_into_a_run(tmp_path: Path) -> None:
         tmp_path / "a.pth.tar", model, optimizer, epoch=3, best_prec1=0, ema=average_of(model)
     )
     to_checkpoint(tmp_path)
-    like, _, _ = training.from_torch(
-        torch_file.read(tmp_path / "a.pth.tar"), tmp_path, CONFIG, steps_per_epoch=1
-    )
+    file = tmp_path / "a.pth.tar"
+    like, _, _ = training.from_torch(torch_file.read(file), file, CONFIG, steps_per_epoch=1)
     with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         state, meta, notes = checkpoints.restore_newest(jax.tree.map(jnp.zeros_like, like))
     assert (int(state.step), notes) == (15, [])

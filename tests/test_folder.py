@@ -11,7 +11,7 @@ from PIL import Image
 
 from seresnext_jax.config import DataConfig
 from seresnext_jax.data.files import scan_folder
-from seresnext_jax.data.folder import BAD_IMAGE, open_rgb
+from seresnext_jax.data.folder import BadImage, open_rgb
 from seresnext_jax.data.open import Split, open_loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh
@@ -114,7 +114,7 @@ BAD = ["empty", "text", "link", "huge", "truncated"]
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_file_is_told_apart(tmp_path: Path, kind: str) -> None:
     make_bad(kind, tmp_path / "x.jpg")
-    with pytest.raises(BAD_IMAGE):
+    with pytest.raises(BadImage):
         open_rgb(tmp_path / "x.jpg")
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ def variables() -> dict[str, Any]:
     images = jnp.zeros((1, 32, 32, 3))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+    made: dict[str, Any] = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(np.float32), shapes
+    )
+    return made
 
 
 def assert_same(a: Any, b: Any) -> None:
@@ -112,7 +116,7 @@ def test_a_checkpoint_is_read_as_weights(
         with_ema=with_ema,
     )
     if with_ema:
-        trained = trained.replace(ema=jax.tree.map(lambda x: x + 1, trained.ema))
+        trained = replace(trained, ema=jax.tree.map(lambda x: x + 1, trained.ema))
     meta = {"config": to_dict(config), "class_names": ["a", "b", "c"], "epoch": 2}
     with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(trained, meta, top1=50.0)

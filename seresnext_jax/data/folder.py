@@ -5,9 +5,11 @@ is not applied.
 """
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -27,7 +29,7 @@ MAX_PIXELS = 2**26
 """Images with more pixels, as they are or resized, count as bad: they could exhaust the memory."""
 
 
-class BAD_IMAGE(Exception):  # noqa: N801
+class BadImage(Exception):
     """A file that can't be decoded; the message is the cause, without the file's name."""
 
 
@@ -50,9 +52,24 @@ class Transform:
           draws: (DRAWS,) float64 from `sampler.crop_draws`; not looked at in evaluation.
 
         Raises:
-          BAD_IMAGE: the resized image would have more than MAX_PIXELS.
+          BadImage: the resized image would have more than MAX_PIXELS.
         """
         return self._train(image, draws) if self.split == "train" else self._evaluate(image)
+
+    def eval_window(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """`sampler.eval_window` with this transform's sizes."""
+        return eval_window(height, width, self.image_size + self.eval_margin, self.image_size)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse an image that is too large, as it is or resized for evaluation.
+
+        Raises:
+          BadImage: it, or what it is resized to, has more than MAX_PIXELS.
+        """
+        _check_pixels(width, height)
+        if self.split == "val":
+            resized_h, resized_w, _, _ = self.eval_window(height, width)
+            _check_pixels(resized_w, resized_h)
 
     def _train(self, image: Image.Image, draws: np.ndarray) -> np.ndarray:
         """Crop at random, resize, perhaps mirror."""
@@ -68,10 +85,8 @@ class Transform:
     def _evaluate(self, image: Image.Image) -> np.ndarray:
         """Resize the shorter side, crop the centre."""
         size = self.image_size
-        height, width, top, left = eval_window(
-            image.height, image.width, size + self.eval_margin, size
-        )
-        _check_pixels(width, height)
+        self.check_size(image.height, image.width)
+        height, width, top, left = self.eval_window(image.height, image.width)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(image.crop((left, top, left + size, top + size)))
 
@@ -80,29 +95,36 @@ def open_rgb(path: str | Path) -> Image.Image:
     """Read an image of any kind as RGB: alpha is dropped, 16-bit grey is scaled to 8 bits.
 
     Raises:
-      BAD_IMAGE: the file is missing, unreadable, damaged, not an image, or beyond MAX_PIXELS.
+      BadImage: the file is missing, unreadable, damaged, not an image, or beyond MAX_PIXELS.
     """
+    with _opened(path) as image:
+        _check_pixels(image.width, image.height)
+        if image.mode.startswith("I;16"):  # convert("RGB") would clip at 255
+            grey = (np.asarray(image).astype(np.float64) / 257 + 0.5).astype(np.uint8)
+            return Image.fromarray(grey).convert("RGB")
+        return image.convert("RGB")
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The image at `path`; everything that goes wrong inside becomes `BadImage`."""
     try:
         with Image.open(path) as image:
-            _check_pixels(image.width, image.height)
-            if image.mode.startswith("I;16"):  # convert("RGB") would clip at 255
-                grey = (np.asarray(image).astype(np.float64) / 257 + 0.5).astype(np.uint8)
-                return Image.fromarray(grey).convert("RGB")
-            return image.convert("RGB")
-    except BAD_IMAGE:
+            yield image
+    except BadImage:
         raise
     except UnidentifiedImageError as error:
-        raise BAD_IMAGE("not an image in a known format") from error
+        raise BadImage("not an image in a known format") from error
     except OSError as error:
-        raise BAD_IMAGE(error.strerror or str(error)) from error
+        raise BadImage(error.strerror or str(error)) from error
     except Exception as error:  # On damaged files the decoders raise nearly anything.
-        raise BAD_IMAGE(str(error) or type(error).__name__) from error
+        raise BadImage(str(error) or type(error).__name__) from error
 
 
 def _check_pixels(width: int, height: int) -> None:
-    """Raise `BAD_IMAGE` for an image that is too large to handle."""
+    """Raise `BadImage` for an image that is too large to handle."""
     if width * height > MAX_PIXELS:
-        raise BAD_IMAGE(f"{width} x {height} pixels are more than {MAX_PIXELS}")
+        raise BadImage(f"{width} x {height} pixels are more than {MAX_PIXELS}")
 
 
 class ImageReader:
@@ -116,6 +138,8 @@ class ImageReader:
         self.bad_files: list[str] = []
         self._on_bad_image = on_bad_image
         self._lock = Lock()
+        # Headers are read once; no image is 0 pixels high.
+        self._sizes = np.zeros((len(files.paths), 2), np.int32)
 
     def image(self, index: int, draws: np.ndarray) -> np.ndarray | None:
         """The transformed image `index`, (S, S, 3) uint8; None if it is left out.
@@ -123,19 +147,44 @@ class ImageReader:
         Raises:
           UserError: it can't be decoded, and the policy is ``error``.
         """
-        path = str(self.files.folder / self.files.paths[index])
         try:
-            return self.transform(open_rgb(path), draws)
-        except BAD_IMAGE as cause:
-            if self._on_bad_image == "error":
-                raise UserError(
-                    f"can't decode {path}: {cause}; replace or delete it, "
-                    "or leave such files out with --data.on-bad-image skip"
-                ) from cause
-            with self._lock:
-                if path not in self.bad_files:
-                    self.bad_files.append(path)
+            return self.transform(open_rgb(self.path(index)), draws)
+        except BadImage as cause:
+            self._refuse(index, cause)
             return None
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        """(height, width) of image `index` from its header; None if it is left out.
+
+        Raises:
+          UserError: it has no readable header, and the policy is ``error``.
+        """
+        height, width = self._sizes[index].tolist()
+        if not height:
+            try:
+                with _opened(self.path(index)) as image:
+                    height, width = image.height, image.width
+                self.transform.check_size(height, width)
+            except BadImage as cause:
+                self._refuse(index, cause)
+                return None
+            self._sizes[index] = height, width
+        return height, width
+
+    def path(self, index: int) -> str:
+        """Where image `index` lies."""
+        return os.path.join(self.files.folder, self.files.paths[index])
+
+    def _refuse(self, index: int, cause: BadImage) -> None:
+        path = self.path(index)
+        if self._on_bad_image == "error":
+            raise UserError(
+                f"can't decode {path}: {cause}; replace or delete it, "
+                "or leave such files out with --data.on-bad-image skip"
+            ) from cause
+        with self._lock:
+            if path not in self.bad_files:
+                self.bad_files.append(path)
 
     def collect(
         self, rows: Rows, images: Iterable[np.ndarray | None]

@@ -106,6 +106,46 @@ class Sampler:
         return per_pass[:, self.columns].reshape(-1)
 
 
+def random_crops(
+    draws: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+) -> np.ndarray:
+    """Windows of random resized crops.
+
+    torchvision's RandomResizedCrop.get_params: up to ten windows with an area uniform in `area`
+    times the image's and a log-uniform width / height; the first that fits is placed uniformly,
+    else the largest centred window whose ratio is allowed. Rounds halves up.
+
+    Args:
+      draws: (R, DRAWS) uniforms.
+      heights, widths: (R,) of the images, in pixels.
+
+    Returns:
+      (R, 4) int64: top, left, height, width.
+    """
+    height, width = heights[:, None].astype(np.float64), widths[:, None].astype(np.float64)
+    areas = height * width * _between(draws[:, :ATTEMPTS], area)
+    log_ratio = (np.log(ratio[0]), np.log(ratio[1]))
+    ratios = np.exp(_between(draws[:, ATTEMPTS : 2 * ATTEMPTS], log_ratio))
+    tried_w = _round(np.sqrt(areas * ratios))
+    tried_h = _round(np.sqrt(areas / ratios))
+    fits = (tried_w >= 1) & (tried_w <= width) & (tried_h >= 1) & (tried_h <= height)
+    first = np.argmax(fits, axis=1)[:, None]
+    found = np.any(fits, axis=1, keepdims=True)
+
+    central_h = np.minimum(height, _round(width / ratio[0]))
+    central_w = np.minimum(width, _round(height * ratio[1]))
+    h = np.where(found, np.take_along_axis(tried_h, first, axis=1), central_h)
+    w = np.where(found, np.take_along_axis(tried_w, first, axis=1), central_w)
+    free_h, free_w = height - h, width - w
+    top = np.where(found, draws[:, [2 * ATTEMPTS]] * (free_h + 1), free_h / 2)
+    left = np.where(found, draws[:, [2 * ATTEMPTS + 1]] * (free_w + 1), free_w / 2)
+    return np.floor(np.concatenate([top, left, h, w], axis=1)).astype(np.int64)
+
+
 def random_crop(
     draws: np.ndarray,
     height: int,
@@ -113,23 +153,9 @@ def random_crop(
     area: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """Window (top, left, height, width) of a random resized crop.
-
-    torchvision's RandomResizedCrop.get_params: up to ten windows with an area uniform in `area`
-    times the image's and a log-uniform width / height; the first that fits is placed uniformly,
-    else the largest centred window whose ratio is allowed. Rounds halves up.
-    """
-    areas = height * width * _between(draws[:ATTEMPTS], area)
-    ratios = np.exp(_between(draws[ATTEMPTS : 2 * ATTEMPTS], (np.log(ratio[0]), np.log(ratio[1]))))
-    widths = np.floor(np.sqrt(areas * ratios) + 0.5)
-    heights = np.floor(np.sqrt(areas / ratios) + 0.5)
-    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
-    if not fits.any():
-        return _central_window(height, width, ratio)
-    first = int(np.argmax(fits))
-    h, w = int(heights[first]), int(widths[first])
-    top = int(np.floor(draws[2 * ATTEMPTS] * (height - h + 1)))
-    left = int(np.floor(draws[2 * ATTEMPTS + 1] * (width - w + 1)))
+    """`random_crops` of one image: (top, left, height, width)."""
+    windows = random_crops(draws[None], np.array([height]), np.array([width]), area, ratio)
+    top, left, h, w = windows[0].tolist()
     return top, left, h, w
 
 
@@ -137,15 +163,8 @@ def _between(draws: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
     return bounds[0] + draws * (bounds[1] - bounds[0])
 
 
-def _central_window(
-    height: int, width: int, ratio: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    h, w = height, width
-    if width / height < ratio[0]:
-        h = min(height, int(np.floor(width / ratio[0] + 0.5)))
-    elif width / height > ratio[1]:
-        w = min(width, int(np.floor(height * ratio[1] + 0.5)))
-    return (height - h) // 2, (width - w) // 2, h, w
+def _round(values: np.ndarray) -> np.ndarray:
+    return np.floor(values + 0.5)
 
 
 def flips(draws: np.ndarray) -> np.ndarray:

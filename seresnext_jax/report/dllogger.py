@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class Report:
         now = time.time()
         record = {
             "timestamp": f"{now:.6f}",
-            "datetime": str(datetime.fromtimestamp(now, timezone.utc)),
+            "datetime": str(datetime.fromtimestamp(now, UTC)),
             "elapsedtime": f"{now - self._started:.6f}",
             "type": kind,
             **body,

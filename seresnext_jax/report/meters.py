@@ -1,8 +1,7 @@
 """Means that survive a checkpoint, a throughput clock, and percentiles."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -35,19 +34,9 @@ class Clock:
         self._marked = time.perf_counter()
         self._waited = 0.0
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for data."""
-        started = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - started
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Count the time inside, an evaluation say, not at all."""
-        started = time.perf_counter()
-        yield
-        self._marked += time.perf_counter() - started
+    def waited(self, seconds: float) -> None:
+        """Count `seconds` of the time since the mark as waiting for data."""
+        self._waited += seconds
 
     def mark(self) -> tuple[float, float]:
         """Seconds (in all, waiting for data) since the last mark, and start anew."""

@@ -233,8 +233,8 @@ def randomize_like_trained(model: ResNet, seed: int, image_size: int = 224) -> N
     model.eval()
     logits = model(images)
     scale = 8 / (logits.max() - logits.min())
-    model.fc.weight *= scale
-    model.fc.bias *= scale
+    model.fc.weight.mul_(scale)
+    model.fc.bias.mul_(scale)
 
 
 def to_old_names(state: Mapping[str, Tensor]) -> StateDict:

@@ -1,0 +1,35 @@
+# make demo   train a small network on real images, then classify a few of them
+# make test   the tests
+# make lint   format, lint and types
+# Each sets up .venv by itself.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA := runs/digits-data
+RUN := runs/digits
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m seresnext_jax.data.digits $(DATA)
+	rm -rf $(RUN)
+	$(BIN)/python train.py --config configs/digits.py --data.root $(DATA) --workspace $(RUN)
+	$(BIN)/python classify.py --weights $(RUN)/checkpoints/best --topk 3 \
+	    $$(find $(DATA)/val -name '*.jpg' | sort | awk 'NR % 60 == 1')
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(VENV)/.%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

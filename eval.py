@@ -1,0 +1,120 @@
+"""Evaluate weights on a validation split: accuracy, loss, throughput and latency.
+
+``--weights`` takes a checkpoint (or a folder of them, or its best: <folder>/best), a converted
+weights folder, or a PyTorch file. The architecture and number of classes come from the weights.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from convert.weights import read_weights
+from seresnext_jax import runtime
+from seresnext_jax.cli import parse_config, run
+from seresnext_jax.config import Config
+from seresnext_jax.data.files import check_classes
+from seresnext_jax.data.open import open_loader
+from seresnext_jax.errors import UserError
+from seresnext_jax.evaluate import evaluate
+from seresnext_jax.mesh import abstract_batch, make_mesh, replicate
+from seresnext_jax.model import build
+from seresnext_jax.precision import POLICIES
+from seresnext_jax.report.console import Console
+from seresnext_jax.steps import make_eval_step
+
+
+@dataclass(frozen=True)
+class EvalConfig(Config):
+    """A run's options, of which evaluation uses those of data, model and precision."""
+
+    weights: str = ""
+    """What to evaluate: a checkpoint, a weights folder, or a PyTorch file."""
+    ema: bool = False
+    """Evaluate the moving average that the weights' file holds."""
+    json: str = ""
+    """Also write the results to this file."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the program; returns its exit status."""
+    config = parse_config(argv, program="eval.py", description=__doc__ or "", schema=EvalConfig)
+    if not config.weights:
+        raise UserError("--weights is missing: name a checkpoint, weights folder or PyTorch file")
+    runtime.start(config)
+    mesh = make_mesh()
+    console = Console(enabled=jax.process_index() == 0)
+
+    # ---- network -------------------------------------------------------------------------------
+    variables, info = read_weights(config.weights, ema=config.ema)
+    model = replace(config.model, arch=info.architecture, num_classes=info.num_classes)
+    policy = POLICIES[config.precision]
+    network = build(model, dtype=policy.compute_dtype)
+    topk = min(config.topk, info.num_classes)
+
+    # ---- data ----------------------------------------------------------------------------------
+    loader = open_loader(
+        config.data,
+        split="val",
+        mesh=mesh,
+        accumulation=1,
+        images_per_pass=config.batch_size * mesh.size,
+        seed=config.seed,
+        num_classes=info.num_classes,
+    )
+    if loader.class_names:
+        check_classes(loader.class_names, info.num_classes, Path(config.data.root) / "val")
+    if info.class_names and loader.class_names and tuple(loader.class_names) != info.class_names:
+        raise UserError(
+            "the class folders of val/ are not those the weights were trained on "
+            f"({loader.class_names[0]}, ... against {info.class_names[0]}, ...): sort them alike"
+        )
+
+    # ---- evaluate ------------------------------------------------------------------------------
+    eval_step = make_eval_step(
+        network.apply, policy=policy, topk=topk, smoothing=config.label_smoothing, mesh=mesh
+    )
+    variables = replicate(mesh, jax.tree.map(jnp.asarray, variables))
+    with console.compiling("the evaluation step"):
+        batch = abstract_batch(
+            mesh, passes=1, batch_size=config.batch_size, image_size=config.data.image_size
+        )
+        compiled = eval_step.lower(variables, batch).compile()
+    results = evaluate(compiled, variables, loader, topk=topk, prof=config.prof)
+    assert results is not None  # nothing asks this program to stop
+    loader.close()
+
+    # ---- report --------------------------------------------------------------------------------
+    header = {
+        "weights": config.weights,
+        "architecture": info.architecture,
+        "precision": config.precision,
+        "batch_size": config.batch_size,
+        "devices": mesh.size,
+    }
+    console.table(
+        "Evaluation",
+        [(name, str(value)) for name, value in header.items()]
+        + [(name, _format(name, value)) for name, value in results.items()],
+    )
+    for path in loader.bad_files:
+        console.warn(f"left out, can't be decoded: {path}")
+    if config.json and console.enabled:
+        Path(config.json).write_text(json.dumps(header | results, indent=2) + "\n")
+    return 0
+
+
+def _format(name: str, value: float) -> str:
+    if name.startswith("top"):
+        return f"{value:.3f} %"
+    if name.endswith("_ips"):
+        return f"{value:.1f} img/s"
+    if "time" in name or "latency" in name:
+        return f"{1000 * value:.2f} ms"
+    return f"{value:.0f}" if name == "count" else f"{value:.5f}"
+
+
+if __name__ == "__main__":
+    run(main)
