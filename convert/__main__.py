@@ -122,11 +122,11 @@ def _facts(variables: dict[str, Any], info: WeightsInfo) -> Facts:
 def verify(options: argparse.Namespace) -> int:
     """Compare two sets of weights; 1 if they are different networks."""
     a, b = read_weights(options.a), read_weights(options.b)
-    size = a[1].image_size
+    info = a[1]
     pixels: Iterator[Any] = (
-        compare.image_pixels(options.images, size)
+        compare.image_pixels(options.images, info)
         if options.images
-        else compare.random_pixels(size)
+        else compare.random_pixels(info.image_size)
     )
     result = compare.compare(a, b, pixels)
     if options.json:

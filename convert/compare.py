@@ -105,8 +105,8 @@ def random_pixels(size: int) -> Iterator[Array]:
     yield np.random.default_rng(0).integers(0, 256, (_BATCH, size, size, 3), np.uint8)
 
 
-def image_pixels(folder: Path, size: int) -> Iterator[Array]:
-    """The images below a folder as evaluation sees them, in batches of up to 8.
+def image_pixels(folder: Path, info: WeightsInfo) -> Iterator[Array]:
+    """The images below a folder as evaluation of those weights sees them, by eights.
 
     Raises:
       UserError: there is none, or one can't be decoded.
@@ -115,7 +115,9 @@ def image_pixels(folder: Path, size: int) -> Iterator[Array]:
     if not files:
         raise UserError(f"{folder} holds no images: give another folder to --images")
     data = DataConfig()
-    transform = Transform("val", size, data.eval_margin, data.crop_area, data.crop_ratio, data.flip)
+    transform = Transform(
+        "val", info.image_size, info.eval_margin, data.crop_area, data.crop_ratio, data.flip
+    )
     for start in range(0, len(files), _BATCH):
         batch = files[start : start + _BATCH]
         try:

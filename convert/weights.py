@@ -252,6 +252,7 @@ def _from_checkpoint(folder: Path, *, ema: bool) -> tuple[Tree, WeightsInfo]:
         num_classes=config["model"]["num_classes"],
         class_names=tuple(class_names) if class_names else None,
         image_size=config["data"]["image_size"],
+        eval_margin=config["data"]["eval_margin"],
         source=folder.name,
         ema=ema,
         epoch=meta.get("epoch"),

@@ -186,8 +186,9 @@ class Checkpoints:
                 meta=ocp.args.JsonRestore(),
             ),
         )
-        state = like.replace(**restored["training"], ema=None)
-        return state.replace(**restored["weights"]), restored["meta"]
+        ema = restored["weights"].get("ema")
+        parts = {**restored["training"], **restored["weights"], "ema": ema}
+        return TrainState(**parts), restored["meta"]
 
     def _set_aside(self, steps: list[int]) -> None:
         for step in steps:

@@ -44,6 +44,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     argv = sys.argv[1:]
     try:
         sys.exit(main(argv))
+    except BrokenPipeError:  # ... | head; the exit must not write to the pipe again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (UserError, KeyboardInterrupt) as error:
         if "--debug" in argv:
             traceback.print_exc()

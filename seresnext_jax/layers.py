@@ -4,12 +4,16 @@ Parameters are float32; each layer casts them to the type of its input. NHWC thr
 names are the original's, so that a path reads like its state-dict key.
 """
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from seresnext_jax.ops.convolution import conv2d
 from seresnext_jax.ops.pooling import global_mean
+
+FanMode = Literal["fan_in", "fan_out"]
 
 
 class Conv(nn.Module):
@@ -19,7 +23,7 @@ class Conv(nn.Module):
     kernel_size: int
     stride: int = 1
     groups: int = 1
-    init_mode: str = "fan_in"
+    init_mode: FanMode = "fan_in"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -46,7 +46,8 @@ def local_columns(mesh: Mesh, n: int) -> slice:
     if n % mesh.size:
         raise ValueError(f"{n} images do not divide over {mesh.size} devices")
     sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
-    spans = [index[0] for index in sharding.addressable_devices_indices_map((n,)).values()]
+    indices = sharding.addressable_devices_indices_map((n,)).values()
+    spans = [index[0] for index in indices if index is not None]
     return slice(
         min(s.start or 0 for s in spans), max(n if s.stop is None else s.stop for s in spans)
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from seresnext_jax.config import ModelConfig
 from seresnext_jax.errors import UserError
-from seresnext_jax.layers import BatchNorm, Conv, Dense, SqueezeExcite
+from seresnext_jax.layers import BatchNorm, Conv, Dense, FanMode, SqueezeExcite
 from seresnext_jax.ops.pooling import global_mean, max_pool
 
 
@@ -58,7 +58,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 
-CONV_INIT: dict[str, str] = {
+CONV_INIT: dict[str, FanMode] = {
     "fan_in": "fan_in",
     "fan_out": "fan_out",
     "classic": "fan_out",
@@ -75,7 +75,7 @@ class Options:
     """What every block of a network has in common."""
 
     arch: Architecture
-    init_mode: str = "fan_in"
+    init_mode: FanMode = "fan_in"
     """Fan of the convolutions' initialiser."""
     last_bn_0_init: bool = False
     bn_group_size: int = 0

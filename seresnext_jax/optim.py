@@ -20,7 +20,7 @@ def learning_rate(config: OptimConfig, plan: Plan, step: int) -> float:
     ``lr_update="step"`` is the same curve read at every step. NVIDIA: optimizers.py, lr_*_policy.
     """
     if config.lr_update == "epoch":
-        epoch = step // plan.steps_per_epoch
+        epoch = float(step // plan.steps_per_epoch)
         warmed = epoch + 1.0
     else:
         epoch = step / plan.steps_per_epoch

@@ -98,7 +98,8 @@ class TrainLog:
         """
         started = time.perf_counter()
         yield
-        if self._pending is None or self._pending[1]["loss"].is_ready():
+        last_loss: Any = None if self._pending is None else self._pending[1]["loss"]
+        if last_loss is None or last_loss.is_ready():
             self._clock.waited(time.perf_counter() - started)
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:

@@ -4,7 +4,7 @@ The training step reads: forward, loss, scale, gradient, mean, unscale, skip, up
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,7 +43,7 @@ class StepOptions:
 
 def make_train_step(
     apply: Apply, optimizer: optax.GradientTransformation, options: StepOptions, mesh: Mesh
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """Build ``step(state, batch, lr) -> (state, metrics)``, compiled, donating the state.
 
     Metrics are float32 scalars: ``loss`` (mean over the step's images), ``lr``, ``loss_scale``
@@ -65,7 +65,8 @@ def make_train_step(
         opt_state = _select(finite, opt_state, state.opt_state)
         batch_stats = _select(all_finite(batch_stats), batch_stats, state.batch_stats)
 
-        new_state = state.replace(
+        new_state = replace(
+            state,
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
@@ -164,7 +165,7 @@ def _average(
 
 def make_eval_step(
     apply: Apply, *, policy: Policy, topk: int, smoothing: float, mesh: Mesh
-) -> Callable[[Tree, Batch], Metrics]:
+) -> jax.stages.Wrapped:
     """Build ``step(variables, batch) -> sums`` of `evaluation_sums` over all devices."""
 
     def device_step(variables: Tree, batch: Batch) -> Metrics:

@@ -37,6 +37,8 @@ class WeightsInfo:
     class_names: tuple[str, ...] | None = None
     image_size: int = 224
     """Side of the square the network was made for, in pixels."""
+    eval_margin: int = 32
+    """Evaluation resizes the shorter side to image_size + this before the centre crop."""
     source: str = ""
     """Name of the file or folder they were converted from."""
     sha256: str | None = None

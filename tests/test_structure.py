@@ -12,12 +12,15 @@ SHARED = {"__init__", "config", "errors", "data", "data.batch", "ops", "convert"
 """Plain data and package files, open to all."""
 
 RANKS: dict[int, set[str]] = {
-    0: {"names", "precision", "losses", "mixup", "metrics", "images", "mesh", "report"}
-    | {"ops.convolution", "ops.pooling"},
-    1: {"layers", "optim", "state"} | {"data.dali", "data.folder", "data.synthetic", "data.digits"},
+    0: {"names", "precision", "losses", "mixup", "metrics", "images", "mesh", "signals"}
+    | {"class_names", "weights", "data.files", "data.sampler", "ops.convolution", "ops.pooling"}
+    | {"report", "report.console", "report.dllogger", "report.meters", "report.plot"},
+    1: {"layers", "optim", "state"}
+    | {"data.dali", "data.folder", "data.synthetic", "data.digits", "data.open"},
     2: {"model", "steps", "checkpoint"},
-    4: {"cli", "train", "eval", "classify", "benchmark"}
-    | {"convert.__main__", "convert.torch_file", "convert.weights"},
+    3: {"cli", "evaluate", "progress", "runtime", "saver"}
+    | {"convert.torch_file", "convert.weights", "convert.training", "convert.compare"},
+    4: {"train", "eval", "classify", "benchmark", "convert.__main__"},
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 

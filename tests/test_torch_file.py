@@ -34,7 +34,7 @@ def sgd_state() -> dict[str, Any]:
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     optimizer.param_groups[0]["lr"] = np.float64(0.5)
-    return optimizer.state_dict()
+    return dict(optimizer.state_dict())
 
 
 def assert_state(found: dict[str, Any] | None) -> None:
@@ -173,7 +173,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     torch.save([1, 2], folder / "list.pth")
     torch.save({"epoch": 3}, folder / "numbers.pth")
     torch.save({"state_dict": {}}, folder / "nothing.pth")
-    torch.jit.script(torch.nn.ReLU()).save(str(folder / "script.pt"))  # type: ignore[no-untyped-call]
+    torch.jit.script(torch.nn.ReLU()).save(str(folder / "script.pt"))
     return {name: part for name, (_, part) in contents.items()} | {
         "folder": "is a folder",
         "missing.pth.tar": "No such file",

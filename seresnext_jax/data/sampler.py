@@ -19,7 +19,7 @@ _ORDER_STREAM, _CROP_STREAM = 0, 1
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     """A fresh permutation (num_images,) int64 for each seed and epoch."""
-    return _generator(_ORDER_STREAM, seed, epoch).permutation(num_images)
+    return np.random.Generator(_philox(_ORDER_STREAM, seed, epoch)).permutation(num_images)
 
 
 def crop_draws(seed: int, epoch: int, start: int, count: int) -> np.ndarray:
@@ -28,17 +28,18 @@ def crop_draws(seed: int, epoch: int, start: int, count: int) -> np.ndarray:
     Returns:
       (count, DRAWS) float64; a position's row depends on nothing else.
     """
-    generator = _generator(_CROP_STREAM, seed, epoch)
+    philox = _philox(_CROP_STREAM, seed, epoch)
     # Philox makes four 64-bit words per counter value, one word per float64.
     words = start * DRAWS
-    generator.bit_generator.advance(words // 4)
+    philox.advance(words // 4)
     skip = words % 4
+    generator = np.random.Generator(philox)
     return generator.random(skip + count * DRAWS)[skip:].reshape(count, DRAWS)
 
 
-def _generator(stream: int, seed: int, epoch: int) -> np.random.Generator:
+def _philox(stream: int, seed: int, epoch: int) -> np.random.Philox:
     key = np.array([(stream << 32) | seed, epoch], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key))
+    return np.random.Philox(key=key)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,154 @@
+"""Name what is on pictures: ``python classify.py --weights WEIGHTS IMAGE_OR_FOLDER ...``.
+
+Any image that Pillow opens, in the preprocessing of evaluation; folders are searched for images.
+``--weights`` takes what eval.py takes.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from convert.weights import read_weights
+from seresnext_jax.class_names import names_for
+from seresnext_jax.cli import parse, run
+from seresnext_jax.config import ModelConfig, Precision
+from seresnext_jax.data.files import EXTENSIONS
+from seresnext_jax.data.folder import BadImage, Transform, open_rgb
+from seresnext_jax.errors import UserError
+from seresnext_jax.images import normalize
+from seresnext_jax.model import build
+from seresnext_jax.precision import POLICIES
+
+
+@dataclass(frozen=True)
+class ClassifyConfig:
+    """The options of classify.py."""
+
+    images: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Image files, and folders of them."""
+    weights: str = ""
+    """A checkpoint, a weights folder, or a PyTorch file."""
+    topk: int = 5
+    """Classes named for each image."""
+    precision: Precision = "fp32"
+    """fp32, tf32, bf16 or fp16."""
+    batch_size: int = 16
+    """Images per forward pass."""
+    image_size: int = 0
+    """Side of the square the network sees, in pixels; 0: that of the weights."""
+    eval_margin: int = -1
+    """The shorter side is resized to image_size + this; -1: as the weights were evaluated."""
+    ema: bool = False
+    """Use the moving average that the weights' file holds."""
+    json: bool = False
+    """Print one JSON object per image instead of text."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the program; returns 1 if an image could not be read, else 0."""
+    config = parse(ClassifyConfig(), argv, program="classify.py", description=__doc__ or "")
+    if not config.weights:
+        raise UserError("--weights is missing: name a checkpoint, weights folder or PyTorch file")
+    if config.topk < 1 or config.batch_size < 1:
+        raise UserError("--topk and --batch-size take numbers from 1 on")
+    paths = find_images(config.images)
+    variables, info = read_weights(config.weights, ema=config.ema)
+    size = config.image_size or info.image_size
+    transform = Transform(
+        split="val",
+        image_size=size,
+        eval_margin=info.eval_margin if config.eval_margin < 0 else config.eval_margin,
+        crop_area=(1.0, 1.0),
+        crop_ratio=(1.0, 1.0),
+        flip=False,
+    )
+    names = names_for(info.num_classes, info.class_names)
+    model = ModelConfig(arch=info.architecture, num_classes=info.num_classes)
+    predict = make_predict(model, variables, config.precision)
+
+    failures = 0
+    for start in range(0, len(paths), config.batch_size):
+        shown = paths[start : start + config.batch_size]
+        images = np.zeros((config.batch_size, size, size, 3), np.uint8)
+        problems: dict[int, str] = {}
+        for row, path in enumerate(shown):
+            try:
+                images[row] = transform(open_rgb(path), np.zeros(0))
+            except BadImage as cause:
+                problems[row] = str(cause)
+        probabilities = predict(images)
+        for row, path in enumerate(shown):
+            if row in problems:
+                failures += 1
+                print(f"error: can't decode {path}: {problems[row]}", file=sys.stderr)
+            else:
+                print_result(path, probabilities[row], names, config)
+    return 1 if failures else 0
+
+
+def find_images(given: tuple[str, ...]) -> list[Path]:
+    """The named files, and the images below the named folders in sorted order.
+
+    Raises:
+      UserError: nothing was named, or a name does not exist, or a folder holds no image.
+    """
+    if not given:
+        raise UserError("no image was named: give image files or folders")
+    found: list[Path] = []
+    for path in map(Path, given):
+        if path.is_dir():
+            images = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            if not images:
+                raise UserError(f"{path} holds no image: name another folder")
+            found += images
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"{path} does not exist: check the path")
+    return found
+
+
+def make_predict(
+    model: ModelConfig, variables: Any, precision: Precision
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A compiled function from (N, H, W, 3) uint8 to probabilities (N, K) float32."""
+    policy = POLICIES[precision]
+    network = build(model, dtype=policy.compute_dtype)
+    weights = jax.tree.map(jnp.asarray, variables)
+
+    @jax.jit
+    def forward(weights: Any, images: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision(policy.matmul_precision):
+            logits: Any = network.apply(weights, normalize(images), train=False)
+            return jax.nn.softmax(logits)
+
+    return lambda images: np.asarray(forward(weights, images))
+
+
+def print_result(
+    path: Path, probabilities: np.ndarray, names: tuple[str, ...], config: ClassifyConfig
+) -> None:
+    """Print the most probable classes of one image."""
+    best = np.argsort(-probabilities, kind="stable")[: config.topk]
+    ranked = [(names[i], float(probabilities[i])) for i in best]
+    if config.json:
+        classes = [{"name": name, "probability": p} for name, p in ranked]
+        print(json.dumps({"image": str(path), "classes": classes}))
+        return
+    print(path)
+    for name, probability in ranked:
+        print(f"  {100 * probability:5.1f} %  {name}")
+
+
+if __name__ == "__main__":
+    run(main)
