@@ -91,7 +91,7 @@ class DaliLoader:
     def _pipeline(
         self, start: int, columns: slice, device_id: int | None, threads: int
     ) -> "_Pipeline":
-        fed: deque[Rows] = deque()
+        fed: deque[_Fed] = deque()
         sampler = replace(self._sampler, columns=columns)
         pipeline = _graph(
             _feed(self._reader, sampler.rows(start), fed),
@@ -105,19 +105,21 @@ class DaliLoader:
         outputs = DALIGenericIterator([pipeline], ["images"], size=-1, prepare_first_batch=False)
         return _Pipeline(fed, outputs)
 
-    def _assemble(self, fed: list[Rows], images: list[jax.Array]) -> Batch:
-        """The pipelines' images and the rows they were fed, as one batch."""
+    def _assemble(self, fed: list["_Fed"], images: list[jax.Array]) -> Batch:
+        """The pipelines' images and what they were fed, as one batch."""
+        images = [_blacken(x, f.readable) for x, f in zip(images, fed, strict=True)]
         if self._device == "cpu":
-            labels = self._reader.files.labels[fed[0].index]
-            return place(self._mesh, self._sampler, np.asarray(images[0]), labels, fed[0].mask)
+            rows = fed[0].rows
+            labels = self._reader.files.labels[rows.index]
+            return place(self._mesh, self._sampler, np.asarray(images[0]), labels, rows.mask)
 
         # Each pipeline's rows are its own columns of each pass, and lie on its GPU already.
         passes, sharding = self._sampler.accumulation, batch_sharding(self._mesh)
         shards = [x.reshape(passes, -1, *x.shape[1:]) for x in images]
         shape = (passes, self._sampler.images_per_pass, *shards[0].shape[2:])
         whole = jax.make_array_from_single_device_arrays(shape, sharding, shards)
-        index = np.concatenate([rows.index.reshape(passes, -1) for rows in fed], axis=1)
-        mask = np.concatenate([rows.mask.reshape(passes, -1) for rows in fed], axis=1)
+        index = np.concatenate([f.rows.index.reshape(passes, -1) for f in fed], axis=1)
+        mask = np.concatenate([f.rows.mask.reshape(passes, -1) for f in fed], axis=1)
         by_process = jax.make_array_from_process_local_data
         labels = by_process(sharding, self._reader.files.labels[index])
         return Batch(whole, labels, by_process(sharding, mask))
@@ -131,14 +133,25 @@ class DaliLoader:
         return place(self._mesh, self._sampler, *arrays)
 
 
+class _Fed(NamedTuple):
+    rows: Rows
+    readable: np.ndarray
+    """(R,) bool; False where another image was fed, because this one has no readable header."""
+
+
 class _Pipeline(NamedTuple):
-    fed: deque[Rows]
+    fed: deque[_Fed]
     """What it was given and has not returned yet."""
     outputs: DALIGenericIterator
 
 
+def _blacken(images: jax.Array, readable: np.ndarray) -> jax.Array:
+    """Images (R, S, S, 3) with those that are not readable black, as Pillow's loader has them."""
+    return images if readable.all() else images * readable[:, None, None, None].astype(np.uint8)
+
+
 def _feed(
-    reader: ImageReader, steps: Iterator[Rows], fed: deque[Rows]
+    reader: ImageReader, steps: Iterator[Rows], fed: deque[_Fed]
 ) -> Iterator[tuple[list[np.ndarray], ...]]:
     """A pipeline's inputs, step by step: paths as bytes, and the numbers of `_windows`.
 
@@ -157,7 +170,7 @@ def _feed(
             )
         index = [i if size else rows.index[good] for i, size in zip(rows.index, sizes, strict=True)]
         readable = np.array([size is not None for size in sizes])
-        fed.append(replace(rows, mask=rows.mask & readable))
+        fed.append(_Fed(replace(rows, mask=rows.mask & readable), readable))
         paths = [reader.path(i).encode(errors="surrogateescape") for i in index]
         shapes = np.array([size or sizes[good] for size in sizes])
         numbers = _windows(reader.transform, shapes, rows.draws)
