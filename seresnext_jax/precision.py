@@ -68,4 +68,6 @@ def update_loss_scale(
 def all_finite(tree: object) -> jax.Array:
     """bool scalar: no leaf holds an infinity or a NaN."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves))
+    # Unless the flags meet in an array of their own, XLA copies the conjunction of all of them into
+    # every fusion that asks for it: a million instructions, and minutes of compilation.
+    return jnp.all(jax.lax.optimization_barrier(jnp.stack(leaves)))

@@ -46,8 +46,14 @@ def conv2d_reference(
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """A 1×1 convolution as a matrix product over the channels."""
-    return jnp.einsum("nhwc,cd->nhwd", x[:, ::stride, ::stride], kernel[0, 0])
+    """A 1×1 convolution as a matrix product over the channels.
+
+    Two dimensions, not an einsum over four: the kernel's gradient of the latter transposes the
+    activations.
+    """
+    x = x[:, ::stride, ::stride]
+    pixels = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0])
+    return pixels.reshape(*x.shape[:-1], -1)
 
 
 def _grouped_in_blocks(
