@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from seresnext_jax.config import ModelConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.layers import BatchNorm, Conv, Dense, FanMode, SqueezeExcite
+from seresnext_jax.ops.fusion import materialize
 from seresnext_jax.ops.pooling import global_mean, max_pool
 
 
@@ -136,8 +137,10 @@ class Block(nn.Module):
         if arch.squeeze is not None:
             # One rounding of residual + out × gate, as the original's fused addcmul.
             gate = SqueezeExcite(arch.squeeze, name="squeeze")(out)
-            return nn.relu(residual + out * gate).astype(x.dtype)
-        return nn.relu(residual + out)
+            out = (out * gate + residual).astype(x.dtype)
+        else:
+            out = residual + out
+        return materialize(nn.relu(out))
 
 
 class Stage(nn.Module):
