@@ -6,9 +6,11 @@ states hold (the learning rate). A file that asks for anything else is refused.
 """
 
 import contextlib
+import math
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +34,19 @@ _SAFE_GLOBALS: list[Any] = [
     np.dtype,
     type(np.dtype("float64")),
 ]
+_DAMAGE = (
+    # What torch and zipfile answer to bytes that are not what they should be.
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 _WEIGHTS = ("state_dict", "model")
 _EMA = ("state_dict_ema", "ema_state_dict")
 
@@ -73,7 +88,7 @@ def read(path: Path) -> TorchFile:
         raise UserError(f"{path} {_refusal(str(error))}") from error
     except SafetensorError as error:
         raise UserError(f"{path} is no whole safetensors file ({error}): get it again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{path} {_damage(path, head)}") from error
     return _recognise(path, content)
 
@@ -110,15 +125,16 @@ def _is_zip(head: bytes) -> bool:
 
 def _archived(path: Path) -> list[str]:
     """The files in a zip archive; none in any other file, a cut one included."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except _DAMAGE:
         return []
-    with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
 
 
 def _refusal(message: str) -> str:
     """Why the restricted unpickler stopped, and the mend."""
-    if found := re.search(r"(?:GLOBAL|global:?) ([\w.]+)", message):
+    if found := re.search(r"(?:GLOBAL |but got <class ')([\w.]+)", message):
         return (
             f"would call {found[1]} when loaded, so it was not opened: "
             "get the weights from a source you trust, as a plain state dict"
@@ -128,10 +144,11 @@ def _refusal(message: str) -> str:
 
 def _damage(path: Path, head: bytes) -> str:
     """What is wrong with a file that torch can't read, and the mend."""
-    if _is_zip(head) and not zipfile.is_zipfile(path):
+    names = _archived(path)
+    if _is_zip(head) and not names:
         return "is cut off: get it again"
     weights = (".pth.tar", ".pth", ".pt", ".safetensors")
-    if inside := [name for name in _archived(path) if name.endswith(weights)]:
+    if inside := [name for name in names if name.endswith(weights)]:
         return f"is a zip archive around {inside[0]}: unpack it and give that file"
     return "is no PyTorch file, or a damaged one: get it again"
 
@@ -149,6 +166,7 @@ def _recognise(path: Path, content: Any) -> TorchFile:
         return TorchFile("state dict", weights, None, _dtypes(content))
     found = {name: None if t is None else _state_dict(path, t) for name, t in tables.items()}
     epoch, best, optimizer = (content.get(k) for k in ("epoch", "best_prec1", "optimizer"))
+    epoch = _number(epoch)
     if not (isinstance(optimizer, Mapping) and {"state", "param_groups"} <= optimizer.keys()):
         optimizer = None
     return TorchFile(
@@ -156,19 +174,31 @@ def _recognise(path: Path, content: Any) -> TorchFile:
         weights=found["weights"],
         ema=found["ema"],
         dtypes=_dtypes(tables["weights"] or tables["ema"] or {}),
-        epoch=int(epoch) if isinstance(epoch, int | float) else None,
-        best_prec1=float(best) if isinstance(best, int | float | torch.Tensor) else None,
+        epoch=None if epoch is None else int(epoch),
+        best_prec1=_number(best),
         arch=content.get("arch"),
-        optimizer=_to_numpy(optimizer),
+        optimizer=_to_numpy(path, optimizer),
     )
 
 
 def _state_dict(path: Path, table: Mapping[Any, Any]) -> StateDict:
-    wrong = [k for k, v in table.items() if not (isinstance(k, str) and torch.is_tensor(v))]
+    wrong = [k for k, v in table.items() if not (_is_name(k) and torch.is_tensor(v))]
     if wrong or not table:
-        what = f"{wrong[0]!r} is no tensor" if wrong else "it is empty"
+        what = f"{wrong[0]!a} is no tensor's name" if wrong else "it is empty"
         raise UserError(f"{path} holds no state dict ({what}): name-to-tensor pairs were expected")
-    return {name: _to_numpy(tensor) for name, tensor in table.items()}
+    return {name: _to_numpy(path, tensor) for name, tensor in table.items()}
+
+
+def _is_name(key: Any) -> bool:
+    """Whether a key is text that can stand in a one-line message, terminal codes kept out."""
+    return isinstance(key, str) and key.isascii() and key.isprintable()
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, also as a tensor of one element; None for anything else."""
+    if torch.is_tensor(value) and value.numel() == 1:
+        value = value.item()
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _dtypes(table: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
@@ -178,16 +208,32 @@ def _dtypes(table: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     return tuple(sorted(floating))
 
 
-def _to_numpy(value: Any) -> Any:
-    """Tensors in nested containers as arrays."""
+def _to_numpy(path: Path, value: Any) -> Any:
+    """Tensors in nested containers as arrays.
+
+    Raises:
+      UserError: numpy has no such kind (sparse, quantized, float8, ...), or it is complex.
+    """
     if isinstance(value, Mapping):
-        return {key: _to_numpy(inner) for key, inner in value.items()}
+        return {key: _to_numpy(path, inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_numpy(inner) for inner in value]
-    if torch.is_tensor(value):
-        value = value.detach()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    return value
+        return [_to_numpy(path, inner) for inner in value]
+    if not torch.is_tensor(value):
+        return value
+    value = value.detach()
+    try:
+        array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{path} {_unreadable(value)}") from error
+    if np.iscomplexobj(array):
+        raise UserError(f"{path} {_unreadable(value)}")
+    return array
+
+
+def _unreadable(tensor: torch.Tensor) -> str:
+    """What kind of tensor can't be converted, and the mend."""
+    kind = f"{tensor.layout} {tensor.dtype}".replace("torch.", "")
+    return f"holds a {kind} tensor on {tensor.device}: save its weights as dense float32"
 
 
 # ---- writing -----------------------------------------------------------------------------------
@@ -223,7 +269,7 @@ def _to_torch(value: Any) -> Any:
     if isinstance(value, list):
         return [_to_torch(inner) for inner in value]
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.require(value, requirements=("C", "W")).copy())
+        return torch.from_numpy(np.require(value, requirements=("C", "W")))
     return value
 
 

@@ -101,7 +101,7 @@ def to_ngc_layout(key: str) -> str:
 def order(key: str) -> tuple[tuple[int, str], ...]:
     """Sort key that puts current-layout keys in the order of the original's state dict."""
     return tuple(
-        (int(part), "") if part.isdigit() else (_RANK.get(part, len(_RANK)), part)
+        (int(part), "") if part.isdecimal() else (_RANK.get(part, len(_RANK)), part)
         for part in key.split(".")
     )
 

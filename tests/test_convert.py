@@ -108,6 +108,7 @@ def test_the_architecture_is_told_from_the_tensors(arch: str) -> None:
     assert (seen.architecture, seen.num_classes, seen.gate) == (arch, 12, "none")
 
 
+@pytest.mark.slow
 def test_the_full_network_in_full(tmp_path: Path) -> None:
     """45,251,128 parameters, 758 entries, a strict load both ways, and the same logits."""
     torch.manual_seed(0)
