@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from seresnext_jax.config import ModelConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.layers import BatchNorm, Conv, Dense, FanMode, SqueezeExcite
-from seresnext_jax.ops.fusion import materialize
+from seresnext_jax.ops.fusion import relu_once
 from seresnext_jax.ops.pooling import global_mean, max_pool
 
 
@@ -140,7 +140,7 @@ class Block(nn.Module):
             out = (out * gate + residual).astype(x.dtype)
         else:
             out = residual + out
-        return materialize(nn.relu(out))
+        return relu_once(out)
 
 
 class Stage(nn.Module):

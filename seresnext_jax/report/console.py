@@ -6,15 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console as Terminal
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 class Console:
@@ -22,9 +17,9 @@ class Console:
 
     def __init__(self, *, enabled: bool) -> None:
         self.enabled = enabled
-        self._terminal = Terminal(quiet=not enabled, highlight=False, soft_wrap=True)
+        self._terminal = Terminal(quiet=not enabled, highlight=False, emoji=False, soft_wrap=True)
         self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._state = Text()
 
     def note(self, text: str) -> None:
         """One line."""
@@ -49,35 +44,37 @@ class Console:
         if not (self.enabled and self._terminal.is_terminal):
             yield
             return
-        columns = (
-            TextColumn("epoch {task.fields[epoch]}"),
+        bar = Progress(
+            TextColumn(f"epoch {epoch + 1}/{epochs}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[state]}"),
+            console=self._terminal,
         )
-        with Progress(*columns, console=self._terminal, transient=True) as bar:
-            self._bar = bar
-            name = f"{epoch + 1}/{epochs}"
-            self._task = bar.add_task("", total=steps, completed=done, epoch=name, state="")
-            yield
-        self._bar = None
+        bar.add_task("", total=steps, completed=done)
+        self._bar, self._state = bar, Text()
+        try:
+            # The newest line has a row of its own: beside the bar it would squeeze it away.
+            with Live(Group(bar, self._state), console=self._terminal, transient=True):
+                yield
+        finally:
+            self._bar = None
 
     def step(self, done: int) -> None:
         """Move the bar to `done` steps."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done)
+            self._bar.update(self._bar.task_ids[0], completed=done)
 
     def train_line(self, text: str) -> None:
-        """The newest means: beside the bar on a terminal, a line elsewhere."""
+        """The newest means: below the bar on a terminal, a line elsewhere."""
         if self._bar is not None:
-            self._bar.update(self._task, state=text)
+            self._state.plain = text
         else:
             self.note(text)
 
     def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """Names and values in two columns."""
-        table = Table(title=title, show_header=False, title_justify="left")
+        """Names and values in two columns; a value is never cut, so that a path can be copied."""
+        width = max((len(name) for name, _ in rows), default=0)
+        self.note(title)
         for name, value in rows:
-            table.add_row(name, value)
-        self._terminal.print(table)
+            self.note(f"  {name:<{width}}  {value}")

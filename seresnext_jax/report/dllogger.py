@@ -8,30 +8,21 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from seresnext_jax.errors import UserError
+from seresnext_jax.report.meters import description, is_verbose
+
 PREFIX = "DLLL "
 JSONL_NAME = "report.jsonl"
 Metrics = Mapping[str, float]
+Position = tuple[int, ...]
+"""() of the run, (epoch,), (epoch, iteration) or (epoch, iteration, val_iteration)."""
 
-_UNITS: dict[str, tuple[str | None, str]] = {
-    "loss": (None, ":.5f"),
-    "ce": (None, ":.5f"),
-    "compute_ips": ("images/s", ":.2f"),
-    "total_ips": ("images/s", ":.2f"),
-    "data_time": ("s", ":.5f"),
-    "compute_time": ("s", ":.5f"),
-    "grad_scale": (None, ":.5f"),
-    "skipped_steps": (None, ":.0f"),
-    "bad_images": (None, ":.0f"),
-    "compute_latency": ("s", ":.5f"),
-    "top": ("%", ":.2f"),
-}
-_VERBOSE = ("data_time", "compute_time", "compute_latency_at")
-"""Metrics of the second record of an event, which the original keeps off the console."""
+_POSITION_NAMES = ("epoch", "iteration", "val_iteration")
 
 
 class Report:
@@ -53,6 +44,9 @@ class Report:
           keep_until_step: the step that a resumed run continues from; what was reported after it
             is dropped. None: a new run; files of an earlier one are renamed.
           enabled: False on all processes but one.
+
+        Raises:
+          UserError: the files can't be written, or one that is continued is no report.
         """
         self.dlll_path = folder / raport_file
         self.jsonl_path = folder / JSONL_NAME
@@ -60,126 +54,153 @@ class Report:
         self._enabled = enabled
         self._started = time.time()
         self._described: set[str] = set()
+        self._kept: set[Position] = set()
+        if self.dlll_path == self.jsonl_path:
+            raise UserError(f"--raport-file {raport_file} is the second report: choose another")
         if not enabled:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in (self.dlll_path, self.jsonl_path):
-            if keep_until_step is None:
-                _move_aside(path)
-            elif path.exists():
-                self._truncate(path, keep_until_step)
+        if keep_until_step is None:
+            _move_aside(self.dlll_path, self.jsonl_path)
+        else:
+            self._continue(keep_until_step)
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Record the configuration."""
-        self._write_dlll("LOG", step="PARAMETER", data=dict(values))
-        self._write_jsonl({"event": "parameters", "data": dict(values)})
+        line = self._dlll("LOG", step="PARAMETER", data=dict(values))
+        self._append([line], {"event": "parameters", "data": dict(values)})
 
     def train(self, epoch: int, iteration: int, metrics: Metrics) -> None:
         """Record the mean since the last such record; `iteration` counts from 1 in its epoch."""
-        self._log("train", [epoch, iteration], metrics)
+        self._log("train", (epoch, iteration), metrics)
 
     def evaluation(self, epoch: int, iteration: int, val_iteration: int, metrics: Metrics) -> None:
         """Record an evaluation after `val_iteration` batches."""
-        self._log("evaluation", [epoch, iteration, val_iteration], metrics)
+        self._log("evaluation", (epoch, iteration, val_iteration), metrics)
 
     def epoch(self, epoch: int, metrics: Metrics) -> None:
         """Record an epoch's means and its evaluation."""
-        self._log("epoch", [epoch], metrics)
+        self._log("epoch", (epoch,), metrics)
 
     def summary(self, metrics: Metrics) -> None:
         """Record the run's outcome."""
-        self._log("summary", [], metrics)
+        self._log("summary", (), metrics)
 
-    def _log(self, event: str, step: list[int], metrics: Metrics) -> None:
+    def _log(self, event: str, position: Position, metrics: Metrics) -> None:
+        if position in self._kept:  # stopped between an epoch's record and its checkpoint
+            self._kept.remove(position)
+            self._rewrite(lambda other: other != position)
+        lines = []
         for name in metrics:
-            if name not in self._described:
+            described = description(name)
+            if described and name not in self._described:
                 self._described.add(name)
-                unit, form = _unit(name)
-                metadata = {"unit": unit, "format": form}
-                self._write_dlll("METADATA", metric=name, metadata=metadata)
-        default = {name: value for name, value in metrics.items() if not _is_verbose(name)}
-        verbose = {name: value for name, value in metrics.items() if _is_verbose(name)}
-        for data in (default, verbose):
+                lines.append(self._dlll("METADATA", metric=name, metadata=described))
+        for verbose in (False, True):
+            data = {k: _plain(v) for k, v in metrics.items() if is_verbose(k) == verbose}
             if data:
-                self._write_dlll("LOG", step=step, data=_plain(data))
-        record: dict[str, Any] = {"event": event}
-        names = ("epoch", "iteration", "val_iteration")
-        record |= dict(zip(names, step, strict=False))
-        if step:
-            record["step"] = _global_step(step, self._steps_per_epoch)
-        self._write_jsonl(record | {"metrics": _plain(metrics)})
+                lines.append(self._dlll("LOG", step=position, data=data))
+        plain: dict[str, Any] = dict(zip(_POSITION_NAMES, position, strict=False))
+        if position:
+            plain["step"] = self._global_step(position)
+        plain["metrics"] = {name: _plain(value) for name, value in metrics.items()}
+        self._append(lines, {"event": event} | plain)
 
-    def _write_dlll(self, kind: str, **body: Any) -> None:
-        now = time.time()
+    def _dlll(self, kind: str, **body: Any) -> str:
+        now = datetime.now(UTC)
         record = {
-            "timestamp": f"{now:.6f}",
-            "datetime": str(datetime.fromtimestamp(now, UTC)),
-            "elapsedtime": f"{now - self._started:.6f}",
+            "timestamp": f"{now.timestamp():.6f}",
+            "datetime": str(now),
+            "elapsedtime": f"{now.timestamp() - self._started:.6f}",
             "type": kind,
-            **body,
         }
-        self._append(self.dlll_path, PREFIX + json.dumps(record))
+        return PREFIX + json.dumps(record | body, allow_nan=False)
 
-    def _write_jsonl(self, record: dict[str, Any]) -> None:
-        self._append(self.jsonl_path, json.dumps({"time": round(time.time(), 3)} | record))
-
-    def _append(self, path: Path, line: str) -> None:
+    def _append(self, dlll_lines: list[str], plain: dict[str, Any]) -> None:
         if self._enabled:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            plain = {"time": round(time.time(), 3)} | plain
+            _write(self.dlll_path, dlll_lines, "a")
+            _write(self.jsonl_path, [json.dumps(plain, allow_nan=False)], "a")
 
-    def _truncate(self, path: Path, until: int) -> None:
-        """Drop the lines behind step `until`, and a line that a crash cut short."""
-        kept = []
-        for line, record in _parse_lines(path):
-            step = record.get("step")
-            if isinstance(step, list):
-                step = _global_step(step, self._steps_per_epoch) if step else math.inf
-            if record.get("event") == "summary":
-                step = math.inf
-            if not isinstance(step, (int, float)) or step <= until:
-                kept.append(line)
-        temporary = path.with_suffix(path.suffix + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
+    def _continue(self, until: int) -> None:
+        """Drop what was reported behind step `until`, and lines that a crash cut short."""
+        self._rewrite(lambda position: position != () and self._global_step(position) <= until)
+        if self.dlll_path.exists():
+            records = read_report(self.dlll_path)
+            self._described = {r["metric"] for r in records if r.get("type") == "METADATA"}
+            self._kept = {p for r in records if (p := _position(r)) is not None}
+
+    def _rewrite(self, keep: Callable[[Position], bool]) -> None:
+        """Keep only the records whose position `keep` accepts, and those that have none."""
+        for path in (self.dlll_path, self.jsonl_path):
+            if path.exists():
+                lines = _parse_lines(path)
+                kept = [ln for ln, r in lines if (p := _position(r)) is None or keep(p)]
+                temporary = path.with_name(path.name + ".tmp")
+                _write(temporary, kept, "w")
+                os.replace(temporary, path)
+
+    def _global_step(self, position: Position) -> int:
+        if len(position) == 1:
+            return (position[0] + 1) * self._steps_per_epoch
+        return position[0] * self._steps_per_epoch + position[1]
 
 
 def read_report(path: Path) -> list[dict[str, Any]]:
-    """The records of a report file, of this project or of the original."""
+    """The records of either report file, or of one the original wrote.
+
+    A last line that a crash cut short is left out.
+
+    Raises:
+      UserError: another line is no record.
+    """
     return [record for _, record in _parse_lines(path)]
 
 
-def _parse_lines(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+def _parse_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    *lines, last = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    parsed = []
+    for number, line in enumerate([*lines, last] if last else lines, start=1):
         try:
-            yield line, json.loads(line.removeprefix(PREFIX))
+            record = json.loads(line.removeprefix(PREFIX))
         except json.JSONDecodeError:
-            continue
+            record = None
+        if isinstance(record, dict):
+            parsed.append((line, record))
+        elif number <= len(lines):
+            raise UserError(f"{path}, line {number} is no report record: move the file away")
+    return parsed
 
 
-def _global_step(step: list[int], steps_per_epoch: int) -> int:
-    if len(step) == 1:
-        return (step[0] + 1) * steps_per_epoch
-    return step[0] * steps_per_epoch + step[1]
+def _position(record: dict[str, Any]) -> Position | None:
+    """Where a record of either file belongs; None: to no step (parameters, metadata)."""
+    if "event" in record:
+        names = [name for name in _POSITION_NAMES if name in record]
+        return None if record["event"] == "parameters" else tuple(record[name] for name in names)
+    step = record.get("step")
+    return tuple(step) if isinstance(step, list) else None
 
 
-def _move_aside(path: Path) -> None:
-    if path.exists():
-        number = 1
-        while (target := path.with_name(f"{path.name}.{number}")).exists():
-            number += 1
-        path.rename(target)
+def _move_aside(*paths: Path) -> None:
+    """Rename the files to the first number that none of them has taken."""
+    number = 1
+    while any(path.with_name(f"{path.name}.{number}").exists() for path in paths):
+        number += 1
+    for path in paths:
+        if path.exists():
+            path.rename(path.with_name(f"{path.name}.{number}"))
 
 
-def _unit(name: str) -> tuple[str | None, str]:
-    leaf = name.split(".")[-1]
-    known = [key for key in _UNITS if leaf.startswith(key)]
-    return _UNITS[max(known, key=len)] if known else (None, "")
+def _write(path: Path, lines: list[str], mode: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(mode, encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in lines))
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; make room there or choose another --workspace"
+        ) from error
 
 
-def _is_verbose(name: str) -> bool:
-    return name.split(".")[-1].startswith(_VERBOSE)
-
-
-def _plain(metrics: Metrics) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+def _plain(value: float) -> float | None:
+    """A number that JSON has; None where it has none."""
+    return float(value) if math.isfinite(value) else None

@@ -1,8 +1,41 @@
-"""Means that survive a checkpoint, a throughput clock, and percentiles."""
+"""What is measured: the metrics' units, means that survive a checkpoint, a clock, percentiles."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+_UNITS: dict[str, tuple[str | None, str]] = {
+    "loss": (None, ":.5f"),
+    "ce": (None, ":.5f"),
+    "compute_ips": ("images/s", ":.2f"),
+    "total_ips": ("images/s", ":.2f"),
+    "data_time": ("s", ":.5f"),
+    "compute_time": ("s", ":.5f"),
+    "grad_scale": (None, ":.5f"),
+    "skipped_steps": (None, ":.0f"),
+    "bad_images": (None, ":.0f"),
+    "count": (None, ":.0f"),
+    "compute_latency": ("s", ":.5f"),
+    "top": ("%", ":.2f"),
+}
+"""Unit and format by the start of a metric's last name; the original describes no ``lr``."""
+_VERBOSE = ("data_time", "compute_time", "compute_latency_at")
+
+
+def description(metric: str) -> dict[str, str | None] | None:
+    """Unit and format of ``val.top1`` and its like, as DLLogger's metadata; None: not described."""
+    leaf = metric.split(".")[-1]
+    for start, (unit, form) in _UNITS.items():
+        if leaf.startswith(start):
+            return {"unit": unit, "format": form}
+    return None
+
+
+def is_verbose(metric: str) -> bool:
+    """Whether the original keeps a metric off the console, in an event's second record."""
+    return metric.split(".")[-1].startswith(_VERBOSE)
 
 
 @dataclass
@@ -47,7 +80,5 @@ class Clock:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that `percent` % of the values do not exceed (nearest rank)."""
-    ordered = sorted(values)
-    rank = -(-len(ordered) * percent // 100)
-    return ordered[max(int(rank), 1) - 1]
+    """The value nearest to `percent` % of the way through the sorted ones (NVIDIA: logger.py)."""
+    return float(np.quantile(values, percent / 100, method="nearest"))

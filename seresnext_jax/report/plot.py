@@ -1,44 +1,58 @@
 """A picture of a run, drawn from its report."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from seresnext_jax.report.dllogger import read_report
+
+_PANELS = {"loss": ".loss", "accuracy (%)": ".top", "learning rate": ".lr"}
+"""Title of a panel: what the names of its metrics hold."""
+_SPLITS = {"train": ("training", "C0"), "val": ("validation", "C1"), "val_ema": ("average", "C2")}
+"""First part of a metric's name: its label and colour."""
+
 
 def plot_report(report: Path, png: Path) -> None:
-    """Draw loss, accuracy and learning rate over the epochs.
+    """Draw loss, accuracy and learning rate over the epochs, with a gap where a value is missing.
 
     Args:
       report: a run's ``report.jsonl``.
       png: the picture to write.
+
+    Raises:
+      UserError: the report is damaged.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    lines = report.read_text(encoding="utf-8").splitlines()
-    epochs = [r for r in map(json.loads, lines) if r["event"] == "epoch"]
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    panels = (
-        ("loss", ("train.loss", "val.loss", "val_ema.loss")),
-        ("accuracy (%)", ("val.top", "val_ema.top")),
-        ("learning rate", ("train.lr",)),
-    )
-    for axis, (title, prefixes) in zip(axes, panels, strict=True):
-        for name in _names(epochs, prefixes):
-            points = [(r["epoch"] + 1, r["metrics"].get(name)) for r in epochs]
-            points = [(x, y) for x, y in points if y is not None]
-            axis.plot(*zip(*points, strict=True), marker=".", label=name)
+    epochs = [record for record in read_report(report) if record["event"] == "epoch"]
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    for axis, (title, part) in zip(figure.subplots(1, 3), _PANELS.items(), strict=True):
+        for name in _names(epochs, part):
+            split, metric = name.split(".")
+            label, colour = _SPLITS[split]
+            top = metric.startswith("top")
+            axis.plot(
+                [record["epoch"] + 1 for record in epochs],
+                [_number(record["metrics"].get(name)) for record in epochs],
+                color=colour,
+                linestyle="--" if top and metric != "top1" else "-",
+                marker="." if len(epochs) <= 40 else "",
+                label=f"{label} {metric.replace('top', 'top-')}" if top else label,
+            )
         axis.set_title(title)
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
-        if axis.lines:
+        if len(axis.lines) > 1:
             axis.legend(frameon=False)
     figure.savefig(png, dpi=120)
-    pyplot.close(figure)
 
 
-def _names(epochs: list[dict[str, Any]], prefixes: tuple[str, ...]) -> list[str]:
-    names = {name for r in epochs for name, value in r["metrics"].items() if value is not None}
-    return sorted(name for name in names if name.startswith(prefixes))
+def _names(epochs: list[dict[str, Any]], part: str) -> list[str]:
+    """The metrics of a panel: training, validation, average."""
+    names = {name for record in epochs for name in record["metrics"] if part in name}
+    return [name for split in _SPLITS for name in sorted(names) if name.split(".")[0] == split]
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

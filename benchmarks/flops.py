@@ -1,0 +1,37 @@
+"""How much arithmetic a network is, counted from its architecture."""
+
+from seresnext_jax.model import Architecture
+
+
+def forward_macs(arch: Architecture, *, num_classes: int, image_size: int) -> int:
+    """Multiply-adds of one image's forward pass: convolutions and linear layers, nothing else.
+
+    A training step is about three times as much.
+    """
+    side = _half(image_size)
+    macs = side**2 * 7 * 7 * 3 * arch.stem_width
+    side = _half(side)
+    channels = arch.stem_width
+    for stage, (blocks, width) in enumerate(zip(arch.layers, arch.widths, strict=True)):
+        out = width * arch.expansion
+        for block in range(blocks):
+            before = side
+            if block == 0 and stage > 0:
+                side = _half(side)
+            if arch.block == "bottleneck":
+                macs += before**2 * channels * width
+                macs += side**2 * 9 * width * width // arch.cardinality
+                macs += side**2 * width * out
+            else:
+                macs += side**2 * 9 * channels * width // arch.cardinality
+                macs += side**2 * 9 * width * out // arch.cardinality
+            if block == 0 and (stage > 0 or channels != out):
+                macs += side**2 * channels * out
+            if arch.squeeze is not None:
+                macs += 2 * out * arch.squeeze
+            channels = out
+    return macs + channels * num_classes
+
+
+def _half(side: int) -> int:
+    return (side + 1) // 2

@@ -1,0 +1,190 @@
+"""A training step and a forward pass of one network, in JAX and in PyTorch, as timed work.
+
+Images are synthetic and lie on the device, so that arithmetic is measured and nothing else. The
+PyTorch network is the one that the tests take as their yardstick.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.timing import Work
+from seresnext_jax import optim
+from seresnext_jax.config import Config, resolve
+from seresnext_jax.data.batch import Batch
+from seresnext_jax.images import normalize
+from seresnext_jax.mesh import make_mesh, put_batch, replicate
+from seresnext_jax.model import build
+from seresnext_jax.precision import POLICIES, init_loss_scale
+from seresnext_jax.state import create
+from seresnext_jax.steps import StepOptions, make_train_step
+
+
+@dataclass(frozen=True)
+class Program:
+    """Work, and what it took to get it ready."""
+
+    work: Work
+    compile_seconds: float
+    memory_bytes: int | None
+    """Peak of temporary buffers per device, where the compiler tells."""
+
+
+def _images(config: Config, devices: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(config.seed)
+    size, n = config.data.image_size, config.batch_size * devices
+    images = generator.integers(0, 256, (1, n, size, size, 3), np.uint8)
+    return images, generator.integers(0, config.model.num_classes, (1, n), np.int32)
+
+
+def _batch(config: Config, mesh: Any) -> Batch:
+    images, labels = _images(config, mesh.size)
+    return put_batch(mesh, images, labels, np.ones(labels.shape, bool))
+
+
+def _variables(network: Any, seed: int) -> Any:
+    image = np.zeros((1, 32, 32, 3), np.float32)
+    return jax.jit(lambda key: network.init(key, image, train=False))(jax.random.key(seed))
+
+
+def jax_train(config: Config, *, devices: int) -> Program:
+    """The training step of `train.py` on the first `devices` devices."""
+    mesh = make_mesh(jax.devices()[:devices])
+    policy = POLICIES[config.precision]
+    plan = resolve(config, num_images=config.batch_size * devices, num_devices=devices)
+    network = build(config.model, dtype=policy.compute_dtype, bn_group_size=plan.bn_group_size)
+    optimizer = optim.make_optimizer(config.optim)
+    state = create(
+        _variables(network, config.seed),
+        optimizer=optimizer,
+        loss_scale=init_loss_scale(policy, config.loss_scale.init),
+        seed=config.seed,
+        with_ema=False,
+    )
+    state = replicate(mesh, state)
+    batch = _batch(config, mesh)
+    options = StepOptions(
+        num_classes=config.model.num_classes,
+        policy=policy,
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+    )
+    lr = np.float32(0.01)
+    started = time.perf_counter()
+    step = make_train_step(network.apply, optimizer, options, mesh)
+    compiled = step.lower(state, batch, lr).compile()
+    seconds = time.perf_counter() - started
+    holder = [state]
+
+    def work() -> None:
+        holder[0], metrics = compiled(holder[0], batch, lr)
+        jax.block_until_ready((holder[0], metrics))
+
+    return Program(work, seconds, _temporary_bytes(compiled))
+
+
+def jax_infer(config: Config) -> Program:
+    """The forward pass on one device."""
+    policy = POLICIES[config.precision]
+    network = build(config.model, dtype=policy.compute_dtype)
+    variables = jax.device_put(_variables(network, config.seed), jax.devices()[0])
+    images = jax.device_put(_images(config, 1)[0][0], jax.devices()[0])
+
+    @jax.jit
+    def forward(variables: Any, images: jax.Array) -> Any:
+        with jax.default_matmul_precision(policy.matmul_precision):
+            return network.apply(variables, normalize(images), train=False)
+
+    started = time.perf_counter()
+    compiled = forward.lower(variables, images).compile()
+    seconds = time.perf_counter() - started
+    return Program(
+        lambda: jax.block_until_ready(compiled(variables, images)),
+        seconds,
+        _temporary_bytes(compiled),
+    )
+
+
+def _temporary_bytes(compiled: Any) -> int | None:
+    analysis = compiled.memory_analysis()
+    return None if analysis is None else int(analysis.temp_size_in_bytes)
+
+
+def torch_train(config: Config) -> Program:
+    """The original's training step: channels_last; on a GPU autocast and torch.compile as well."""
+    import torch
+
+    from tests.reference.torch_model import ARCHITECTURES, ResNet
+    from tests.reference.torch_training import label_smoothing_loss, sgd
+
+    device, dtype = _torch_device(config)
+    model = ResNet(ARCHITECTURES[config.model.arch], config.model.num_classes)
+    model = model.to(device, memory_format=torch.channels_last).train()
+    optimizer = sgd(model, lr=0.01)
+    forward = torch.compile(model) if device == "cuda" else model
+    scaler = torch.amp.GradScaler(device, init_scale=128.0, enabled=config.precision == "fp16")
+    images, labels = (torch.from_numpy(a[0]).to(device) for a in _images(config, 1))
+
+    def work() -> None:
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            logits = forward(_torch_normalize(images))
+            loss = label_smoothing_loss(logits, labels.long(), config.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        loss.item()
+
+    return Program(work, _first_call(work), None)
+
+
+def torch_infer(config: Config) -> Program:
+    """The forward pass, under the same conditions."""
+    import torch
+
+    from tests.reference.torch_model import ARCHITECTURES, ResNet
+
+    device, dtype = _torch_device(config)
+    model = ResNet(ARCHITECTURES[config.model.arch], config.model.num_classes)
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    forward = torch.compile(model) if device == "cuda" else model
+    images = torch.from_numpy(_images(config, 1)[0][0]).to(device)
+
+    def work() -> None:
+        with torch.inference_mode(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            forward(_torch_normalize(images))
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return Program(work, _first_call(work), None)
+
+
+def _torch_device(config: Config) -> tuple[str, Any]:
+    import torch
+
+    types = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
+    torch.backends.cudnn.benchmark = True
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return device, types.get(config.precision, torch.float32)
+
+
+def _torch_normalize(images: Any) -> Any:
+    """uint8 NHWC → normalised float32 NCHW, channels last in memory."""
+    import torch
+
+    from seresnext_jax.images import IMAGENET_MEAN, IMAGENET_STD
+
+    mean = 255 * torch.tensor(IMAGENET_MEAN, device=images.device)
+    std = 255 * torch.tensor(IMAGENET_STD, device=images.device)
+    return ((images.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def _first_call(work: Work) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
