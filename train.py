@@ -82,9 +82,13 @@ def main(argv: list[str]) -> int:
         with console.compiling("the evaluation step"):
             batch = batch_shape(config, mesh, passes=1)
             eval_step = eval_step.lower(state.variables, batch).compile()
+    results: dict[str, float] = {}
     if config.evaluate:
         assert val_loader is not None  # config.check: --evaluate excludes --training-only
-        results = validate(config, eval_step, state, val_loader) or {}
+        validated = validate(config, eval_step, state, val_loader, stop, step)
+        if validated is None:
+            return stopped(argv, config, saver, console)
+        results = validated
         report.evaluation(step // plan.steps_per_epoch, 0, val_loader.num_steps, results)
         console.table("Evaluation", [(k, f"{v:.5g}") for k, v in results.items()])
         return 0
@@ -117,7 +121,7 @@ def main(argv: list[str]) -> int:
                     log.flush()
                     saver.save(state, progress)
                 if stopping:
-                    return stopped(argv, saver, console)
+                    return stopped(argv, config, saver, console)
 
         # ---- evaluate, report, save ------------------------------------------------------------
         results = {}
@@ -125,7 +129,7 @@ def main(argv: list[str]) -> int:
             validated = validate(config, eval_step, state, val_loader, stop, step)
             if validated is None:
                 saver.save(state, progress)
-                return stopped(argv, saver, console)
+                return stopped(argv, config, saver, console)
             results = validated
             report.evaluation(epoch, plan.steps_per_epoch, val_loader.num_steps, results)
         results |= log.epoch_metrics() | {"train.bad_images": len(train_loader.bad_files)}
@@ -249,8 +253,8 @@ def validate(
     eval_step: Any,
     state: TrainState,
     loader: Loader,
-    stop: StopRequest | None = None,
-    step: int = 0,
+    stop: StopRequest,
+    step: int,
 ) -> dict[str, float] | None:
     """Evaluate the weights, and their average where there is one; None if told to stop."""
     results: dict[str, float] = {}
@@ -263,7 +267,7 @@ def validate(
             loader,
             topk=config.topk,
             prof=config.prof,
-            should_stop=lambda: stop is not None and stop.requested(step),
+            should_stop=lambda: stop.requested(step),
         )
         if result is None:
             return None
@@ -271,9 +275,12 @@ def validate(
     return results
 
 
-def stopped(argv: list[str], saver: Saver, console: Console) -> int:
+def stopped(argv: list[str], config: Config, saver: Saver, console: Console) -> int:
     """Wait for the save and say how to go on; returns the exit status."""
     saver.close()
+    if config.no_checkpoints or config.evaluate:
+        console.note("stopped; nothing was saved")
+        return EXIT_STOPPED
     words = [word for word in argv if not word.startswith("--resume=")]
     if "--resume" in words:
         at = words.index("--resume")

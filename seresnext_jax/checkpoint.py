@@ -8,6 +8,7 @@ evaluation and conversion need neither the optimizer nor its options.
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from seresnext_jax.errors import UserError
@@ -25,6 +27,9 @@ Meta = dict[str, Any]
 _WEIGHTS = ("params", "batch_stats", "ema")
 _ITEMS = ("weights", "training", "meta")
 _METRIC = "top1"
+_BROKEN = ".broken"
+_REPLACED = ".replaced"
+"""A checkpoint whose step is being saved again; it counts until the new one is whole."""
 
 # Orbax narrates each of its steps; what matters arrives as an exception.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -40,6 +45,7 @@ class Checkpoints:
           keep: 0 keeps the last and the best checkpoint, N also the last N, -1 all of them.
         """
         self.folder = folder.absolute()
+        _on_one_process(self._settle_replaced)
 
         def score(metrics: Meta) -> float:
             return float(metrics[_METRIC])
@@ -89,12 +95,12 @@ class Checkpoints:
         Raises:
           UserError: this save or the previous one failed (disk full, say); what was whole stays.
         """
+        self.wait()
         step = int(state.step)
         weights, training = split_state(state)
         try:
-            self._manager.wait_until_finished()
             if step in self._manager.all_steps():
-                self._manager.delete(step)
+                self._set_aside([step], _REPLACED)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -118,8 +124,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             raise self._save_error(error) from error
+        _on_one_process(self._settle_replaced)
 
     def _save_error(self, error: Exception) -> UserError:
+        self._settle_replaced()
+        self._manager.reload()
         steps = self._manager.all_steps()
         kept = f"checkpoint {max(steps)} is whole" if steps else "there is no earlier one"
         return UserError(
@@ -152,7 +161,7 @@ class Checkpoints:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 notes.append(f"checkpoint {step} can't be read ({_first_line(error)})")
             else:
-                self._set_aside([s for s in self.steps() if s > step])
+                self._set_aside([s for s in self.steps() if s > step], _BROKEN)
                 return state, meta, notes
         if notes:
             raise UserError(
@@ -190,13 +199,33 @@ class Checkpoints:
         parts = {**restored["training"], **restored["weights"], "ema": ema}
         return TrainState(**parts), restored["meta"]
 
-    def _set_aside(self, steps: list[int]) -> None:
-        for step in steps:
-            target = self.folder / f"{step}.broken"
-            shutil.rmtree(target, ignore_errors=True)
-            (self.folder / str(step)).rename(target)
+    def _set_aside(self, steps: list[int], suffix: str) -> None:
+        def rename() -> None:
+            for step in steps:
+                target = self.folder / f"{step}{suffix}"
+                shutil.rmtree(target, ignore_errors=True)
+                (self.folder / str(step)).rename(target)
+
         if steps:
+            _on_one_process(rename)
             self._manager.reload()
+
+    def _settle_replaced(self) -> None:
+        """Drop the checkpoints that were saved again; bring back those whose new save failed."""
+        for old in self.folder.glob(f"*{_REPLACED}"):
+            new = old.with_suffix("")
+            if new.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(new)
+
+
+def _on_one_process(action: Callable[[], None]) -> None:
+    """Change the folder on the first process while the others wait."""
+    if jax.process_index() == 0:
+        action()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("seresnext_jax.checkpoint")
 
 
 def split_state(state: TrainState) -> tuple[Tree, Tree]:
@@ -227,7 +256,12 @@ def find_checkpoint(path: Path) -> Path | None:
 def _step_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    steps = [p for p in folder.iterdir() if p.name.isdigit() and (p / "weights").is_dir()]
+    parts = ("weights", "meta/metadata")  # a kill while an old one is deleted leaves some
+    steps = [
+        step
+        for step in folder.iterdir()
+        if step.name.isdigit() and all((step / part).exists() for part in parts)
+    ]
     return sorted(steps, key=lambda p: int(p.name))
 
 

@@ -15,6 +15,9 @@ DATA_AXIS = "data"
 BATCH_SPEC = PartitionSpec(None, DATA_AXIS)
 """Batches are (A, N, ...): accumulation first, then the images, which are split over devices."""
 
+HEARTBEAT_TIMEOUT = 30
+"""Seconds without a sign of life from one process after which the others abort; JAX says 100."""
+
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """All devices of all processes (or the given ones) along one axis, process by process."""
@@ -113,7 +116,9 @@ def initialize_distributed(*, coordinator: str, num_processes: int, process_id: 
         coordinator = f"{env['MASTER_ADDR']}:{env.get('MASTER_PORT', '29500')}"
         num_processes, process_id = int(env["WORLD_SIZE"]), int(env["RANK"])
     elif int(env.get("SLURM_NTASKS", "1")) > 1 or int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
         return
     if num_processes > 1:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+        )

@@ -16,7 +16,7 @@ class StopRequest:
     """Remembers a signal until the loop asks; a second signal ends the process at once.
 
     With several processes SIGTERM belongs to JAX's preemption service, which makes all of them
-    stop after the same step.
+    stop after the same step; SIGINT is handed on to it.
     """
 
     def __init__(self) -> None:
@@ -32,6 +32,8 @@ class StopRequest:
         name = signal.Signals(number).name
         # A print may be under way in the interrupted code, so this goes around its buffers.
         os.write(sys.stderr.fileno(), f"{name}: stopping after this step\n".encode())
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self, step: int) -> bool:
         """Whether to stop after optimizer step `step`; ask at every step, on every process."""

@@ -13,7 +13,15 @@ SHARED = {"__init__", "config", "errors", "data", "data.batch", "ops", "convert"
 
 RANKS: dict[int, set[str]] = {
     0: {"names", "precision", "losses", "mixup", "metrics", "images", "mesh", "signals"}
-    | {"class_names", "weights", "data.files", "data.sampler", "ops.convolution", "ops.pooling", "ops.fusion"}
+    | {
+        "class_names",
+        "weights",
+        "data.files",
+        "data.sampler",
+        "ops.convolution",
+        "ops.pooling",
+        "ops.fusion",
+    }
     | {"report", "report.console", "report.dllogger", "report.meters", "report.plot"},
     1: {"layers", "optim", "state"}
     | {"data.dali", "data.folder", "data.synthetic", "data.digits", "data.open"},

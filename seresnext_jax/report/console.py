@@ -17,13 +17,13 @@ class Console:
 
     def __init__(self, *, enabled: bool) -> None:
         self.enabled = enabled
-        self._terminal = Terminal(quiet=not enabled, highlight=False, emoji=False, soft_wrap=True)
+        self._terminal = Terminal(quiet=not enabled, highlight=False, emoji=False)
         self._bar: Progress | None = None
         self._state = Text()
 
     def note(self, text: str) -> None:
         """One line."""
-        self._terminal.print(text, markup=False)
+        self._terminal.print(text, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """One line on stderr."""

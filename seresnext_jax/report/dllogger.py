@@ -5,16 +5,16 @@ lines behind its checkpoint, so that each step is reported exactly once.
 """
 
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from seresnext_jax.errors import UserError
-from seresnext_jax.report.meters import description, is_verbose
+from seresnext_jax.report.meters import description, is_verbose, json_number
 
 PREFIX = "DLLL "
 JSONL_NAME = "report.jsonl"
@@ -22,7 +22,7 @@ Metrics = Mapping[str, float]
 Position = tuple[int, ...]
 """() of the run, (epoch,), (epoch, iteration) or (epoch, iteration, val_iteration)."""
 
-_POSITION_NAMES = ("epoch", "iteration", "val_iteration")
+_POSITION = ("epoch", "iteration", "val_iteration")
 
 
 class Report:
@@ -46,7 +46,8 @@ class Report:
           enabled: False on all processes but one.
 
         Raises:
-          UserError: the files can't be written, or one that is continued is no report.
+          UserError: the files can't be written (this and every later call), or one that is
+            continued is no report.
         """
         self.dlll_path = folder / raport_file
         self.jsonl_path = folder / JSONL_NAME
@@ -54,15 +55,17 @@ class Report:
         self._enabled = enabled
         self._started = time.time()
         self._described: set[str] = set()
-        self._kept: set[Position] = set()
+        self._kept: set[Position | None] = set()
         if self.dlll_path == self.jsonl_path:
             raise UserError(f"--raport-file {raport_file} is the second report: choose another")
         if not enabled:
             return
-        if keep_until_step is None:
-            _move_aside(self.dlll_path, self.jsonl_path)
-        else:
-            self._continue(keep_until_step)
+        with _writing(folder):
+            self.dlll_path.parent.mkdir(parents=True, exist_ok=True)
+            if keep_until_step is None:
+                _move_aside(self.dlll_path, self.jsonl_path)
+            else:
+                self._rewrite(lambda at: at != () and self._step(at) <= keep_until_step)
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Record the configuration."""
@@ -86,8 +89,7 @@ class Report:
         self._log("summary", (), metrics)
 
     def _log(self, event: str, position: Position, metrics: Metrics) -> None:
-        if position in self._kept:  # stopped between an epoch's record and its checkpoint
-            self._kept.remove(position)
+        if position in self._kept:  # the run was stopped between this record and its checkpoint
             self._rewrite(lambda other: other != position)
         lines = []
         for name in metrics:
@@ -96,50 +98,49 @@ class Report:
                 self._described.add(name)
                 lines.append(self._dlll("METADATA", metric=name, metadata=described))
         for verbose in (False, True):
-            data = {k: _plain(v) for k, v in metrics.items() if is_verbose(k) == verbose}
+            data = {k: json_number(v) for k, v in metrics.items() if is_verbose(k) == verbose}
             if data:
                 lines.append(self._dlll("LOG", step=position, data=data))
-        plain: dict[str, Any] = dict(zip(_POSITION_NAMES, position, strict=False))
+        plain: dict[str, Any] = {"event": event} | dict(zip(_POSITION, position, strict=False))
         if position:
-            plain["step"] = self._global_step(position)
-        plain["metrics"] = {name: _plain(value) for name, value in metrics.items()}
-        self._append(lines, {"event": event} | plain)
+            plain["step"] = self._step(position)
+        self._append(lines, plain | {"metrics": {k: json_number(v) for k, v in metrics.items()}})
 
     def _dlll(self, kind: str, **body: Any) -> str:
-        now = datetime.now(UTC)
+        now = time.time()
         record = {
-            "timestamp": f"{now.timestamp():.6f}",
-            "datetime": str(now),
-            "elapsedtime": f"{now.timestamp() - self._started:.6f}",
+            "timestamp": f"{now:.6f}",
+            "datetime": str(datetime.fromtimestamp(now, UTC)),
+            "elapsedtime": f"{now - self._started:.6f}",
             "type": kind,
         }
         return PREFIX + json.dumps(record | body, allow_nan=False)
 
     def _append(self, dlll_lines: list[str], plain: dict[str, Any]) -> None:
-        if self._enabled:
-            plain = {"time": round(time.time(), 3)} | plain
-            _write(self.dlll_path, dlll_lines, "a")
-            _write(self.jsonl_path, [json.dumps(plain, allow_nan=False)], "a")
-
-    def _continue(self, until: int) -> None:
-        """Drop what was reported behind step `until`, and lines that a crash cut short."""
-        self._rewrite(lambda position: position != () and self._global_step(position) <= until)
-        if self.dlll_path.exists():
-            records = read_report(self.dlll_path)
-            self._described = {r["metric"] for r in records if r.get("type") == "METADATA"}
-            self._kept = {p for r in records if (p := _position(r)) is not None}
+        plain = {"time": round(time.time(), 3)} | plain
+        plain_lines = [json.dumps(plain, allow_nan=False)]
+        for path, lines in ((self.dlll_path, dlll_lines), (self.jsonl_path, plain_lines)):
+            if self._enabled:
+                with _writing(path), path.open("a", encoding="utf-8") as file:
+                    file.write("".join(line + "\n" for line in lines))
 
     def _rewrite(self, keep: Callable[[Position], bool]) -> None:
-        """Keep only the records whose position `keep` accepts, and those that have none."""
-        for path in (self.dlll_path, self.jsonl_path):
-            if path.exists():
-                lines = _parse_lines(path)
-                kept = [ln for ln, r in lines if (p := _position(r)) is None or keep(p)]
-                temporary = path.with_name(path.name + ".tmp")
-                _write(temporary, kept, "w")
+        """Drop what lies at a position that `keep` refuses, and lines that a crash cut short."""
+        self._kept.clear()
+        for path in filter(Path.exists, (self.dlll_path, self.jsonl_path)):
+            kept = []
+            for line, record in _parse_lines(path):
+                position = _position(record)
+                if position is None or keep(position):
+                    kept.append(line + "\n")
+                    self._kept.add(position)
+                    self._described.add(record.get("metric", ""))
+            temporary = path.with_name(path.name + ".tmp")
+            with _writing(path):
+                temporary.write_text("".join(kept), encoding="utf-8")
                 os.replace(temporary, path)
 
-    def _global_step(self, position: Position) -> int:
+    def _step(self, position: Position) -> int:
         if len(position) == 1:
             return (position[0] + 1) * self._steps_per_epoch
         return position[0] * self._steps_per_epoch + position[1]
@@ -156,28 +157,25 @@ def read_report(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _parse_lines(path)]
 
 
-def _parse_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def _parse_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     *lines, last = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    parsed = []
-    for number, line in enumerate([*lines, last] if last else lines, start=1):
+    for number, line in enumerate([*lines, last], start=1):
         try:
             record = json.loads(line.removeprefix(PREFIX))
         except json.JSONDecodeError:
             record = None
         if isinstance(record, dict):
-            parsed.append((line, record))
+            yield line, record
         elif number <= len(lines):
             raise UserError(f"{path}, line {number} is no report record: move the file away")
-    return parsed
 
 
 def _position(record: dict[str, Any]) -> Position | None:
     """Where a record of either file belongs; None: to no step (parameters, metadata)."""
     if "event" in record:
-        names = [name for name in _POSITION_NAMES if name in record]
-        return None if record["event"] == "parameters" else tuple(record[name] for name in names)
-    step = record.get("step")
-    return tuple(step) if isinstance(step, list) else None
+        position = tuple(record[name] for name in _POSITION if name in record)
+        return None if record["event"] == "parameters" else position
+    return tuple(record["step"]) if isinstance(record.get("step"), list) else None
 
 
 def _move_aside(*paths: Path) -> None:
@@ -190,17 +188,10 @@ def _move_aside(*paths: Path) -> None:
             path.rename(path.with_name(f"{path.name}.{number}"))
 
 
-def _write(path: Path, lines: list[str], mode: str) -> None:
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open(mode, encoding="utf-8") as file:
-            file.write("".join(line + "\n" for line in lines))
+        yield
     except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; make room there or choose another --workspace"
-        ) from error
-
-
-def _plain(value: float) -> float | None:
-    """A number that JSON has; None where it has none."""
-    return float(value) if math.isfinite(value) else None
+        mend = "free space there, mend its permissions or choose another --workspace"
+        raise UserError(f"the report {path} can't be written ({error.strerror}): {mend}") from error

@@ -1,5 +1,6 @@
 """What is measured: the metrics' units, means that survive a checkpoint, a clock, percentiles."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,11 @@ def description(metric: str) -> dict[str, str | None] | None:
 def is_verbose(metric: str) -> bool:
     """Whether the original keeps a metric off the console, in an event's second record."""
     return metric.split(".")[-1].startswith(_VERBOSE)
+
+
+def json_number(value: float) -> float | None:
+    """A metric as a number that JSON has; None where it has none."""
+    return float(value) if math.isfinite(value) else None
 
 
 @dataclass

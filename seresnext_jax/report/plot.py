@@ -7,7 +7,11 @@ from seresnext_jax.report.dllogger import read_report
 
 _PANELS = {"loss": ".loss", "accuracy (%)": ".top", "learning rate": ".lr"}
 """Title of a panel: what the names of its metrics hold."""
-_SPLITS = {"train": ("training", "C0"), "val": ("validation", "C1"), "val_ema": ("average", "C2")}
+_SPLITS = {
+    "train": ("training", "C0"),
+    "val": ("validation", "C1"),
+    "val_ema": ("moving average", "C2"),
+}
 """First part of a metric's name: its label and colour."""
 
 

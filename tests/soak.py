@@ -1,0 +1,134 @@
+"""Kill a training run at random moments until it is done, and compare it with an undisturbed one.
+
+python -m tests.soak --kills 30
+"""
+
+import argparse
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.programs import arrays, done, finish, records, start, tiny
+
+STOPPED = 75
+DEMO = ("--epochs", "20", "--optim.warmup", "2", "--prof", "-1", "--checkpoint.every-steps", "10")
+"""The digits demo, whole, which also saves within its epochs."""
+
+
+@dataclass
+class Outcome:
+    """What a soak did and found."""
+
+    starts: int = 0
+    signals: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[int] = field(default_factory=Counter)
+    seconds: float = 0.0
+    undisturbed_seconds: float = 0.0
+    differences: tuple[str, ...] = ()
+    """Arrays and report records that are not those of the undisturbed run."""
+
+    @property
+    def kills(self) -> int:
+        """Signals that ended a start."""
+        return sum(self.signals.values())
+
+
+def soak(folder: Path, *, kills: int, seed: int, options: Sequence[str] = DEMO) -> Outcome:
+    """Disturb a run until it had `kills` kills, let it finish, and compare.
+
+    Args:
+      folder: for the two runs.
+      seed: decides signals and moments, as far as the machine's speed lets it.
+      options: of both runs.
+    """
+    outcome = Outcome()
+    calm, rough = folder / "calm", folder / "rough"
+    began = time.monotonic()
+    done(tiny(calm, *options))
+    outcome.undisturbed_seconds = time.monotonic() - began
+    generator = random.Random(seed)
+    began = time.monotonic()
+    while not (outcome.kills >= kills and _finished(rough)):
+        if _finished(rough):  # too early: run it once more, with the kills that are left
+            shutil.rmtree(rough)
+        _start_once(tiny(rough, *options, "--resume", "auto"), outcome, kills, generator)
+    outcome.seconds = time.monotonic() - began
+    outcome.differences = _differences(calm, rough)
+    return outcome
+
+
+def _start_once(
+    command: Sequence[str], outcome: Outcome, kills: int, generator: random.Random
+) -> None:
+    """Start the run; while kills are left, end it within the time that a whole run takes."""
+    outcome.starts += 1
+    process = start(command)
+    number = generator.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
+    moment = generator.uniform(0.1, 1.0) * outcome.undisturbed_seconds
+    # Half of the moments lie within a whole run, the others soon after the start.
+    moment = min(moment, generator.choice((moment, 12.0)))
+    if outcome.kills < kills:
+        try:
+            process.wait(moment)
+        except __import__("subprocess").TimeoutExpired:
+            process.send_signal(number)
+    result = finish(process)
+    outcome.statuses[result.returncode] += 1
+    if result.returncode in (-signal.SIGKILL, -signal.SIGTERM, STOPPED):
+        outcome.signals[number.name] += 1
+    elif result.returncode:
+        raise RuntimeError(f"status {result.returncode}:\n{result.stdout}{result.stderr}")
+
+
+def _finished(workspace: Path) -> bool:
+    return (workspace / "report.png").exists()
+
+
+def _differences(calm: Path, rough: Path) -> tuple[str, ...]:
+    a, b = arrays(calm), arrays(rough)
+    found = [n for n in sorted(a.keys() | b.keys()) if n not in a or n not in b]
+    found += [n for n in sorted(a.keys() & b.keys()) if a[n].tobytes() != b[n].tobytes()]
+    mine, theirs = _measured(calm), _measured(rough)
+    found += [str(record) for record in mine if record not in theirs]
+    found += [str(record) for record in theirs if record not in mine]
+    return tuple(found) + (("the number of records",) if len(mine) != len(theirs) else ())
+
+
+def _measured(workspace: Path) -> list[tuple[object, ...]]:
+    """The losses and accuracies of every record."""
+    return [
+        (
+            record["event"],
+            record.get("step"),
+            *((k, v) for k, v in record["metrics"].items() if k.startswith(("train.loss", "val"))),
+        )
+        for record in records(workspace)
+    ]
+
+
+def main() -> int:
+    """Soak the digits demo and print the figures; 1 if anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = soak(Path(folder), kills=options.kills, seed=options.seed)
+    print(f"kills         {outcome.kills} {dict(outcome.signals)}")
+    print(f"starts        {outcome.starts} (exit statuses {dict(outcome.statuses)})")
+    print(f"undisturbed   {outcome.undisturbed_seconds:.0f} s")
+    print(f"disturbed     {outcome.seconds:.0f} s")
+    print(f"differences   {len(outcome.differences)}")
+    for line in outcome.differences:
+        print(f"  {line}")
+    return bool(outcome.differences)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,220 @@
+"""Stopped, killed, damaged or out of space: a run goes on as if nothing had happened.
+
+Every comparison is with one uninterrupted run in float16 with mixup, a moving average and a loss
+scale that grows, so that all that a run remembers takes part.
+"""
+
+import resource
+import shlex
+import shutil
+import signal
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import soak
+from tests.programs import (
+    COMPILE_FAST,
+    EPOCHS,
+    STEPS,
+    arrays,
+    done,
+    error_line,
+    event,
+    finish,
+    read_until,
+    records,
+    run,
+    same_bits,
+    shared,
+    start,
+    tiny,
+    wait_for,
+)
+
+OPTIONS = (
+    *("--precision", "fp16", "--mixup", "0.2", "--use-ema", "0.9"),
+    *("--loss-scale.growth-interval", "5", "--checkpoint.every-steps", "2"),
+    *("--checkpoint.keep", "-1"),
+)
+KILLED_AFTER = STEPS + 2
+"""The checkpoint in the middle of the second epoch."""
+STOPPED = 75
+
+
+@cache
+def whole() -> Path:
+    """The uninterrupted run."""
+    workspace = shared() / "reliable"
+    done(tiny(workspace, *OPTIONS))
+    return workspace
+
+
+@cache
+def killed() -> Path:
+    """A run that was killed just after its checkpoint in the middle of the second epoch."""
+    workspace = shared() / "killed"
+    process = start(tiny(workspace, *OPTIONS))
+    wait_for(process, workspace / "checkpoints" / str(KILLED_AFTER))
+    process.kill()
+    assert finish(process).returncode == -signal.SIGKILL
+    for newer in (workspace / "checkpoints").iterdir():
+        if newer.name.isdigit() and int(newer.name) > KILLED_AFTER:
+            shutil.rmtree(newer)
+    return workspace
+
+
+def copy_of_killed(folder: Path) -> Path:
+    """A copy of the killed run, to continue or to damage."""
+    return Path(shutil.copytree(killed(), folder / "run"))
+
+
+def exactly_like_whole(workspace: Path) -> None:
+    """Same arrays at the end, and each step reported once with the same losses and accuracies."""
+    state = arrays(workspace)
+    same_bits(state, arrays(whole()))
+    for part in ("params", "batch_stats", "opt_state", "ema", "loss_scale", "seed"):
+        assert [name for name in state if part in name], part
+    assert measured(workspace) == measured(whole())
+
+
+def measured(workspace: Path) -> list[tuple[str, int | None, dict[str, float]]]:
+    """What a report says of the losses and accuracies of each step."""
+    return [
+        (
+            record["event"],
+            record.get("step"),
+            {k: v for k, v in record["metrics"].items() if k.startswith(("train.loss", "val"))},
+        )
+        for record in records(workspace)
+    ]
+
+
+def test_the_uninterrupted_run_uses_all_that_is_saved() -> None:
+    scales = [record["metrics"]["train.grad_scale"] for record in event(whole(), "train")]
+    assert scales[0] < scales[-1]
+    state = arrays(whole())
+    ema = [name for name in state if "ema" in name and "params" in name]
+    assert ema
+    assert any(not np.array_equal(state[n], state[n.replace("['ema']", "")]) for n in ema)
+
+
+def test_killed_run_continues_exactly(tmp_path: Path) -> None:
+    workspace = copy_of_killed(tmp_path)
+    out = done(tiny(workspace, *OPTIONS, "--resume", "auto")).stdout
+    assert f"continuing after step {KILLED_AFTER} (epoch 1)" in out
+    exactly_like_whole(workspace)
+
+
+def test_killed_while_saving_and_damaged_checkpoints_fall_back(tmp_path: Path) -> None:
+    """The newest is cut short, one is an empty folder, and one was being written."""
+    workspace = copy_of_killed(tmp_path)
+    saved = workspace / "checkpoints"
+    newest = saved / str(KILLED_AFTER)
+    largest = max((newest / "weights").rglob("*"), key=lambda path: path.stat().st_size)
+    with largest.open("r+b") as file:
+        file.truncate(largest.stat().st_size // 2)
+    unfinished = f"{KILLED_AFTER + 2}.orbax-checkpoint-tmp"
+    shutil.copytree(newest / "weights", saved / unfinished / "weights.orbax-checkpoint-tmp")
+    (saved / "999").mkdir()
+
+    result = done(tiny(workspace, *OPTIONS, "--resume", "auto"))
+    assert f"warning: checkpoint {KILLED_AFTER} can't be read" in result.stderr
+    assert "warning: checkpoint 999 can't be read" in result.stderr
+    assert f"continuing after step {KILLED_AFTER - 2} (epoch 1)" in result.stdout
+    exactly_like_whole(workspace)
+    assert not list(saved.glob("*orbax-checkpoint-tmp*"))
+
+
+def test_stop_signals_in_training_and_evaluation(tmp_path: Path) -> None:
+    """SIGTERM within an epoch, then SIGINT in an evaluation; each time the printed command."""
+    workspace = tmp_path / "run"
+    process = start(tiny(workspace, *OPTIONS))
+    seen = read_until(process, f"step 2/{STEPS}")
+    process.send_signal(signal.SIGTERM)
+    first = finish(process, seen)
+    assert first.returncode == STOPPED, first.stderr
+    assert "SIGTERM: stopping after this step" in first.stderr
+    assert len(event(workspace, "epoch")) == 0
+
+    process = start(continuation(first.stdout))
+    seen = read_until(process, f"epoch 2/{EPOCHS} step {STEPS}/{STEPS}")
+    process.send_signal(signal.SIGINT)
+    second = finish(process, seen)
+    assert second.returncode == STOPPED, second.stderr
+    assert len(event(workspace, "epoch")) == 1
+    assert [int(p.name) for p in (workspace / "checkpoints").iterdir()].count(2 * STEPS) == 1
+
+    done(continuation(second.stdout))
+    exactly_like_whole(workspace)
+
+
+def continuation(out: str) -> list[str]:
+    """The command that a stopped run prints, without the name of the interpreter."""
+    (line,) = [ln for ln in out.splitlines() if ln.startswith("stopped; continue with: ")]
+    python, *command = shlex.split(line.removeprefix("stopped; continue with: "))
+    assert python == "python"
+    return command
+
+
+def test_second_signal_ends_the_program_at_once(tmp_path: Path) -> None:
+    """Both arrive while a step is compiled: no step is made and nothing saved."""
+    process = start(tiny(tmp_path / "run", *OPTIONS))
+    read_until(process, "compiling the training step")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    result = finish(process)
+    assert result.returncode == 128 + signal.SIGTERM
+    assert not list((tmp_path / "run/checkpoints").iterdir())
+
+
+def test_no_space_for_a_checkpoint(tmp_path: Path) -> None:
+    """Files may not grow to a checkpoint's size, as on a full disk: the one before is whole."""
+    workspace = copy_of_killed(tmp_path)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    cold = ("--compilation-cache", "")
+    line = error_line(run(tiny(workspace, *OPTIONS, "--resume", "auto", *cold), preexec=limit))
+    assert f"saving to {workspace / 'checkpoints'} failed" in line
+    assert f"checkpoint {KILLED_AFTER} is whole" in line
+    assert "--resume auto" in line
+    same_bits(arrays(workspace), arrays(whole(), KILLED_AFTER))
+
+
+def test_steps_without_finite_gradients_stop_the_run(tmp_path: Path) -> None:
+    """A learning rate that blows the weights up; what was good before is kept."""
+    options = ("--optim.lr", "1e6", "--max-bad-steps", "3", "--prof", "10")
+    line = error_line(run(tiny(tmp_path / "run", *OPTIONS, *options)))
+    assert "3 steps in a row" in line
+    assert "lower the learning rate" in line
+    kept = arrays(tmp_path / "run")
+    assert all(np.isfinite(array).all() for name, array in kept.items() if "params" in name)
+
+
+def test_short_soak() -> None:
+    """Killed twice at random moments, the run ends bit for bit like an undisturbed one."""
+    outcome = soak.soak(shared() / "soak", kills=2, seed=1, options=OPTIONS)
+    assert outcome.kills >= 2
+    assert outcome.differences == ()
+
+
+@pytest.mark.parametrize("devices", [2])
+def test_another_number_of_devices_continues(devices: int, tmp_path: Path) -> None:
+    """Half the batch on twice the devices, normalised in groups of the same size: one network."""
+    half = ("--batch-size", str(32 // devices), "--model.bn-group-size", "16")
+    env = {"XLA_FLAGS": COMPILE_FAST["XLA_FLAGS"]}
+    one = tmp_path / "one"
+    done(tiny(one, "--model.bn-group-size", "16", "--run-epochs", "1"), env=env)
+    two = Path(shutil.copytree(one, tmp_path / "two"))
+    options = ("--run-epochs", "1", "--resume", "auto")
+    done(tiny(one, "--model.bn-group-size", "16", *options), env=env)
+    env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
+    out = done(tiny(two, *half, *options), env=env).stdout
+    assert f"continuing after step {STEPS} (epoch 1)" in out
+    a, b = arrays(one), arrays(two)
+    for name, array in a.items():
+        np.testing.assert_allclose(b[name], array, rtol=2e-3, atol=2e-4, err_msg=name)

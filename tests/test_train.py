@@ -1,0 +1,213 @@
+"""The programs, run as a user runs them: what they print, write, compute and refuse."""
+
+import json
+import os
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from seresnext_jax.report.dllogger import read_report
+from tests.programs import (
+    COMPILE_FAST,
+    EPOCHS,
+    STEPS,
+    arrays,
+    done,
+    error_line,
+    event,
+    records,
+    run,
+    same_bits,
+    shared,
+    tiny,
+)
+
+
+@cache
+def whole() -> tuple[Path, str]:
+    """An uninterrupted run and what it printed."""
+    workspace = shared() / "whole"
+    return workspace, done(tiny(workspace)).stdout
+
+
+def test_run_prints_its_outcome_and_writes_every_file() -> None:
+    workspace, out = whole()
+    best = max(event(workspace, "epoch"), key=lambda record: record["metrics"]["val.top1"])
+    table = out[out.index("Outcome") :]
+    assert f"{best['metrics']['val.top1']:.2f} % (epoch {best['epoch'] + 1})" in table
+    assert str(workspace / "checkpoints") in table
+    assert str(workspace / "report.png") in table
+
+    config = json.loads((workspace / "config.json").read_text())
+    assert (config["model"]["arch"], config["epochs"]) == ("se-resnext-tiny", EPOCHS)
+    plan = json.loads((workspace / "plan.json").read_text())
+    assert (plan["steps_per_epoch"], plan["total_steps"]) == (STEPS, STEPS * EPOCHS)
+    assert plan["lr"] == pytest.approx(0.32 * 32 / 256)
+    with Image.open(workspace / "report.png") as picture:
+        assert picture.width > 100
+
+    last, best_step = STEPS * EPOCHS, STEPS * (best["epoch"] + 1)
+    kept = {path.name for path in (workspace / "checkpoints").iterdir()}
+    assert kept == {str(last), str(best_step)}
+
+
+def test_both_reports_say_each_step_once_and_the_same() -> None:
+    workspace, _ = whole()
+    plain = records(workspace)
+    trained = [record["step"] for record in plain if record["event"] == "train"]
+    assert trained == list(range(2, STEPS * EPOCHS + 1, 2))
+    epochs = list(range(EPOCHS))
+    assert [record["epoch"] for record in plain if record["event"] == "evaluation"] == epochs
+    assert [record["epoch"] for record in plain if record["event"] == "epoch"] == epochs
+    assert [record["event"] for record in plain].count("summary") == 1
+
+    dlll = read_report(workspace / "experiment_raport.json")
+    losses = {
+        tuple(record["step"]): record["data"]["train.loss"]
+        for record in dlll
+        if isinstance(record.get("step"), list) and "train.loss" in record["data"]
+    }
+    for record in plain:
+        if record["event"] == "train":
+            place = record["epoch"], record["iteration"]
+            assert losses[place] == record["metrics"]["train.loss"]
+
+
+def test_the_network_learns() -> None:
+    losses = [record["metrics"]["train.loss"] for record in event(whole()[0], "epoch")]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_eval_of_the_best_checkpoint_gives_the_reports_numbers(tmp_path: Path) -> None:
+    workspace, _ = whole()
+    best = max(event(workspace, "epoch"), key=lambda record: record["metrics"]["val.top1"])
+    out = done(
+        [
+            *("eval.py", "--config", "configs/digits.py", "--prof", str(STEPS)),
+            *("--weights", str(workspace / "checkpoints/best"), "--json", str(tmp_path / "r.json")),
+            *("--data.root", str(shared() / "digits")),
+            *("--compilation-cache", str(shared() / "cache")),
+        ]
+    ).stdout
+    result = json.loads((tmp_path / "r.json").read_text())
+    for name in ("top1", "top5", "loss", "ce", "count"):
+        assert result[name] == best["metrics"][f"val.{name}"]
+    assert f"{result['top1']:.3f} %" in out
+
+
+def test_classify_names_the_digits() -> None:
+    workspace, _ = whole()
+    image = min((shared() / "digits/val/7").iterdir())
+    weights = str(workspace / "checkpoints/best")
+    out = done(["classify.py", "--weights", weights, "--topk", "10", str(image)]).stdout
+    assert image.name in out
+    assert sum(float(share) for share in re.findall(r"([\d.]+) %", out)) == pytest.approx(
+        100, abs=1
+    )
+
+
+def test_evaluate_of_a_finished_run_gives_its_last_numbers() -> None:
+    workspace, _ = whole()
+    copy = shared() / "evaluated"
+    shutil.copytree(workspace, copy)
+    out = done(tiny(copy, "--resume", "auto", "--evaluate")).stdout
+    last = event(workspace, "epoch")[-1]["metrics"]
+    again = event(copy, "evaluation")[-1]["metrics"]
+    assert again == {name: value for name, value in last.items() if name.startswith("val.")}
+    assert f"{last['val.loss']:.5g}" in out[out.index("Evaluation") :]
+    same_bits(arrays(copy), arrays(workspace))
+
+
+def test_one_epoch_at_a_time_equals_an_uninterrupted_run() -> None:
+    workspace, _ = whole()
+    parts = shared() / "parts"
+    done(tiny(parts, "--run-epochs", "1"))
+    assert len(event(parts, "epoch")) == 1
+    done(tiny(parts, "--resume", "auto"))
+    same_bits(arrays(parts), arrays(workspace))
+    assert records(parts) == records(workspace)
+
+
+def test_resuming_a_finished_run_changes_nothing() -> None:
+    workspace, _ = whole()
+    copy = shared() / "finished"
+    shutil.copytree(workspace, copy)
+    out = done(tiny(copy, "--resume", "auto")).stdout
+    assert "best top-1" in out[out.index("Outcome") :]
+    same_bits(arrays(copy), arrays(workspace))
+    assert event(copy, "epoch") == event(workspace, "epoch")
+
+
+def test_without_files_evaluation_or_checkpoints(tmp_path: Path) -> None:
+    workspace = tmp_path / "run"
+    options = ("--data.backend", "synthetic", "--prof", "2", "--run-epochs", "1")
+    out = done(tiny(workspace, *options, "--training-only", "--no-checkpoints")).stdout
+    assert "top-1" not in out
+    (epoch,) = event(workspace, "epoch")
+    assert not [name for name in epoch["metrics"] if name.startswith("val")]
+    assert [record["step"] for record in event(workspace, "train")] == [2]
+    assert not (workspace / "checkpoints").exists()
+
+
+def test_bf16_average_and_early_stopping(tmp_path: Path) -> None:
+    """Patience 0 ends a run after its first epoch: no later one can be better by then."""
+    options = ("--precision", "bf16", "--use-ema", "0.5", "--early-stopping-patience", "0")
+    out = done(tiny(tmp_path / "run", *options), env=COMPILE_FAST).stdout
+    (epoch,) = event(tmp_path / "run", "epoch")
+    assert {"val.top1", "val.loss", "val_ema.top1", "val_ema.loss"} <= epoch["metrics"].keys()
+    assert epoch["metrics"]["val_ema.loss"] != epoch["metrics"]["val.loss"]
+    assert "no better top-1" in out
+    assert "top-1 of the average" in out[out.index("Outcome") :]
+    state = arrays(tmp_path / "run")
+    assert {str(array.dtype) for name, array in state.items() if "params" in name} == {"float32"}
+
+
+def test_other_number_of_classes_gets_a_new_classifier(tmp_path: Path) -> None:
+    """The backbone is that of the weights: their evaluation runs, and says so."""
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        for digit in ("0", "1"):
+            source = shared() / "digits" / split / digit
+            shutil.copytree(source, data / split / digit, copy_function=os.link)
+    weights = str(whole()[0] / "checkpoints/best")
+    options = ("--init-from", weights, "--model.num-classes", "2", "--topk", "2")
+    options += ("--data.root", str(data), "--evaluate")
+    out = done(tiny(tmp_path / "run", *options), env=COMPILE_FAST).stdout
+    assert f"starting from {weights} (se-resnext-tiny)" in out
+    assert "new classifier for 2 classes (the weights have 10)" in out
+
+
+def _without_a_val_class(folder: Path) -> str:
+    shutil.copytree(shared() / "digits", folder, copy_function=os.link)
+    (folder / "val/9").rename(folder / "val/nine")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem", "mend"),
+    [
+        (["--data.root", "/nowhere"], "/nowhere/train is no folder", "train/<class>/<image>"),
+        (["--model.num-classes", "12"], "10 class folders", "give --model.num-classes 10"),
+        (["--data.root", "RENAMED"], "only in train/ (9)", "must have the same"),
+        (["--init-from", "WHOLE", "--model.arch", "resnet18"], "se-resnext-tiny", "--model.arch"),
+        (["--init-from", "/nowhere"], "/nowhere", ""),
+        (["--workspace", "WHOLE"], "checkpoints of an earlier run", "--resume auto"),
+        (["--resume", "/nowhere"], "--resume /nowhere", "check the path"),
+        (["--optim.warmpu", "3"], "--optim.warmpu", "did you mean --optim.warmup?"),
+        (["--optimizer-batch-size", "100"], "not a multiple", "--batch-size 25"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_error_is_one_line_that_says_how_to_mend_it(
+    options: list[str], problem: str, mend: str, tmp_path: Path
+) -> None:
+    if "RENAMED" in options:
+        options = [options[0], _without_a_val_class(tmp_path / "data")]
+    options = [str(whole()[0]) if word == "WHOLE" else word for word in options]
+    line = error_line(run(tiny(tmp_path / "run", *options)))
+    assert problem in line
+    assert mend in line
