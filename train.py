@@ -106,43 +106,43 @@ def main(argv: list[str]) -> int:
         print_freq=config.print_freq,
         max_bad_steps=config.max_bad_steps,
     )
-    for epoch in epochs_to_run(config, progress.finished_epochs):
-        done = step - epoch * plan.steps_per_epoch
-        with log.epoch(epoch, done=done):
-            batches = train_loader.batches(epoch * train_loader.num_steps + done)
-            for step in range(step + 1, (epoch + 1) * plan.steps_per_epoch + 1):  # noqa: B020
-                with log.waiting_for_data():
-                    batch = next(batches)
-                lr = optim.learning_rate(config.optim, plan, step - 1)
-                state, metrics = train_step(state, batch, np.float32(lr))
-                log.add(step, metrics)
-                stopping = stop.requested(step)
-                if stopping or saver.due(step):
-                    log.flush()
-                    saver.save(state, progress)
-                if stopping:
-                    return stopped(argv, config, saver, console)
+    with saver:  # an error waits for the last save
+        for epoch in epochs_to_run(config, progress.finished_epochs):
+            done = step - epoch * plan.steps_per_epoch
+            with log.epoch(epoch, done=done):
+                batches = train_loader.batches(epoch * train_loader.num_steps + done)
+                for step in range(step + 1, (epoch + 1) * plan.steps_per_epoch + 1):  # noqa: B020
+                    with log.waiting_for_data():
+                        batch = next(batches)
+                    lr = optim.learning_rate(config.optim, plan, step - 1)
+                    state, metrics = train_step(state, batch, np.float32(lr))
+                    log.add(step, metrics)
+                    stopping = stop.requested(step)
+                    if stopping or saver.due(step):
+                        log.flush()
+                        saver.save(state, progress)
+                    if stopping:
+                        return stopped(argv, config, saver, console)
 
-        # ---- evaluate, report, save ------------------------------------------------------------
-        results = {}
-        if val_loader is not None:
-            validated = validate(config, eval_step, state, val_loader, stop, step)
-            if validated is None:
-                saver.save(state, progress)
-                return stopped(argv, config, saver, console)
-            results = validated
-            report.evaluation(epoch, plan.steps_per_epoch, val_loader.num_steps, results)
-        results |= log.epoch_metrics() | {"train.bad_images": len(train_loader.bad_files)}
-        report.epoch(epoch, results)
-        progress.finish_epoch(epoch, results.get("val.top1"))
-        console.note(epoch_line(config, epoch, results, best=progress.best_epoch == epoch))
-        saver.save(state, progress, top1=results.get("val.top1"))
-        if 0 <= config.early_stopping_patience <= epoch - progress.best_epoch:
-            console.note(f"no better top-1 for {epoch - progress.best_epoch} epochs: stopping")
-            break
+            # ---- evaluate, report, save ------------------------------------------------------------
+            results = {}
+            if val_loader is not None:
+                validated = validate(config, eval_step, state, val_loader, stop, step)
+                if validated is None:
+                    saver.save(state, progress)
+                    return stopped(argv, config, saver, console)
+                results = validated
+                report.evaluation(epoch, plan.steps_per_epoch, val_loader.num_steps, results)
+            results |= log.epoch_metrics() | {"train.bad_images": len(train_loader.bad_files)}
+            report.epoch(epoch, results)
+            progress.finish_epoch(epoch, results.get("val.top1"))
+            console.note(epoch_line(config, epoch, results, best=progress.best_epoch == epoch))
+            saver.save(state, progress, top1=results.get("val.top1"))
+            if 0 <= config.early_stopping_patience <= epoch - progress.best_epoch:
+                console.note(f"no better top-1 for {epoch - progress.best_epoch} epochs: stopping")
+                break
 
     # ---- the outcome ---------------------------------------------------------------------------
-    saver.close()
     if console.enabled:
         report.summary(results | {"best.top1": progress.best_top1})
         plot = Path(config.workspace) / "report.png"

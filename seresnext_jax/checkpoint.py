@@ -8,6 +8,7 @@ evaluation and conversion need neither the optimizer nor its options.
 
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -31,8 +32,9 @@ _BROKEN = ".broken"
 _REPLACED = ".replaced"
 """A checkpoint whose step is being saved again; it counts until the new one is whole."""
 
-# Orbax narrates each of its steps; what matters arrives as an exception.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax narrates each of its steps and tells an error several times; it also arrives as an exception.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -127,7 +129,7 @@ class Checkpoints:
         _on_one_process(self._settle_replaced)
 
     def _save_error(self, error: Exception) -> UserError:
-        self._settle_replaced()
+        _on_one_process(self._settle_replaced)
         self._manager.reload()
         steps = self._manager.all_steps()
         kept = f"checkpoint {max(steps)} is whole" if steps else "there is no earlier one"
@@ -158,7 +160,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 state, meta = self._read(step, like)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except Exception as error:  # tensorstore raises no narrower one for a damaged file
                 notes.append(f"checkpoint {step} can't be read ({_first_line(error)})")
             else:
                 self._set_aside([s for s in self.steps() if s > step], _BROKEN)
@@ -178,7 +180,7 @@ class Checkpoints:
         """
         try:
             return self._read(step, like)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:
             raise UserError(
                 f"{self.folder / str(step)} can't be read into this run ({_first_line(error)}): "
                 "check that --model and --optim are those of its run"
@@ -218,6 +220,17 @@ class Checkpoints:
                 shutil.rmtree(old)
             else:
                 old.rename(new)
+
+
+def _quiet_excepthook(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Pass over what tensorstore's threads say about writes that were given up with their save."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _quiet_excepthook
 
 
 def _on_one_process(action: Callable[[], None]) -> None:
@@ -307,7 +320,7 @@ def _read_arrays(folder: Path) -> Tree:
             return reader.restore(
                 folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=as_numpy)
             )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise UserError(
             f"checkpoint {folder.parent} can't be read ({_first_line(error)}): choose another one"
         ) from error

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 from jax.experimental import multihost_utils
@@ -16,7 +17,10 @@ from seresnext_jax.state import TrainState
 
 
 class Saver:
-    """The checkpoints of one training run, by its configuration."""
+    """The checkpoints of one training run, by its configuration.
+
+    Use as a context manager: an error leaves the program only when the last save is whole.
+    """
 
     def __init__(self, config: Config, plan: Plan, loader: Loader, console: Console) -> None:
         self.folder = (Path(config.workspace) / "checkpoints").absolute()
@@ -28,6 +32,17 @@ class Saver:
         if not (config.no_checkpoints or config.evaluate) or config.resume == "auto":
             self._checkpoints = Checkpoints(self.folder, keep=config.checkpoint.keep)
         self._saved_at = time.monotonic()
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def resume(self, state: TrainState) -> tuple[TrainState, Progress]:
         """The state and progress to start from, as ``--resume`` says.
@@ -107,10 +122,11 @@ class Saver:
         self._saved_at = time.monotonic()
 
     def close(self) -> None:
-        """Wait for the last save.
+        """Wait for the last save; nothing can be saved after it.
 
         Raises:
           UserError: it failed.
         """
-        if self._checkpoints is not None:
-            self._checkpoints.close()
+        checkpoints, self._checkpoints = self._checkpoints, None
+        if checkpoints is not None:
+            checkpoints.close()
