@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
                     if stopping:
                         return stopped(argv, config, saver, console)
 
-            # ---- evaluate, report, save ------------------------------------------------------------
+            # ---- evaluate, report, save --------------------------------------------------------
             results = {}
             if val_loader is not None:
                 validated = validate(config, eval_step, state, val_loader, stop, step)

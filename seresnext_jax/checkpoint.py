@@ -32,7 +32,7 @@ _BROKEN = ".broken"
 _REPLACED = ".replaced"
 """A checkpoint whose step is being saved again; it counts until the new one is whole."""
 
-# Orbax narrates each of its steps and tells an error several times; it also arrives as an exception.
+# Orbax narrates each of its steps, and prints an error beside raising it.
 for _name in ("absl", "asyncio"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 

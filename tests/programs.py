@@ -51,6 +51,24 @@ def tiny(workspace: Path, *more: str) -> list[str]:
     ]
 
 
+TWO = ("--batch-size", "16", "--checkpoint.every-steps", "2", "--checkpoint.keep", "-1")
+"""The options of a tiny run on two devices."""
+
+
+@cache
+def on_two_devices() -> Path:
+    """The workspace of an uninterrupted run on two simulated devices, compiled fast."""
+    workspace = shared() / "two-devices"
+    done(tiny(workspace, *TWO), env=simulated(2))
+    return workspace
+
+
+def simulated(devices: int) -> dict[str, str]:
+    """The environment of a program with so many devices, compiled fast."""
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    return {"XLA_FLAGS": f"{COMPILE_FAST['XLA_FLAGS']} {flag}"}
+
+
 def start(
     command: Sequence[str],
     *,

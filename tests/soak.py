@@ -7,6 +7,7 @@ import argparse
 import random
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -76,7 +77,7 @@ def _start_once(
     if outcome.kills < kills:
         try:
             process.wait(moment)
-        except __import__("subprocess").TimeoutExpired:
+        except subprocess.TimeoutExpired:
             process.send_signal(number)
     result = finish(process)
     outcome.statuses[result.returncode] += 1

@@ -12,18 +12,19 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from tests import soak
 from tests.programs import (
     COMPILE_FAST,
     EPOCHS,
     STEPS,
+    TWO,
     arrays,
     done,
     error_line,
     event,
     finish,
+    on_two_devices,
     read_until,
     records,
     run,
@@ -60,10 +61,15 @@ def killed() -> Path:
     wait_for(process, workspace / "checkpoints" / str(KILLED_AFTER))
     process.kill()
     assert finish(process).returncode == -signal.SIGKILL
-    for newer in (workspace / "checkpoints").iterdir():
-        if newer.name.isdigit() and int(newer.name) > KILLED_AFTER:
-            shutil.rmtree(newer)
+    keep_until(workspace, KILLED_AFTER)
     return workspace
+
+
+def keep_until(workspace: Path, step: int) -> None:
+    """Delete the checkpoints behind `step`."""
+    for newer in (workspace / "checkpoints").iterdir():
+        if newer.name.isdigit() and int(newer.name) > step:
+            shutil.rmtree(newer)
 
 
 def copy_of_killed(folder: Path) -> Path:
@@ -177,8 +183,7 @@ def test_no_space_for_a_checkpoint(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    cold = ("--compilation-cache", "")
-    line = error_line(run(tiny(workspace, *OPTIONS, "--resume", "auto", *cold), preexec=limit))
+    line = error_line(run(tiny(workspace, *OPTIONS, "--resume", "auto"), preexec=limit))
     assert f"saving to {workspace / 'checkpoints'} failed" in line
     assert f"checkpoint {KILLED_AFTER} is whole" in line
     assert "--resume auto" in line
@@ -202,19 +207,15 @@ def test_short_soak() -> None:
     assert outcome.differences == ()
 
 
-@pytest.mark.parametrize("devices", [2])
-def test_another_number_of_devices_continues(devices: int, tmp_path: Path) -> None:
-    """Half the batch on twice the devices, normalised in groups of the same size: one network."""
-    half = ("--batch-size", str(32 // devices), "--model.bn-group-size", "16")
-    env = {"XLA_FLAGS": COMPILE_FAST["XLA_FLAGS"]}
-    one = tmp_path / "one"
-    done(tiny(one, "--model.bn-group-size", "16", "--run-epochs", "1"), env=env)
-    two = Path(shutil.copytree(one, tmp_path / "two"))
-    options = ("--run-epochs", "1", "--resume", "auto")
-    done(tiny(one, "--model.bn-group-size", "16", *options), env=env)
-    env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
-    out = done(tiny(two, *half, *options), env=env).stdout
-    assert f"continuing after step {STEPS} (epoch 1)" in out
-    a, b = arrays(one), arrays(two)
-    for name, array in a.items():
-        np.testing.assert_allclose(b[name], array, rtol=2e-3, atol=2e-4, err_msg=name)
+def test_another_number_of_devices_continues(tmp_path: Path) -> None:
+    """Twice the batch on one of two devices, normalised in groups of the same size."""
+    one = Path(shutil.copytree(on_two_devices(), tmp_path / "run"))
+    keep_until(one, STEPS + 4)
+    options = ("--batch-size", "32", "--model.bn-group-size", "16", "--run-epochs", "1")
+    out = done(tiny(one, *TWO, *options, "--resume", "auto"), env=COMPILE_FAST).stdout
+    assert f"continuing after step {STEPS + 4} (epoch 1)" in out
+    state, expected = arrays(one), arrays(on_two_devices(), 2 * STEPS)
+    assert state.keys() == expected.keys()
+    for name, array in expected.items():
+        distance = np.linalg.norm(np.subtract(state[name], array, dtype=np.float64))
+        assert distance <= 1e-3 * np.linalg.norm(array), name

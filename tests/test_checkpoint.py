@@ -1,0 +1,126 @@
+"""Checkpoints: bit for bit, best and last kept, and a broken one stepped over."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seresnext_jax import optim
+from seresnext_jax.checkpoint import Checkpoints, find_checkpoint, read_meta, read_weights
+from seresnext_jax.config import OptimConfig
+from seresnext_jax.errors import UserError
+from seresnext_jax.mesh import make_mesh, replicate
+from seresnext_jax.precision import POLICIES, init_loss_scale
+from seresnext_jax.state import TrainState, create
+
+
+def state(step: int = 0, *, devices: int = 1, width: int = 3) -> TrainState:
+    """A state whose values follow from the step."""
+    kernel = np.random.default_rng(step).normal(size=(4, width)).astype(np.float32)
+    variables: dict[str, Any] = {
+        "params": {"fc": {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(width)}},
+        "batch_stats": {"bn1": {"mean": jnp.ones(4) * step, "var": jnp.ones(4)}},
+    }
+    made = create(
+        variables,
+        optimizer=optim.make_optimizer(OptimConfig()),
+        loss_scale=init_loss_scale(POLICIES["fp16"], 128.0 + step),
+        seed=3,
+        with_ema=True,
+    )
+    made = made.replace(step=jnp.int32(step))  # type: ignore[attr-defined]
+    return replicate(make_mesh(jax.devices()[:devices]), made)  # type: ignore[no-any-return]
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def fill(folder: Path, keep: int, scores: list[float | None]) -> list[int]:
+    with Checkpoints(folder, keep=keep) as checkpoints:
+        for step, top1 in enumerate(scores, start=1):
+            checkpoints.save(state(step), {"made_at": step}, top1=top1)
+            checkpoints.wait()
+        return checkpoints.steps()
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_state_comes_back_bit_for_bit_on_any_devices(tmp_path: Path, devices: int) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(5, devices=2), {"epoch": 1, "loss": 0.1 + 0.2}, top1=12.5)
+    with Checkpoints(tmp_path) as checkpoints:
+        found, meta, notes = checkpoints.restore_newest(state(devices=devices))
+    assert_equal(found, state(5))
+    assert found.params["fc"]["kernel"].sharding.num_devices == devices
+    assert meta == {"epoch": 1, "loss": 0.1 + 0.2, "top1": 12.5} and notes == []
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0, [2, 5]), (2, [2, 4, 5]), (-1, [1, 2, 3, 4, 5])])
+def test_best_and_last_are_kept(tmp_path: Path, keep: int, kept: list[int]) -> None:
+    assert fill(tmp_path, keep, [10.0, 90.0, 50.0, None, 20.0]) == kept
+    best = find_checkpoint(tmp_path / "best")
+    assert best is not None and best.name == "2"
+    assert find_checkpoint(tmp_path) == tmp_path / "5"
+
+
+def test_a_step_can_be_saved_again_with_its_evaluation(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(3), {"evaluated": False})
+        checkpoints.save(state(3), {"evaluated": True}, top1=50.0)
+    assert read_meta(tmp_path / "3") == {"evaluated": True, "top1": 50.0}
+
+
+def break_files(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[:10])
+
+
+def test_a_broken_newest_is_named_moved_aside_and_stepped_over(tmp_path: Path) -> None:
+    fill(tmp_path, -1, [None, None, None])
+    break_files(tmp_path / "3")
+    with Checkpoints(tmp_path, keep=-1) as checkpoints:
+        found, meta, notes = checkpoints.restore_newest(state())
+        assert int(found.step) == 2 and meta["made_at"] == 2
+        assert len(notes) == 1 and "checkpoint 3" in notes[0]
+        assert checkpoints.steps() == [1, 2] and (tmp_path / "3.broken").is_dir()
+        checkpoints.save(state(3), {"made_at": 33})
+    assert read_meta(tmp_path / "3")["made_at"] == 33
+
+
+def test_what_a_killed_save_leaves_is_no_checkpoint(tmp_path: Path) -> None:
+    fill(tmp_path, -1, [None])
+    (tmp_path / "2.orbax-checkpoint-tmp" / "weights").mkdir(parents=True)
+    (tmp_path / "7").mkdir()
+    assert find_checkpoint(tmp_path) == tmp_path / "1"
+    with Checkpoints(tmp_path, keep=-1) as checkpoints:
+        found, _, _ = checkpoints.restore_newest(state())
+    assert int(found.step) == 1
+
+
+def test_another_network_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, -1, [None])
+    with Checkpoints(tmp_path, keep=-1) as checkpoints:
+        with pytest.raises(UserError, match="fits this run"):
+            checkpoints.restore_newest(state(width=7))
+        assert checkpoints.steps() == [1]
+
+
+def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:
+    assert find_checkpoint(tmp_path) is None and find_checkpoint(tmp_path / "none") is None
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="no checkpoint"):
+        checkpoints.restore_newest(state())
+
+
+def test_weights_are_read_without_optimizer_or_device(tmp_path: Path) -> None:
+    fill(tmp_path, 0, [1.0])
+    weights = read_weights(tmp_path / "1")
+    assert all(type(x) is np.ndarray for x in jax.tree.leaves(weights))
+    wanted = state(1)
+    assert_equal(weights["params"], jax.device_get(wanted.params))
+    assert_equal(weights["ema"], jax.device_get(wanted.ema))

@@ -1,0 +1,216 @@
+"""The training step: the same on any number of devices, and what it does beside the update."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seresnext_jax import optim
+from seresnext_jax.config import OptimConfig, Precision
+from seresnext_jax.layers import BatchNorm, Conv, Dense
+from seresnext_jax.mesh import local_columns, local_value_and_grad, make_mesh, put_batch, replicate
+from seresnext_jax.ops.pooling import global_mean
+from seresnext_jax.precision import POLICIES, init_loss_scale
+from seresnext_jax.state import TrainState, create
+from seresnext_jax.steps import StepOptions, make_eval_step, make_train_step
+
+IMAGES, SIZE, CLASSES, GROUP = 16, 12, 5, 4
+OPTIONS = StepOptions(
+    num_classes=CLASSES, policy=POLICIES["fp32"], label_smoothing=0.1, ema_decay=0.9
+)
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (8, IMAGES, SIZE, SIZE, 3), np.uint8)
+LABELS = RNG.integers(0, CLASSES, (8, IMAGES)).astype(np.int32)
+
+
+class Toy(nn.Module):
+    """Every kind of layer once, a grouped convolution among them; compiles in no time."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = Conv(16, 3, 2, name="conv1")(x.astype(self.dtype))
+        x = nn.relu(BatchNorm(GROUP, name="bn1")(x, train=train))
+        x = Conv(16, 3, groups=4, name="conv2")(x)
+        x = nn.relu(BatchNorm(GROUP, name="bn2")(x, train=train))
+        return Dense(CLASSES, name="fc")(global_mean(x))
+
+
+class Run:
+    """A toy network on some devices."""
+
+    def __init__(
+        self,
+        devices: int = 1,
+        passes: int = 1,
+        options: StepOptions = OPTIONS,
+        config: OptimConfig = OptimConfig(weight_decay=1e-3),  # noqa: B008 (frozen)
+        scale: float = 128.0,
+    ) -> None:
+        self.mesh = make_mesh(jax.devices()[:devices])
+        self.passes = passes
+        network = Toy(dtype=options.policy.compute_dtype)
+        image = jnp.zeros((GROUP, SIZE, SIZE, 3))
+        optimizer = optim.make_optimizer(config)
+        state = create(
+            network.init(jax.random.key(0), image, train=False),
+            optimizer=optimizer,
+            loss_scale=init_loss_scale(options.policy, scale),
+            seed=7,
+            with_ema=True,
+        )
+        self.state: TrainState = replicate(self.mesh, state)
+        self.step = make_train_step(network.apply, optimizer, options, self.mesh)
+        self.eval_step = make_eval_step(
+            network.apply, policy=options.policy, topk=2, smoothing=0.1, mesh=self.mesh
+        )
+
+    def batch(self, index: int, mask: np.ndarray | None = None) -> Any:
+        shape = (self.passes, IMAGES // self.passes)
+        mask = np.ones(IMAGES, bool) if mask is None else mask
+        images = PIXELS[index].reshape(*shape, SIZE, SIZE, 3)
+        return put_batch(self.mesh, images, LABELS[index].reshape(shape), mask.reshape(shape))
+
+    def train(self, steps: int = 4, lr: float = 0.05) -> list[dict[str, float]]:
+        lines = []
+        for index in range(steps):
+            self.state, metrics = self.step(self.state, self.batch(index), np.float32(lr))
+            lines.append({name: float(x) for name, x in metrics.items()})
+        return lines
+
+
+def assert_same(a: Any, b: Any, *, relative: float = 1e-5) -> None:
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(jax.device_get(a)),
+        jax.tree.leaves(jax.device_get(b)),
+        strict=True,
+    ):
+        scale = max(float(np.abs(y).max()), 1e-3)
+        assert np.abs(np.float64(x) - np.float64(y)).max() <= relative * scale, path
+
+
+@pytest.mark.parametrize("mixed", [0.0, 0.2])
+def test_a_step_is_the_same_on_any_division_into_devices_and_passes(mixed: float) -> None:
+    options = replace(OPTIONS, mixup=mixed)
+    # Mixup draws once per device and pass; without it one device may take all groups at once.
+    divisions = [(4, 1), (1, 4), (2, 2)] if mixed else [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)]
+    runs = [Run(devices, passes, options) for devices, passes in divisions]
+    lines = [run.train() for run in runs]
+    for run, line in zip(runs[1:], lines[1:], strict=True):
+        assert_same(run.state, runs[0].state)
+        for found, wanted in zip(line, lines[0], strict=True):
+            assert found == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_the_gradient_is_the_mean_over_devices(devices: int) -> None:
+    mesh = make_mesh(jax.devices()[:devices])
+    x = np.arange(8.0, dtype=np.float32)
+    spec = jax.sharding.PartitionSpec("data")
+
+    def device(w: jax.Array, x: jax.Array) -> Any:
+        _, gradient = local_value_and_grad(lambda w: (jnp.mean(w * x**2), None))(w)
+        return jax.lax.pmean(gradient, "data")
+
+    mapped = jax.shard_map(
+        device,
+        mesh=mesh,
+        in_specs=(jax.sharding.PartitionSpec(), spec),
+        out_specs=jax.sharding.PartitionSpec(),
+    )
+    assert float(jax.jit(mapped)(jnp.float32(2), x)) == pytest.approx(np.mean(x**2))
+
+
+def test_the_compiled_step_gathers_nothing_and_donates_its_state() -> None:
+    run = Run(devices=4)
+    before = jax.tree.leaves(run.state)
+    text = run.step.lower(run.state, run.batch(0), np.float32(0)).compile().as_text()
+    assert "all-gather" not in text and "all-to-all" not in text
+    assert re.search(r"all-reduce", text)
+    run.train(steps=1)
+    assert all(leaf.is_deleted() for leaf in before)
+
+
+def test_masked_images_do_not_train() -> None:
+    """Their pixels go through BatchNorm like any; their labels must not matter."""
+    mask = np.arange(IMAGES) % 4 != 1
+    results = []
+    for labels in (LABELS[0], np.where(mask, LABELS[0], 0)):
+        run = Run()
+        batch = run.batch(0, mask)._replace(labels=run.batch(0).labels)
+        images, _, seen = batch
+        batch = put_batch(run.mesh, np.asarray(images), labels[None], np.asarray(seen))
+        run.state, metrics = run.step(run.state, batch, np.float32(0.05))
+        results.append((run.state.params, float(metrics["loss"])))
+    assert results[0][1] == results[1][1]
+    assert_same(results[0][0], results[1][0], relative=0)
+
+
+def test_the_moving_average_is_the_originals() -> None:
+    run = Run()
+    average = jax.device_get(run.state.ema)
+    for index in range(3):
+        run.train(steps=1)
+        mu = min(0.9, (1 + index) / (10 + index))
+        now = jax.device_get(run.state.variables)
+        average = jax.tree.map(lambda a, x, mu=mu: mu * a + (1 - mu) * x, average, now)
+    assert_same(run.state.ema, average, relative=1e-6)
+
+
+def test_an_overflow_costs_the_update_and_nothing_else() -> None:
+    run = Run(options=replace(OPTIONS, policy=POLICIES["fp16"]), scale=2.0**24)
+    before = jax.device_get(run.state)
+    (line,) = run.train(steps=1)
+    after = jax.device_get(run.state)
+    assert line["skipped_steps"] == line["bad_steps"] == 1 and np.isfinite(line["loss"])
+    assert_same((after.params, after.opt_state), (before.params, before.opt_state), relative=0)
+    assert float(after.loss_scale.scale) == 2.0**23 and int(after.step) == 1
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.batch_stats, before.batch_stats)
+    assert max(jax.tree.leaves(moved)) > 0
+    while run.train(steps=1)[0]["bad_steps"]:
+        pass
+    assert float(run.state.loss_scale.scale) < 2.0**23
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.01), ("bf16", 0.05)])
+def test_half_precision_trains_alike(precision: Precision, tolerance: float) -> None:
+    wanted = Run().train()
+    found = Run(options=replace(OPTIONS, policy=POLICIES[precision])).train()
+    losses = [line["loss"] for line in found]
+    assert losses == pytest.approx([line["loss"] for line in wanted], rel=tolerance)
+
+
+def test_a_frozen_backbone_stays_statistics_included() -> None:
+    options = replace(OPTIONS, freeze_backbone=True)
+    run = Run(devices=2, options=options, config=OptimConfig(freeze_backbone=True))
+    before = jax.device_get(run.state)
+    run.train()
+    after = jax.device_get(run.state)
+    assert np.abs(after.params["fc"]["kernel"] - before.params["fc"]["kernel"]).max() > 0
+    for params in (after.params, before.params):
+        params.pop("fc")
+    assert_same((after.params, after.batch_stats), (before.params, before.batch_stats), relative=0)
+
+
+def test_evaluation_sums_do_not_depend_on_the_devices() -> None:
+    mask = np.arange(IMAGES) < 13
+    found = []
+    for devices in (1, 4):
+        run = Run(devices)
+        sums = run.eval_step(run.state.variables, run.batch(0, mask))
+        found.append({name: float(x) for name, x in sums.items()})
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found[0]["count"] == 13
+
+
+def test_columns_of_the_processes_make_up_a_pass() -> None:
+    mesh = make_mesh(jax.devices()[:4])
+    assert local_columns(mesh, 8) == slice(0, 8)
+    with pytest.raises(ValueError, match="6 images.*4 devices"):
+        local_columns(mesh, 6)
