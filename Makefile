@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DATA := runs/digits-data
 RUN := runs/digits
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint clean bench-gpu
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m seresnext_jax.data.digits $(DATA)
@@ -20,6 +20,14 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+# On a machine with an NVIDIA GPU: every figure of docs/performance.md that is missing there.
+bench-gpu: $(VENV)/.gpu
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmark.py train --precisions fp16 bf16 tf32 --batch-sizes 128 256 --steps 30 \
+	    --against torch --json runs/bench-gpu-train.json
+	$(BIN)/python benchmark.py infer --precisions fp16 bf16 tf32 --batch-sizes 1 128 256 --steps 100 \
+	    --against torch --json runs/bench-gpu-infer.json
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -17,7 +17,7 @@ from seresnext_jax.config import Config, resolve
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.images import normalize
 from seresnext_jax.mesh import make_mesh, put_batch, replicate
-from seresnext_jax.model import build
+from seresnext_jax.model import ARCHITECTURES, build
 from seresnext_jax.precision import POLICIES, init_loss_scale
 from seresnext_jax.state import create
 from seresnext_jax.steps import StepOptions, make_train_step
@@ -117,12 +117,10 @@ def torch_train(config: Config) -> Program:
     """The original's training step: channels_last; on a GPU autocast and torch.compile as well."""
     import torch
 
-    from tests.reference.torch_model import ARCHITECTURES, ResNet
     from tests.reference.torch_training import label_smoothing_loss, sgd
 
     device, dtype = _torch_device(config)
-    model = ResNet(ARCHITECTURES[config.model.arch], config.model.num_classes)
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = _torch_network(config).to(device, memory_format=torch.channels_last).train()
     optimizer = sgd(model, lr=0.01)
     forward = torch.compile(model) if device == "cuda" else model
     scaler = torch.amp.GradScaler(device, init_scale=128.0, enabled=config.precision == "fp16")
@@ -145,11 +143,8 @@ def torch_infer(config: Config) -> Program:
     """The forward pass, under the same conditions."""
     import torch
 
-    from tests.reference.torch_model import ARCHITECTURES, ResNet
-
     device, dtype = _torch_device(config)
-    model = ResNet(ARCHITECTURES[config.model.arch], config.model.num_classes)
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    model = _torch_network(config).to(device, memory_format=torch.channels_last).eval()
     forward = torch.compile(model) if device == "cuda" else model
     images = torch.from_numpy(_images(config, 1)[0][0]).to(device)
 
@@ -160,6 +155,13 @@ def torch_infer(config: Config) -> Program:
             torch.cuda.synchronize()
 
     return Program(work, _first_call(work), None)
+
+
+def _torch_network(config: Config) -> Any:
+    from tests.reference.torch_model import Architecture, ResNet
+
+    arch = Architecture(**vars(ARCHITECTURES[config.model.arch]))
+    return ResNet(arch, config.model.num_classes)
 
 
 def _torch_device(config: Config) -> tuple[str, Any]:

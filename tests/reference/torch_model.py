@@ -129,7 +129,7 @@ class BasicBlock(Block):
     def branch(self, x: Tensor) -> Tensor:
         """The convolutions, up to the last BatchNorm."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return self.bn2(self.conv2(out))  # type: ignore[no-any-return]
+        return self.bn2(self.conv2(out))
 
 
 class Bottleneck(Block):
@@ -151,7 +151,7 @@ class Bottleneck(Block):
         """The convolutions, up to the last BatchNorm."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
-        return self.bn3(self.conv3(out))  # type: ignore[no-any-return]
+        return self.bn3(self.conv3(out))
 
 
 class ResNet(nn.Module):

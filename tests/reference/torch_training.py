@@ -102,7 +102,7 @@ def loss_and_gradients(
     total = 0.0
     for batch in batches:
         loss = training_loss(model, batch, smoothing) / len(batches)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += loss.item()
     named = model.named_parameters()
     return total, {name: value.grad.clone() for name, value in named if value.grad is not None}

@@ -1,0 +1,223 @@
+"""Measure training, inference and the input pipeline; beside PyTorch with ``--against torch``.
+
+    python benchmark.py train --batch-sizes 8 --against torch
+    python benchmark.py infer --batch-sizes 1 8 --against torch
+    python benchmark.py data --data-root /imagenet
+
+Programs that are compared run in turn, step by step, in one process. Warm-up and compilation are
+not in the figures; compilation has its own.
+"""
+
+import json
+import os
+import platform
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import tyro
+
+from benchmarks.flops import forward_macs
+from benchmarks.timing import Timing, interleave
+from seresnext_jax.cli import load_config, parse, run
+from seresnext_jax.config import Config, DataConfig, Precision
+from seresnext_jax.errors import UserError
+from seresnext_jax.model import ARCHITECTURES
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """The options of benchmark.py."""
+
+    what: tyro.conf.Positional[Literal["train", "infer", "data"]] = "train"
+    """What to measure."""
+    config: str = ""
+    """A config file for the network, its image size and precision; empty: se-resnext101-32x4d."""
+    arch: str = ""
+    """Another architecture than the config's."""
+    precisions: tuple[Precision, ...] = ()
+    """Precisions to measure; empty: the config's."""
+    batch_sizes: tuple[int, ...] = (8,)
+    """Images per device and step."""
+    image_size: int = 0
+    """Side of the images in pixels; 0: the config's."""
+    devices: tuple[int, ...] = (1,)
+    """Numbers of devices to train on."""
+    steps: int = 10
+    """Counted steps of each program."""
+    warmup: int = 2
+    """Steps before them."""
+    against: Literal["", "torch"] = ""
+    """Measure PyTorch in turn with JAX: channels_last; on a GPU autocast and torch.compile too."""
+    data_root: str = ""
+    """Dataset for `data`: a folder that holds train/ and val/."""
+    workers: int = 2
+    """Decoding threads or processes for `data`."""
+    compilation_cache: str = "~/.cache/seresnext_jax"
+    """Folder of JAX's persistent compilation cache; empty: none, to see a cold compilation."""
+    json: str = ""
+    """Also write the rows to this file."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the program; returns its exit status."""
+    options = parse(BenchmarkConfig(), argv, program="benchmark.py", description=__doc__ or "")
+    if options.steps < 1 or options.warmup < 0 or min(options.batch_sizes + options.devices) < 1:
+        raise UserError("--steps, --batch-sizes and --devices take numbers from 1 on")
+    if options.compilation_cache:
+        cache = Path(options.compilation_cache).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    if max(options.devices) > jax.device_count():
+        raise UserError(
+            f"--devices {max(options.devices)} but there are {jax.device_count()}: on a CPU set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={max(options.devices)}"
+        )
+    header = machine()
+    print("  ".join(f"{name} {value}" for name, value in header.items()))
+    measure = {"train": measure_train, "infer": measure_infer, "data": measure_data}
+    rows = measure[options.what](options)
+    print_table(rows)
+    if options.json:
+        content = {"command": ["benchmark.py", *argv], "machine": header, "rows": rows}
+        Path(options.json).write_text(json.dumps(content, indent=2) + "\n")
+    return 0
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    device = jax.devices()[0]
+    versions = {}
+    for name in ("jax", "jaxlib", "torch", "nvidia-dali-cuda120"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "-"
+    kind = device.device_kind if device.platform != "cpu" else platform.processor() or "cpu"
+    return {"device": kind, "cores": len(os.sched_getaffinity(0)), **versions}
+
+
+def configs(options: BenchmarkConfig) -> list[Config]:
+    """One configuration for each precision and batch size asked for."""
+    base = load_config(options.config) if options.config else Config()
+    if options.arch:
+        base = replace(base, model=replace(base.model, arch=options.arch))
+    if options.image_size:
+        base = replace(base, data=replace(base.data, image_size=options.image_size))
+    if base.model.arch not in ARCHITECTURES:
+        raise UserError(f"--arch {base.model.arch} is unknown: {', '.join(ARCHITECTURES)}")
+    return [
+        replace(base, precision=precision, batch_size=batch, optimizer_batch_size=-1)
+        for precision in options.precisions or (base.precision,)
+        for batch in options.batch_sizes
+    ]
+
+
+def gigaflops(config: Config, *, training: bool) -> float:
+    """Arithmetic of one image, 2 operations per multiply-add, a training step as 3 forwards."""
+    macs = forward_macs(
+        ARCHITECTURES[config.model.arch],
+        num_classes=config.model.num_classes,
+        image_size=config.data.image_size,
+    )
+    return 2e-9 * macs * (3 if training else 1)
+
+
+def measure_train(options: BenchmarkConfig) -> list[Row]:
+    """Training throughput for each precision, batch size and number of devices."""
+    from benchmarks.programs import jax_train, torch_train
+
+    rows = []
+    for config in configs(options):
+        for devices in options.devices:
+            programs = {"jax": jax_train(config, devices=devices)}
+            if options.against and devices == 1:
+                programs["torch"] = torch_train(config)
+            timings = interleave(
+                {name: p.work for name, p in programs.items()},
+                warmup=options.warmup,
+                steps=options.steps,
+            )
+            images = config.batch_size * devices
+            row: Row = {
+                "precision": config.precision,
+                "batch": config.batch_size,
+                "devices": devices,
+                "img/s": images / timings["jax"].median,
+                "TFLOP/s": images / timings["jax"].median * gigaflops(config, training=True) / 1e3,
+                "compile s": programs["jax"].compile_seconds,
+                "temporary MiB": (programs["jax"].memory_bytes or 0) / 2**20,
+            }
+            rows.append(row | against(timings, images))
+    return rows
+
+
+def measure_infer(options: BenchmarkConfig) -> list[Row]:
+    """Inference throughput and latency for each precision and batch size."""
+    from benchmarks.programs import jax_infer, torch_infer
+
+    rows = []
+    for config in configs(options):
+        programs = {"jax": jax_infer(config)}
+        if options.against:
+            programs["torch"] = torch_infer(config)
+        timings = interleave(
+            {name: p.work for name, p in programs.items()},
+            warmup=options.warmup,
+            steps=options.steps,
+        )
+        ours = timings["jax"]
+        row: Row = {
+            "precision": config.precision,
+            "batch": config.batch_size,
+            "img/s": config.batch_size / ours.median,
+            "avg ms": 1e3 * ours.mean,
+            **{f"p{p} ms": 1e3 * ours.at(p) for p in (50, 90, 95, 99)},
+            "compile s": programs["jax"].compile_seconds,
+        }
+        rows.append(row | against(timings, config.batch_size))
+    return rows
+
+
+def against(timings: dict[str, Timing], images: int) -> Row:
+    """PyTorch's throughput and the ratio of the medians, where it was measured."""
+    if "torch" not in timings:
+        return {}
+    ratio = timings["torch"].median / timings["jax"].median
+    return {"torch img/s": images / timings["torch"].median, "jax / torch": ratio}
+
+
+def measure_data(options: BenchmarkConfig) -> list[Row]:
+    """Images per second that each input backend decodes and crops for training."""
+    from benchmarks.input import measure_backends
+
+    if not options.data_root:
+        raise UserError("--data-root is missing: name the folder that holds train/ and val/")
+    size = options.image_size or 224
+    data = DataConfig(root=options.data_root, image_size=size, workers=options.workers)
+    return measure_backends(
+        data,
+        batch_size=max(options.batch_sizes),
+        warmup=options.warmup,
+        steps=options.steps,
+        with_torch=bool(options.against),
+    )
+
+
+def print_table(rows: list[Row]) -> None:
+    """The rows as a Markdown table."""
+    names = list(rows[0])
+    print("| " + " | ".join(names) + " |")
+    print("|" + " --- |" * len(names))
+    for row in rows:
+        cells = [f"{row[n]:.4g}" if isinstance(row[n], float) else str(row[n]) for n in names]
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    run(main)

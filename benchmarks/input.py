@@ -1,0 +1,109 @@
+"""How fast the input backends are, each one alone, on the same images and the same transform."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from seresnext_jax.config import DataConfig
+from seresnext_jax.data.files import FileList, scan_folder
+from seresnext_jax.data.folder import Transform, open_rgb
+from seresnext_jax.data.open import open_loader
+from seresnext_jax.data.sampler import crop_draws
+from seresnext_jax.mesh import make_mesh
+
+Row = dict[str, Any]
+
+
+def measure_backends(
+    data: DataConfig, *, batch_size: int, warmup: int, steps: int, with_torch: bool
+) -> list[Row]:
+    """Images per second of Pillow, DALI on the CPU and, if asked for, torch's DataLoader."""
+    backends: tuple[Literal["folder", "dali-cpu"], ...] = ("folder", "dali-cpu")
+    rates: dict[str, float] = {
+        backend: _loader_rate(replace(data, backend=backend), batch_size, warmup, steps)
+        for backend in backends
+    }
+    if with_torch:
+        rates["torch DataLoader"] = _torch_rate(data, batch_size, warmup, steps)
+    return [
+        {
+            "backend": name,
+            "workers": data.workers,
+            "img/s": rate,
+            "img/s per worker": rate / data.workers,
+            "/ Pillow": rate / rates["folder"],
+        }
+        for name, rate in rates.items()
+    ]
+
+
+def _loader_rate(data: DataConfig, batch_size: int, warmup: int, steps: int) -> float:
+    loader = open_loader(
+        data,
+        split="train",
+        mesh=make_mesh(jax.devices()[:1]),
+        accumulation=1,
+        images_per_pass=batch_size,
+        seed=0,
+        num_classes=len(scan_folder(Path(data.root) / "train").class_names),
+    )
+    batches = loader.batches(0)
+    # Batches decoded ahead during the warm-up must not be counted.
+    for _ in range(warmup + data.prefetch + 1):
+        next(batches)
+    started = time.perf_counter()
+    for _ in range(steps):
+        jax.block_until_ready(next(batches).images)
+    seconds = time.perf_counter() - started
+    loader.close()
+    return steps * batch_size / seconds
+
+
+class TorchDataset:
+    """The Pillow transform as a map-style dataset of torch."""
+
+    def __init__(self, files: FileList, transform: Transform) -> None:
+        self.files = files
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.files.paths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        image = open_rgb(self.files.folder / self.files.paths[index])
+        draws = crop_draws(0, 0, index, 1)[0]
+        return self.transform(image, draws).copy(), int(self.files.labels[index])
+
+
+def _torch_rate(data: DataConfig, batch_size: int, warmup: int, steps: int) -> float:
+    from torch.utils.data import DataLoader
+
+    files = scan_folder(Path(data.root) / "train")
+    transform = Transform(
+        "train", data.image_size, data.eval_margin, data.crop_area, data.crop_ratio, data.flip
+    )
+    loader: Any = DataLoader(
+        TorchDataset(files, transform),
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=data.workers,
+        multiprocessing_context="spawn",
+        persistent_workers=True,
+    )
+
+    def endless() -> Any:
+        while True:
+            yield from loader
+
+    batches = endless()
+    for _ in range(warmup + 2 * data.workers + 1):
+        next(batches)
+    started = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    return steps * batch_size / (time.perf_counter() - started)
