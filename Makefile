@@ -1,5 +1,6 @@
 # make demo   train a small network on real images, then classify a few of them
 # make test   the tests
+# make soak   kill a training run 30 times and compare with an undisturbed one (minutes)
 # make lint   format, lint and types
 # Each sets up .venv by itself.
 
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 DATA := runs/digits-data
 RUN := runs/digits
 
-.PHONY: demo test lint clean bench-gpu
+.PHONY: demo test soak lint clean bench-gpu
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m seresnext_jax.data.digits $(DATA)
@@ -28,6 +29,9 @@ bench-gpu: $(VENV)/.gpu
 	    --against torch --json runs/bench-gpu-train.json
 	$(BIN)/python benchmark.py infer --precisions fp16 bf16 tf32 --batch-sizes 1 128 256 --steps 100 \
 	    --against torch --json runs/bench-gpu-infer.json
+
+soak: $(VENV)/.test
+	$(BIN)/python -m tests.soak --kills 30
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -161,7 +161,8 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} --help explains every option)")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
     parser = _Parser(prog="python -m convert", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     common = _Parser(add_help=False)
@@ -221,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run one command; its exit status."""
-    options = _parser().parse_args(argv)
+    options = build_parser().parse_args(argv)
     return int(options.function(options))
 
 

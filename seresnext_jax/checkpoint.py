@@ -222,15 +222,14 @@ class Checkpoints:
                 old.rename(new)
 
 
-def _quiet_excepthook(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
+def _quiet_unraisablehook(unraisable: "sys.UnraisableHookArgs") -> None:
     """Pass over what tensorstore's threads say about writes that were given up with their save."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
 
 
-sys.excepthook = _quiet_excepthook
+sys.unraisablehook = _quiet_unraisablehook
 
 
 def _on_one_process(action: Callable[[], None]) -> None:

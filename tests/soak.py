@@ -30,7 +30,6 @@ class Outcome:
     signals: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: float = 0.0
-    undisturbed_seconds: float = 0.0
     differences: tuple[str, ...] = ()
     """Arrays and report records that are not those of the undisturbed run."""
 
@@ -40,41 +39,50 @@ class Outcome:
         return sum(self.signals.values())
 
 
-def soak(folder: Path, *, kills: int, seed: int, options: Sequence[str] = DEMO) -> Outcome:
+def soak(
+    calm: Path,
+    rough: Path,
+    *,
+    kills: int,
+    seed: int,
+    longest: float,
+    options: Sequence[str] = DEMO,
+) -> Outcome:
     """Disturb a run until it had `kills` kills, let it finish, and compare.
 
     Args:
-      folder: for the two runs.
+      calm: the workspace of an undisturbed run with the same options.
+      rough: the workspace of the disturbed one.
       seed: decides signals and moments, as far as the machine's speed lets it.
-      options: of both runs.
+      longest: seconds; a signal comes at most so long after a start.
     """
     outcome = Outcome()
-    calm, rough = folder / "calm", folder / "rough"
-    began = time.monotonic()
-    done(tiny(calm, *options))
-    outcome.undisturbed_seconds = time.monotonic() - began
     generator = random.Random(seed)
     began = time.monotonic()
     while not (outcome.kills >= kills and _finished(rough)):
         if _finished(rough):  # too early: run it once more, with the kills that are left
             shutil.rmtree(rough)
-        _start_once(tiny(rough, *options, "--resume", "auto"), outcome, kills, generator)
+        disturbing = outcome.kills < kills
+        number = generator.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
+        moment = generator.uniform(0.1, 1.0) * longest
+        _start_once(
+            tiny(rough, *options, "--resume", "auto"),
+            outcome,
+            number,
+            moment if disturbing else None,
+        )
     outcome.seconds = time.monotonic() - began
     outcome.differences = _differences(calm, rough)
     return outcome
 
 
 def _start_once(
-    command: Sequence[str], outcome: Outcome, kills: int, generator: random.Random
+    command: Sequence[str], outcome: Outcome, number: signal.Signals, moment: float | None
 ) -> None:
-    """Start the run; while kills are left, end it within the time that a whole run takes."""
+    """Start the run and send it `number` after `moment` seconds; None: let it end by itself."""
     outcome.starts += 1
     process = start(command)
-    number = generator.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
-    moment = generator.uniform(0.1, 1.0) * outcome.undisturbed_seconds
-    # Half of the moments lie within a whole run, the others soon after the start.
-    moment = min(moment, generator.choice((moment, 12.0)))
-    if outcome.kills < kills:
+    if moment is not None:
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
@@ -120,10 +128,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        outcome = soak(Path(folder), kills=options.kills, seed=options.seed)
+        calm, rough = Path(folder) / "calm", Path(folder) / "rough"
+        done(tiny(Path(folder) / "compiled", *DEMO, "--run-epochs", "1"))
+        began = time.monotonic()
+        done(tiny(calm, *DEMO))
+        calm_seconds = time.monotonic() - began
+        outcome = soak(calm, rough, kills=options.kills, seed=options.seed, longest=calm_seconds)
     print(f"kills         {outcome.kills} {dict(outcome.signals)}")
     print(f"starts        {outcome.starts} (exit statuses {dict(outcome.statuses)})")
-    print(f"undisturbed   {outcome.undisturbed_seconds:.0f} s")
+    print(f"undisturbed   {calm_seconds:.0f} s")
     print(f"disturbed     {outcome.seconds:.0f} s")
     print(f"differences   {len(outcome.differences)}")
     for line in outcome.differences:

@@ -202,7 +202,7 @@ def test_steps_without_finite_gradients_stop_the_run(tmp_path: Path) -> None:
 
 def test_short_soak() -> None:
     """Killed twice at random moments, the run ends bit for bit like an undisturbed one."""
-    outcome = soak.soak(shared() / "soak", kills=2, seed=1, options=OPTIONS)
+    outcome = soak.soak(whole(), shared() / "soaked", kills=2, seed=1, longest=7.0, options=OPTIONS)
     assert outcome.kills >= 2
     assert outcome.differences == ()
 
