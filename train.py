@@ -18,6 +18,7 @@ from seresnext_jax import optim, runtime
 from seresnext_jax.cli import parse_config, run
 from seresnext_jax.config import Config, Plan, flatten, resolve, to_dict
 from seresnext_jax.data.batch import Batch, Loader
+from seresnext_jax.data.check import check_data
 from seresnext_jax.data.files import check_classes, check_same_classes
 from seresnext_jax.data.open import Split, count_images, open_loader
 from seresnext_jax.errors import UserError
@@ -42,6 +43,9 @@ def main(argv: list[str]) -> int:
     stop = StopRequest()
     mesh = make_mesh()
     console = Console(enabled=jax.process_index() == 0)
+
+    if config.check_data:
+        return report_data(config, console)
 
     # ---- data ----------------------------------------------------------------------------------
     plan = resolve(config, num_images=count_images(config.data, "train"), num_devices=mesh.size)
@@ -152,6 +156,20 @@ def main(argv: list[str]) -> int:
         console.table("Outcome", [*outcome, *files, ("plot", str(plot))])
         list_bad_images(console, [train_loader, val_loader])
     return 0
+
+
+def report_data(config: Config, console: Console) -> int:
+    """Check the dataset and print what was found; returns 1 if anything is wrong."""
+    found = check_data(
+        config.data,
+        config.model.num_classes,
+        lambda done, total: console.note(f"decoded {done} of {total} images"),
+    )
+    console.table("Dataset", found.facts)
+    for problem in found.problems:
+        console.note(f"problem: {problem}")
+    console.note(f"{len(found.problems)} problem(s)")
+    return 1 if found.problems else 0
 
 
 def open_split(config: Config, mesh: Mesh, split: Split, accumulation: int = 1) -> Loader:

@@ -87,3 +87,8 @@ def test_the_section_on_weights_word_for_word(tmp_path: Path) -> None:
     assert all(
         torch.equal(back[k], given[k]) for k in given if not k.endswith("num_batches_tracked")
     )
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+)`", README))))
+def test_a_test_that_guards_a_claim_exists(name: str) -> None:
+    assert (ROOT / "tests" / f"{name}.py").exists()

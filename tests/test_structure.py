@@ -24,7 +24,7 @@ RANKS: dict[int, set[str]] = {
     }
     | {"report", "report.console", "report.dllogger", "report.meters", "report.plot"},
     1: {"layers", "optim", "state"}
-    | {"data.dali", "data.folder", "data.synthetic", "data.digits", "data.open"},
+    | {"data.dali", "data.folder", "data.synthetic", "data.digits", "data.open", "data.check"},
     2: {"model", "steps", "checkpoint"},
     3: {"cli", "evaluate", "progress", "runtime", "saver"}
     | {"convert.torch_file", "convert.weights", "convert.training", "convert.compare"},
