@@ -17,6 +17,8 @@ BATCH_SPEC = PartitionSpec(None, DATA_AXIS)
 
 HEARTBEAT_TIMEOUT = 30
 """Seconds without a sign of life from one process after which the others abort; JAX says 100."""
+SHUTDOWN_TIMEOUT = 60
+"""Seconds that a process waits at its end for the others before all abort; JAX says 300."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -116,9 +118,15 @@ def initialize_distributed(*, coordinator: str, num_processes: int, process_id: 
         coordinator = f"{env['MASTER_ADDR']}:{env.get('MASTER_PORT', '29500')}"
         num_processes, process_id = int(env["WORLD_SIZE"]), int(env["RANK"])
     elif int(env.get("SLURM_NTASKS", "1")) > 1 or int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT
+        )
         return
     if num_processes > 1:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
         )

@@ -126,3 +126,36 @@ def test_others_stop_when_a_process_dies(dead: int, tmp_path: Path) -> None:
     finally:
         other.kill()
     assert other.returncode not in (0, 2, 75)
+
+
+ALONE = """
+import sys
+from jax.experimental import multihost_utils
+from seresnext_jax import mesh
+from seresnext_jax.cli import run
+from seresnext_jax.errors import UserError
+mesh.SHUTDOWN_TIMEOUT = 5
+def main(argv):
+    port, rank = map(int, argv)
+    mesh.initialize_distributed(
+        coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=rank
+    )
+    multihost_utils.sync_global_devices("together")
+    if rank == 1:
+        raise UserError("an image of mine is broken")
+    multihost_utils.sync_global_devices("alone")
+run(main)
+"""
+
+
+def test_others_stop_when_one_has_an_error() -> None:
+    """It says its line, and nobody waits for it for ever."""
+    port = str(free_port())
+    ranks = [start(["-c", ALONE, port, str(rank)]) for rank in range(2)]
+    try:
+        errors = [rank.communicate(timeout=60)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert "error: an image of mine is broken\n" in errors[1]
+    assert 0 not in [rank.returncode for rank in ranks]

@@ -11,8 +11,15 @@ import signal
 from functools import cache
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
+from seresnext_jax.checkpoint import Checkpoints, read_meta
+from seresnext_jax.errors import UserError
+from seresnext_jax.precision import POLICIES, init_loss_scale
+from seresnext_jax.state import create
 from tests import soak
 from tests.programs import (
     COMPILE_FAST,
@@ -132,6 +139,35 @@ def test_killed_while_saving_and_damaged_checkpoints_fall_back(tmp_path: Path) -
     assert f"continuing after step {KILLED_AFTER - 2} (epoch 1)" in result.stdout
     exactly_like_whole(workspace)
     assert not list(saved.glob("*orbax-checkpoint-tmp*"))
+
+
+def test_a_step_that_is_saved_again_is_never_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first checkpoint comes back if the second fails, or if the program was killed in it."""
+    variables = {"params": {"w": jnp.ones(3)}, "batch_stats": {}}
+    scale, optimizer = init_loss_scale(POLICIES["fp32"], 1.0), optax.sgd(0.1)
+    state = create(variables, optimizer=optimizer, loss_scale=scale, seed=0, with_ema=False)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, {"first": True})
+        checkpoints.wait()
+
+        def full(*args: object, **kwargs: object) -> bool:
+            assert not (tmp_path / "0").exists()
+            raise OSError("No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, "save", full)
+            with pytest.raises(UserError, match="checkpoint 0 is whole"):
+                checkpoints.save(state, {"first": False})
+        assert checkpoints.steps() == [0]
+        checkpoints.save(state, {"first": False})
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+    assert read_meta(tmp_path / "0")["first"] is False
+
+    (tmp_path / "0").rename(tmp_path / "0.replaced")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [0]
 
 
 def test_stop_signals_in_training_and_evaluation(tmp_path: Path) -> None:
