@@ -362,6 +362,28 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         open_report(tmp_path / "file" / "run").parameters({})
 
 
+@pytest.mark.parametrize("name", ["", ".", "checkpoints"])
+@pytest.mark.parametrize("until", [None, STEPS])
+def test_a_folder_is_not_moved_aside(tmp_path: Path, name: str, until: int | None) -> None:
+    """--raport-file "" must not rename the workspace with its checkpoints."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="--raport-file .* is a folder"):
+        Report(tmp_path / "run", name, steps_per_epoch=STEPS, keep_until_step=until)
+    assert [p.relative_to(tmp_path) for p in sorted(tmp_path.rglob("*"))] == [
+        Path("run"),
+        Path("run/checkpoints"),
+    ]
+
+
+def test_a_report_beside_a_new_workspace(tmp_path: Path) -> None:
+    """--raport-file with a path of its own; the second file is in the workspace."""
+    elsewhere = tmp_path / "logs" / RAPORT
+    report = Report(tmp_path / "run", str(elsewhere), steps_per_epoch=STEPS, keep_until_step=None)
+    report.epoch(0, TRAIN)
+    assert read_report(elsewhere)[-1]["step"] == [0]
+    assert [r["event"] for r in plain(tmp_path / "run")] == ["epoch"]
+
+
 def test_both_files_need_their_own_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--raport-file report.jsonl"):
         Report(tmp_path, "report.jsonl", steps_per_epoch=1, keep_until_step=None)

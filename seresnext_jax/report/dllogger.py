@@ -46,8 +46,8 @@ class Report:
           enabled: False on all processes but one.
 
         Raises:
-          UserError: the files can't be written (this and every later call), or one that is
-            continued is no report.
+          UserError: the files can't be written (this and every later call), `raport_file` is a
+            folder or the second report, or a file that is continued is no report.
         """
         self.dlll_path = folder / raport_file
         self.jsonl_path = folder / JSONL_NAME
@@ -61,7 +61,10 @@ class Report:
         if not enabled:
             return
         with _writing(folder):
-            self.dlll_path.parent.mkdir(parents=True, exist_ok=True)
+            for path in (self.dlll_path, self.jsonl_path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            if self.dlll_path.is_dir():  # it would be moved aside with all that it holds
+                raise UserError(f"--raport-file {raport_file!r} is a folder: give a file's name")
             if keep_until_step is None:
                 _move_aside(self.dlll_path, self.jsonl_path)
             else:
