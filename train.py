@@ -5,6 +5,7 @@ Read `main` from top to bottom: data, network, state, where to continue, then on
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,9 @@ def main(argv: list[str]) -> int:
 
     # ---- the outcome ---------------------------------------------------------------------------
     if console.enabled:
-        report.summary(results | {"best.top1": progress.best_top1})
+        if results:  # else the run had ended before, and its summary stands
+            best = {"best.top1": progress.best_top1} if progress.best_epoch >= 0 else {}
+            report.summary(results | best)
         plot = Path(config.workspace) / "report.png"
         plot_report(report.jsonl_path, plot)
         outcome = outcome_rows(config, results, progress)
@@ -242,13 +245,16 @@ def batch_shape(config: Config, mesh: Mesh, passes: int) -> Batch:
 
 
 def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: int) -> Report:
-    """Open the report, and put the configuration and what follows from it into the workspace."""
+    """Open the report, and put the configuration and what follows from it into the workspace.
+
+    An evaluation is added to whatever the report holds.
+    """
     workspace = Path(config.workspace)
     report = Report(
         workspace,
         config.raport_file,
         steps_per_epoch=plan.steps_per_epoch,
-        keep_until_step=resumed_step or None,
+        keep_until_step=sys.maxsize if config.evaluate else resumed_step or None,
         enabled=console.enabled,
     )
     report.parameters(flatten(config))

@@ -118,6 +118,7 @@ def test_evaluate_of_a_finished_run_gives_its_last_numbers() -> None:
     last = event(workspace, "epoch")[-1]["metrics"]
     again = event(copy, "evaluation")[-1]["metrics"]
     assert again == {name: value for name, value in last.items() if name.startswith("val.")}
+    assert records(copy)[:-1] == records(workspace), "an evaluation is only added"
     assert f"{last['val.loss']:.5g}" in out[out.index("Evaluation") :]
     same_bits(arrays(copy), arrays(workspace))
 
@@ -139,7 +140,7 @@ def test_resuming_a_finished_run_changes_nothing() -> None:
     out = done(tiny(copy, "--resume", "auto")).stdout
     assert "best top-1" in out[out.index("Outcome") :]
     same_bits(arrays(copy), arrays(workspace))
-    assert event(copy, "epoch") == event(workspace, "epoch")
+    assert records(copy) == records(workspace)
 
 
 def test_without_files_evaluation_or_checkpoints(tmp_path: Path) -> None:
@@ -149,6 +150,8 @@ def test_without_files_evaluation_or_checkpoints(tmp_path: Path) -> None:
     assert "top-1" not in out
     (epoch,) = event(workspace, "epoch")
     assert not [name for name in epoch["metrics"] if name.startswith("val")]
+    (summary,) = event(workspace, "summary")
+    assert "best.top1" not in summary["metrics"]
     assert [record["step"] for record in event(workspace, "train")] == [2]
     assert not (workspace / "checkpoints").exists()
 

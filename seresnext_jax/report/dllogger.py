@@ -42,7 +42,8 @@ class Report:
         Args:
           steps_per_epoch: to count steps over the whole run.
           keep_until_step: the step that a resumed run continues from; what was reported after it
-            is dropped. None: a new run; files of an earlier one are renamed.
+            is dropped, and the summary as soon as training goes on. None: a new run; files of an
+            earlier one are renamed.
           enabled: False on all processes but one.
 
         Raises:
@@ -68,7 +69,7 @@ class Report:
             if keep_until_step is None:
                 _move_aside(self.dlll_path, self.jsonl_path)
             else:
-                self._rewrite(lambda at: at != () and self._step(at) <= keep_until_step)
+                self._rewrite(lambda at: at == () or self._step(at) <= keep_until_step)
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Record the configuration."""
@@ -92,8 +93,10 @@ class Report:
         self._log("summary", (), metrics)
 
     def _log(self, event: str, position: Position, metrics: Metrics) -> None:
-        if position in self._kept:  # the run was stopped between this record and its checkpoint
-            self._rewrite(lambda other: other != position)
+        # The run was stopped between this record and its checkpoint, or goes on after its summary.
+        outdated = self._kept & ({position, ()} if event in ("train", "epoch") else {position})
+        if outdated:
+            self._rewrite(lambda other: other not in outdated)
         lines = []
         for name in metrics:
             described = description(name)
