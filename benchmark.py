@@ -25,6 +25,7 @@ from seresnext_jax.cli import load_config, parse, run
 from seresnext_jax.config import Config, DataConfig, Precision
 from seresnext_jax.errors import UserError
 from seresnext_jax.model import ARCHITECTURES
+from seresnext_jax.runtime import keep_freed_memory
 
 Row = dict[str, Any]
 
@@ -73,6 +74,8 @@ def main(argv: list[str]) -> int:
     if options.compilation_cache:
         cache = Path(options.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     if max(options.devices) > jax.device_count():
         raise UserError(
             f"--devices {max(options.devices)} but there are {jax.device_count()}: on a CPU set "

@@ -155,8 +155,10 @@ def main(argv: list[str]) -> int:
         plot = Path(config.workspace) / "report.png"
         plot_report(report.jsonl_path, plot)
         outcome = outcome_rows(config, results, progress)
-        files = [("checkpoint", str(saver.folder)), ("report", str(report.dlll_path))]
-        console.table("Outcome", [*outcome, *files, ("plot", str(plot))])
+        if not config.no_checkpoints:
+            outcome.append(("checkpoint", str(saver.folder)))
+        files = [("report", str(report.dlll_path)), ("plot", str(plot))]
+        console.table("Outcome", [*outcome, *files])
         list_bad_images(console, [train_loader, val_loader])
     return 0
 

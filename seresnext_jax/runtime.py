@@ -1,5 +1,6 @@
 """What has to be set before JAX meets its devices, and what is asked of the machine."""
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import jax
 
 from seresnext_jax.config import Config
 from seresnext_jax.mesh import initialize_distributed
+
+# The names of glibc's malloc.h. Only the main arena can grow without mmap: hence one arena.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def start(config: Config) -> None:
@@ -28,6 +32,21 @@ def start(config: Config) -> None:
         num_processes=distributed.num_processes,
         process_id=distributed.process_id,
     )
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what XLA's CPU backend frees, for the next step to take.
+
+    Each step allocates its temporary buffers anew, gigabytes at once. Left to itself, glibc takes
+    them from the system and gives them back every time, and the kernel has to clear each page
+    (docs/performance.md). Another C library is left as it is.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1):
+            mallopt(option, value)
 
 
 def _add_xla_flag(flag: str) -> None:

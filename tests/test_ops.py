@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from seresnext_jax.ops.convolution import conv2d, conv2d_reference
-from seresnext_jax.ops.fusion import relu_once
+from seresnext_jax.ops.fusion import computed_once, relu_once
 from seresnext_jax.ops.pooling import max_pool, max_pool_reference
 
 CASES = [
@@ -83,3 +83,9 @@ def test_relu_once_is_relu_and_keeps_nan() -> None:
     np.testing.assert_array_equal(value, [[0.0, 0.0, 2.0]])
     np.testing.assert_array_equal(vjp(jnp.ones_like(x))[0], [[0.0, 0.0, 1.0]])
     assert np.isnan(relu_once(x.at[0, 0].set(jnp.nan))[0, 0])
+
+
+def test_computed_once_is_the_identity() -> None:
+    x = jnp.array([[-1.0, 0.0, jnp.inf]])
+    np.testing.assert_array_equal(computed_once(x), x)
+    assert np.isnan(computed_once(x.at[0, 0].set(jnp.nan))).all()

@@ -347,9 +347,13 @@ def test_the_originals_file_is_read(tmp_path: Path) -> None:
 
 
 def test_the_originals_file_is_continued(tmp_path: Path) -> None:
-    (tmp_path / RAPORT).write_text(NVIDIA)
-    Report(tmp_path, RAPORT, steps_per_epoch=100, keep_until_step=20)
-    assert (tmp_path / RAPORT).read_text().splitlines() == NVIDIA.splitlines()[:3]
+    path = tmp_path / RAPORT
+    path.write_text(NVIDIA)
+    report = Report(tmp_path, RAPORT, steps_per_epoch=100, keep_until_step=20)
+    assert path.read_text() == NVIDIA  # with its summary, until training goes on
+    report.train(0, 40, {"train.loss": 6.5})
+    *kept, added = path.read_text().splitlines()
+    assert kept == NVIDIA.splitlines()[:3] and '"step": [0, 40]' in added
 
 
 @pytest.mark.parametrize("damage", ["not json", PREFIX + "{", "17", ""])

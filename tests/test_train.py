@@ -147,7 +147,7 @@ def test_without_files_evaluation_or_checkpoints(tmp_path: Path) -> None:
     workspace = tmp_path / "run"
     options = ("--data.backend", "synthetic", "--prof", "2", "--run-epochs", "1")
     out = done(tiny(workspace, *options, "--training-only", "--no-checkpoints")).stdout
-    assert "top-1" not in out
+    assert "top-1" not in out and "checkpoint" not in out
     (epoch,) = event(workspace, "epoch")
     assert not [name for name in epoch["metrics"] if name.startswith("val")]
     (summary,) = event(workspace, "summary")
