@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -368,6 +369,31 @@ def test_a_config_imports_its_neighbours_from_anywhere(
     assert sys.path == before
     for name in ("my_recipes.shared", "my_recipes"):
         monkeypatch.delitem(sys.modules, name)
+
+
+VALUES = st.one_of(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.lists(st.integers() | st.text(max_size=2), max_size=3),
+    st.sampled_from(["fp16", "cosine", (0.1, 1.0), {}]),
+)
+FIELDS = sorted({option.removeprefix("--").replace("-", "_") for option in OPTIONS})
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=4))
+def test_no_config_file_gives_a_traceback(fields: dict[str, Any]) -> None:
+    """Every field, of the sections too, with values of every type."""
+    lines = ["def get_config():", "    c = Config()"]
+    for name, value in fields.items():
+        section, _, last = name.rpartition(".")
+        change = f"replace(c{'.' if section else ''}{section}, {last}={value!r})"
+        lines.append(f"    c = {f'replace(c, {section}={change})' if section else change}")
+    text = HEAD + "nan, inf = float('nan'), float('inf')\n" + "\n".join([*lines, "    return c"])
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            assert isinstance(read("--config", write(Path(folder) / "fuzz.py", text)), Config)
+        except UserError as error:
+            assert str(error).strip() and "\n" not in str(error)
 
 
 # ---- exits -------------------------------------------------------------------------------------

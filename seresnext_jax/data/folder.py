@@ -6,6 +6,7 @@ is not applied.
 
 import hashlib
 import os
+import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -109,6 +110,8 @@ def open_rgb(path: str | Path) -> Image.Image:
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """The image at `path`; everything that goes wrong inside becomes `BadImage`."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            raise BadImage("not a file")
         with Image.open(path) as image:
             yield image
     except BadImage:
