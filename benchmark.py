@@ -71,11 +71,10 @@ def main(argv: list[str]) -> int:
     options = parse(BenchmarkConfig(), argv, program="benchmark.py", description=__doc__ or "")
     if options.steps < 1 or options.warmup < 0 or min(options.batch_sizes + options.devices) < 1:
         raise UserError("--steps, --batch-sizes and --devices take numbers from 1 on")
+    keep_freed_memory()
     if options.compilation_cache:
         cache = Path(options.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
     if max(options.devices) > jax.device_count():
         raise UserError(
             f"--devices {max(options.devices)} but there are {jax.device_count()}: on a CPU set "

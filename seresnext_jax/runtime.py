@@ -11,6 +11,7 @@ from seresnext_jax.mesh import initialize_distributed
 
 # The names of glibc's malloc.h. Only the main arena can grow without mmap: hence one arena.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_NVIDIA_DRIVER = Path("/dev/nvidiactl")
 
 
 def start(config: Config) -> None:
@@ -18,6 +19,7 @@ def start(config: Config) -> None:
 
     Must run before any array is made. Variables that the user has set are left alone.
     """
+    keep_freed_memory()
     if config.data.backend == "dali-gpu":
         # DALI's own CUDA stream invalidates XLA's captured command buffers, and its memory pool
         # lies beside XLA's.
@@ -32,8 +34,6 @@ def start(config: Config) -> None:
         num_processes=distributed.num_processes,
         process_id=distributed.process_id,
     )
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
@@ -41,10 +41,12 @@ def keep_freed_memory() -> None:
 
     Each step allocates its temporary buffers anew, gigabytes at once. Left to itself, glibc takes
     them from the system and gives them back every time, and the kernel has to clear each page
-    (docs/performance.md). Another C library is left as it is.
+    (docs/performance.md). A thread keeps the arena that it has, so this comes before XLA's threads.
+    Another C library is left as it is, and so is a machine with an NVIDIA GPU, where the memory of
+    the computation is XLA's own.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if mallopt is not None and not _NVIDIA_DRIVER.exists():
         for option, value in (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1):
             mallopt(option, value)
 

@@ -45,6 +45,7 @@ def test_convolution_is_pytorchs_and_the_plain_one(case: tuple[int, ...]) -> Non
     options = {"stride": stride, "padding": padding, "groups": groups}
     x, kernel = arrays(case)
     found = value_and_gradients(lambda a, b: conv2d(a, b, **options), x, kernel)
+    undifferentiated = conv2d(jnp.asarray(x), jnp.asarray(kernel), **options)
     plain = value_and_gradients(lambda a, b: conv2d_reference(a, b, **options), x, kernel)
 
     tx = torch.tensor(x.transpose(0, 3, 1, 2), dtype=torch.float64, requires_grad=True)
@@ -57,6 +58,8 @@ def test_convolution_is_pytorchs_and_the_plain_one(case: tuple[int, ...]) -> Non
         tx.grad.permute(0, 2, 3, 1).numpy(),
         tk.grad.permute(2, 3, 1, 0).numpy(),
     ]
+    scale = np.abs(wanted[0]).max()
+    np.testing.assert_allclose(undifferentiated, wanted[0], rtol=0, atol=2e-5 * scale)
     for ours, xla, theirs in zip(found, plain, wanted, strict=True):
         scale = np.abs(theirs).max()
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * scale)

@@ -13,7 +13,7 @@ from jax import lax
 
 from seresnext_jax.ops.fusion import computed_once
 
-_BLOCK_WIDTH = 32
+_INFERENCE_WIDTH, _TRAINING_WIDTH = 16, 32
 """Channels of one dense block of a grouped convolution on the CPU (docs/performance.md)."""
 
 
@@ -67,23 +67,19 @@ def _grouped_in_blocks(
 ) -> jax.Array:
     """A grouped convolution as dense convolutions of neighbouring groups.
 
-    XLA's CPU backend has no fast gradient of a grouped convolution. Each block of `_BLOCK_WIDTH`
-    channels gets an ordinary convolution whose kernel is block-diagonal over its groups. The
+    XLA's CPU backend has no fast gradient of a grouped convolution. Each block of 16 or
+    32 channels gets an ordinary convolution whose kernel is block-diagonal over its groups. The
     gradients are written out so that the blocks' kernels are made, turned and taken apart all at
     once: left to autodiff, each block's small transposes cost more than its convolutions.
     """
-    blocks = _dense_blocks(kernel, groups)
-    return _by_block(
-        lambda piece, block: conv2d_reference(piece, block, stride=stride, padding=padding),
-        x,
-        blocks,
-    )
+    return _convolve_blocks(x, _dense_blocks(kernel, groups, _INFERENCE_WIDTH), stride, padding)
 
 
 def _grouped_forward(
     x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _grouped_in_blocks(x, kernel, stride, padding, groups), (x, kernel)
+    blocks = _dense_blocks(kernel, groups, _TRAINING_WIDTH)
+    return _convolve_blocks(x, blocks, stride, padding), (x, kernel)
 
 
 def _grouped_backward(
@@ -95,7 +91,7 @@ def _grouped_backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     gradient = computed_once(gradient)
-    blocks = _dense_blocks(kernel, groups)
+    blocks = _dense_blocks(kernel, groups, _TRAINING_WIDTH)
     size = (x.shape[1], x.shape[2])
     turned = lax.optimization_barrier(blocks[:, ::-1, ::-1].swapaxes(3, 4))
     x_gradient = _by_block(
@@ -113,10 +109,18 @@ def _grouped_backward(
         jnp.split(x, len(blocks), axis=-1), jnp.split(gradient, len(blocks), axis=-1), strict=True
     )
     dense = lax.optimization_barrier(jnp.stack([kernel_gradient(*pair) for pair in pieces]))
-    return x_gradient, _diagonal(dense, kernel.shape, groups)
+    return x_gradient, _diagonal(dense, kernel.shape, groups, _TRAINING_WIDTH)
 
 
 _grouped_in_blocks.defvjp(_grouped_forward, _grouped_backward)
+
+
+def _convolve_blocks(x: jax.Array, blocks: jax.Array, stride: int, padding: int) -> jax.Array:
+    return _by_block(
+        lambda piece, block: conv2d_reference(piece, block, stride=stride, padding=padding),
+        x,
+        blocks,
+    )
 
 
 def _by_block(
@@ -145,18 +149,18 @@ def _spread(
     )
 
 
-def _merged_groups(group_in: int, groups: int) -> int:
-    """How many neighbouring groups share a block."""
-    merged = max(1, _BLOCK_WIDTH // group_in)
+def _merged_groups(group_in: int, groups: int, width: int) -> int:
+    """How many neighbouring groups share a block of about `width` channels."""
+    merged = max(1, width // group_in)
     while groups % merged:
         merged -= 1
     return merged
 
 
-def _dense_blocks(kernel: jax.Array, groups: int) -> jax.Array:
+def _dense_blocks(kernel: jax.Array, groups: int, width: int) -> jax.Array:
     """(kh, kw, C / groups, O) → one block-diagonal kernel per block, (B, kh, kw, C / B, O / B)."""
     kh, kw, group_in, out = kernel.shape
-    merged = _merged_groups(group_in, groups)
+    merged = _merged_groups(group_in, groups, width)
     blocks, group_out = groups // merged, out // groups
     split = kernel.reshape(kh, kw, group_in, blocks, merged, group_out)
     dense = jnp.einsum("hwibmo,nm->bhwnimo", split, jnp.eye(merged, dtype=kernel.dtype))
@@ -164,10 +168,10 @@ def _dense_blocks(kernel: jax.Array, groups: int) -> jax.Array:
     return lax.optimization_barrier(dense)
 
 
-def _diagonal(dense: jax.Array, shape: tuple[int, ...], groups: int) -> jax.Array:
+def _diagonal(dense: jax.Array, shape: tuple[int, ...], groups: int, width: int) -> jax.Array:
     """The inverse of `_dense_blocks`: what lies off the diagonal belongs to no parameter."""
     kh, kw, group_in, out = shape
-    merged = _merged_groups(group_in, groups)
+    merged = _merged_groups(group_in, groups, width)
     split = dense.reshape(-1, kh, kw, merged, group_in, merged, out // groups)
     diagonal = jnp.eye(merged, dtype=dense.dtype)
     return jnp.einsum("bhwnimo,nm->hwibmo", split, diagonal).reshape(shape)
