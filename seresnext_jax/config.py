@@ -51,7 +51,8 @@ class DataConfig:
     flip: bool = True
     """Mirror half of the training images."""
     workers: int = 4
-    """Decoding threads for each device of this process."""
+    """Decoding threads for each device of this process. dali-cpu and folder, where the devices
+    share them, start no more than there are cores, and no fewer than for one device."""
     prefetch: int = 2
     """Batches decoded ahead of the step."""
     on_bad_image: Literal["error", "skip"] = "error"

@@ -1,8 +1,11 @@
 """A damaged tree of images: what docs/reliability.md says of each kind, in both backends."""
 
+import builtins
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ import pytest
 from PIL import Image
 
 from seresnext_jax.config import Backend, DataConfig
-from seresnext_jax.data.open import open_loader
+from seresnext_jax.data.batch import Loader
+from seresnext_jax.data.open import Split, open_loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh
 
@@ -67,6 +71,7 @@ BAD: dict[str, Writer] = {
     "empty.jpg": lambda path: path.write_bytes(b""),
     "huge.png": lambda path: Image.new("1", (70000, 1000)).save(path),
     "pipe.jpg": os.mkfifo,
+    "read-error.jpg": lambda path: path.symlink_to("/proc/self/mem"),
     "text.jpg": lambda path: path.write_text("<html>"),
     "truncated.jpg": cut_short,
 }
@@ -95,22 +100,35 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def evaluate(root: Path, backend: Backend, policy: Any = "error") -> tuple[int, list[str]]:
-    """Read the val split once; returns how many images count, and the names of the bad ones."""
-    source = open_loader(
+def open_split(
+    root: Path, backend: Backend, policy: Any, *, split: Split = "val", at_once: int = 4
+) -> Loader:
+    """A loader of `at_once` images a step."""
+    return open_loader(
         replace(CONFIG, root=str(root), backend=backend, on_bad_image=policy),
-        split="val",
+        split=split,
         mesh=make_mesh(jax.devices()[:1]),
         accumulation=1,
-        images_per_pass=4,
+        images_per_pass=at_once,
         seed=1,
         num_classes=2,
     )
-    try:
-        count = sum(int(np.asarray(mask).sum()) for _, _, mask in source.batches(0))
+
+
+def counted(source: Loader, epochs: int = 1) -> int:
+    """How many images count."""
+    with closing(source.batches(0)) as batches:  # type: ignore[type-var]
+        steps = islice(batches, epochs * source.num_steps)
+        return sum(int(np.asarray(mask).sum()) for _, _, mask in steps)
+
+
+def read(
+    root: Path, backend: Backend, policy: Any = "error", *, epochs: int = 1, **options: Any
+) -> tuple[int, list[str]]:
+    """Read a split; returns how many images count, and the names of the bad ones."""
+    with closing(open_split(root, backend, policy, **options)) as source:
+        count = counted(source, epochs)
         return count, sorted(os.path.basename(path) for path in source.bad_files)
-    finally:
-        source.close()
 
 
 @pytest.mark.filterwarnings("ignore:Pillow reads a batch that DALI refused")
@@ -119,13 +137,30 @@ def test_images_of_every_kind_are_used_and_other_files_left_out(
     root: Path, backend: Backend
 ) -> None:
     write(root / "val" / "ant", USED | LEFT_OUT)
-    assert evaluate(root, backend) == (4 + len(USED), [])
+    assert read(root, backend) == (4 + len(USED), [])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_skip_counts_and_lists_every_bad_file(root: Path, backend: Backend) -> None:
     write(root / "val" / "bee", BAD)
-    assert evaluate(root, backend, "skip") == (4, sorted(BAD))
+    assert read(root, backend, "skip") == (4, sorted(BAD))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_skip_in_training_goes_on_for_epochs(root: Path, backend: Backend) -> None:
+    write(root / "train" / "bee", BAD)
+    assert (4 + len(BAD)) % 2, "one image of an epoch fills no step of two"
+    count, bad = read(root, backend, "skip", split="train", at_once=2, epochs=4)
+    assert bad == sorted(BAD)
+    assert 12 <= count <= 16
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_steps_of_bad_files_only_are_masked(root: Path, backend: Backend) -> None:
+    """The last step of val, filled up with its bad last image, among them."""
+    write(root / "val" / "bee", {f"z{i}.jpg": BAD["text.jpg"] for i in range(5)})
+    assert read(root, backend, "skip") == (4, [f"z{i}.jpg" for i in range(5)])
+    assert read(root, backend, "skip", at_once=1) == (4, [f"z{i}.jpg" for i in range(5)])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -133,30 +168,51 @@ def test_skip_counts_and_lists_every_bad_file(root: Path, backend: Backend) -> N
 def test_error_names_the_bad_file_in_one_line(root: Path, backend: Backend, name: str) -> None:
     write(root / "val" / "bee", {name: BAD[name]})
     with pytest.raises(UserError) as caught:
-        evaluate(root, backend)
+        read(root, backend)
     line = str(caught.value)
     assert str(root / "val" / "bee" / name) in line and "skip" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["empty.jpg", "truncated.jpg"])
+def test_error_ends_training_too(root: Path, backend: Backend, name: str) -> None:
+    write(root / "train" / "bee", {name: BAD[name]})
+    with pytest.raises(UserError, match=name):
+        read(root, backend, split="train", at_once=1, epochs=1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_unreadable_file_is_bad(
     root: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Permissions do not bind the superuser, who may run this test: so `stat` refuses for them."""
+    """Permissions do not bind the superuser, who may run this test: so `open` refuses for them."""
     forbidden = str(root / "val" / "ant" / "x.jpg")
-    real = os.stat
+    real = builtins.open
 
-    def stat(path: Any, *args: Any, **options: Any) -> os.stat_result:
+    def refuse(path: Any, *args: Any, **options: Any) -> Any:
         if str(path) == forbidden:
             raise PermissionError(13, "Permission denied", forbidden)
         return real(path, *args, **options)
 
-    monkeypatch.setattr(os, "stat", stat)
-    assert evaluate(root, backend, "skip") == (3, ["x.jpg"])
+    monkeypatch.setattr(builtins, "open", refuse)
+    assert read(root, backend, "skip") == (3, ["x.jpg"])
+    with pytest.raises(UserError, match="x.jpg: Permission denied"):
+        read(root, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_file_that_is_deleted_meanwhile_is_bad(root: Path, backend: Backend) -> None:
+    """Its header has been read, so DALI is the first to miss it."""
+    source = open_split(root, backend, "skip")
+    assert counted(source) == 4
+    (root / "val" / "ant" / "x.jpg").unlink()
+    assert counted(source) == 3
+    assert source.bad_files == [str(root / "val" / "ant" / "x.jpg")]
+    source.close()
 
 
 def test_an_empty_class_is_named(root: Path) -> None:
     (root / "val" / "ant" / "x.jpg").unlink()
     (root / "val" / "ant" / "y.jpg").unlink()
     with pytest.raises(UserError, match="ant holds no image"):
-        evaluate(root, "folder")
+        read(root, "folder")

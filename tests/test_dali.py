@@ -1,5 +1,7 @@
 """The DALI backend against the Pillow one on photographs; resuming, bad files, sharding."""
 
+import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,18 +10,21 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.ExifTags import Base
 from sklearn.datasets import load_sample_images
 
 from seresnext_jax.config import DataConfig
-from seresnext_jax.data.open import Split, open_loader
+from seresnext_jax.data.open import Split, decoding_threads, open_loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh
 
-pytest.importorskip("nvidia.dali")
+DALIGenericIterator = pytest.importorskip("nvidia.dali.plugin.jax").DALIGenericIterator
 
 CONFIG = DataConfig(backend="dali-cpu", image_size=64, eval_margin=16, workers=2)
 SIZES = [(301, 375), (427, 640), (333, 97), (40, 51), (255, 256), (100, 300)]
 """(height, width) of the test photographs."""
+RECIPE = {"image_size": 224, "eval_margin": 32}
+"""The sizes of the ImageNet recipes."""
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +72,12 @@ def assert_close(dali: Any, pillow: Any) -> None:
         assert difference.mean(axis=(2, 3, 4)).max() <= 1.0
 
 
+@pytest.mark.parametrize("sizes", [{}, RECIPE], ids=["small", "recipe"])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_dali_shows_what_pillow_shows(root: Path, split: Split) -> None:
-    count = 12 if split == "train" else 3
-    assert_close(
-        take(loader(root, split), 0, count), take(loader(root, split, backend="folder"), 0, count)
-    )
+def test_dali_shows_what_pillow_shows(root: Path, split: Split, sizes: dict[str, int]) -> None:
+    count = 12 if split == "train" and not sizes else 3
+    dali = take(loader(root, split, **sizes), 0, count)
+    assert_close(dali, take(loader(root, split, backend="folder", **sizes), 0, count))
 
 
 def test_evaluation_ends_and_masks_the_padding(root: Path) -> None:
@@ -93,6 +98,41 @@ def test_accumulation_and_devices_do_not_change_the_step(root: Path) -> None:
     two = take(loader(root, "train", a=2, n=4, devices=4), 0, 2)
     for a, b in zip(one, two, strict=True):
         assert all(np.array_equal(x.reshape(y.shape), y) for x, y in zip(a, b, strict=True))
+
+
+def test_threads_for_each_device() -> None:
+    gpu, cpu = DataConfig(backend="dali-gpu", workers=10), DataConfig(workers=10)
+    assert decoding_threads(gpu, local_devices=8) == 10  # of each GPU's own pipeline
+    cores = os.cpu_count() or 1
+    assert decoding_threads(replace(cpu, workers=1), local_devices=cores + 3) == cores
+    assert decoding_threads(replace(cpu, workers=cores + 3), local_devices=2) == cores + 3
+    folder = DataConfig(backend="folder", workers=1)
+    assert decoding_threads(folder, local_devices=1) == 1
+
+
+def test_decoding_on_a_gpu_wants_one(root: Path) -> None:
+    with pytest.raises(UserError, match="JAX runs on the cpu: give --data.backend dali-cpu"):
+        loader(root, "val", backend="dali-gpu")
+
+
+def test_an_error_that_no_file_made_passes_through(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = loader(root, "train")
+
+    def out_of_memory(*args: Any) -> None:
+        raise RuntimeError(
+            "Error in MIXED operator `nvidia.dali.fn.decoders.image`, ... encountered:\n"
+            "CUDA runtime API error cudaErrorMemoryAllocation (2): out of memory"
+        )
+
+    def wrong_window(*args: Any) -> None:
+        raise RuntimeError("Error in CPU operator `nvidia.dali.fn.resize`, ... encountered: x")
+
+    for fault in (out_of_memory, wrong_window):
+        monkeypatch.setattr(DALIGenericIterator, "__next__", fault)
+        with pytest.raises(RuntimeError, match="encountered"):
+            next(source.batches(0))
 
 
 def odd_files(kind: str, path: Path) -> None:
@@ -131,7 +171,7 @@ def test_bad_file_policies(root: Path, tmp_path: Path, kind: str) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["cmyk", "rgba", "palette", "wide", "la"])
+@pytest.mark.parametrize("kind", ["cmyk", "rgba", "palette", "wide", "la", "png-inside", "turned"])
 def test_other_kinds_of_images_equal_pillows(tmp_path: Path, kind: str) -> None:
     photo = Image.fromarray(load_sample_images().images[1][:150, :200])
     grey = photo.convert("L")
@@ -144,13 +184,25 @@ def test_other_kinds_of_images_equal_pillows(tmp_path: Path, kind: str) -> None:
         "palette": photo.quantize(64),
         "wide": Image.fromarray(np.asarray(grey).astype(np.uint16) * 257),
         "la": alpha.convert("LA"),
+        "png-inside": photo,
+        "turned": photo,
     }[kind]
+    jpeg = kind in ("cmyk", "turned")
+    name = "x.jpg" if jpeg or kind == "png-inside" else "x.png"
+    exif = Image.Exif()
+    exif[Base.Orientation] = 6 if kind == "turned" else 1
     for split in ("train", "val"):
-        for name in ("a", "b"):
-            (tmp_path / split / name).mkdir(parents=True)
-            image.save(tmp_path / split / name / ("x.jpg" if kind == "cmyk" else "x.png"))
-    dali = take(loader(tmp_path, "val", n=2), 0, 1)
+        for folder in ("a", "b"):
+            (tmp_path / split / folder).mkdir(parents=True)
+            image.save(tmp_path / split / folder / name, "jpeg" if jpeg else "png", exif=exif)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Pillow reads a batch")  # DALI itself must decode it
+        dali = take(loader(tmp_path, "val", n=2), 0, 1)
     assert_close(dali, take(loader(tmp_path, "val", n=2, backend="folder"), 0, 1))
+    if kind == "turned":  # as the camera's sensor had it: wider than high, and not a quarter turned
+        upright = Image.fromarray(dali[0][0][0, 0])
+        middle = photo.resize((107, 80), Image.Resampling.BILINEAR).crop((22, 8, 86, 72))
+        assert np.abs(np.asarray(upright).astype(int) - np.asarray(middle)).mean() < 3
 
 
 @pytest.mark.gpu

@@ -4,11 +4,15 @@ DALI draws nothing and remembers nothing here: it is fed the paths and windows o
 pipeline can be built at any step. The windows come from sampler.py and the sizes in the headers.
 """
 
+import math
+import re
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,11 +24,17 @@ from nvidia.dali.plugin.jax import DALIGenericIterator
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.folder import ImageReader, Transform, fingerprint, pairs, place
 from seresnext_jax.data.sampler import Rows, Sampler, flips, random_crops
-from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import batch_sharding
 
 Node = Any
 """A value in a DALI graph."""
+
+_READING = re.compile(r"operator `nvidia\.dali\.fn\.(decoders\.|io\.file\.)")
+_RESOURCES = re.compile("CUDA|bad_alloc|out of memory")
+"""What DALI's errors say: the operator that failed, and whether memory or the GPU was the cause."""
+
+_BLACK_PIXEL = Path(__file__).with_name("black.ppm")
+_HEADERS_PER_TASK = 32
 
 
 class DaliLoader:
@@ -37,9 +47,10 @@ class DaliLoader:
         mesh: Mesh,
         *,
         device: Literal["cpu", "gpu"],
-        workers: int,
+        threads: int,
         prefetch: int,
     ) -> None:
+        """Args: `threads` are those of each pipeline, and of Pillow beside them."""
         self.num_images = sampler.num_images
         self.num_steps = sampler.num_steps
         self.class_names = reader.files.class_names
@@ -49,8 +60,9 @@ class DaliLoader:
         self._sampler = sampler
         self._mesh = mesh
         self._device = device
-        self._workers = workers
+        self._threads = threads
         self._prefetch = prefetch
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="header")
 
     def batches(self, start: int) -> Iterator[Batch]:
         """See `Loader`."""
@@ -61,6 +73,8 @@ class DaliLoader:
             except StopIteration:
                 return
             except RuntimeError as error:
+                if not _is_about_a_file(error):
+                    raise
                 # DALI drops the whole batch of an image that it can't decode, and does not always
                 # name it. Pillow finds the culprit and knows the policy.
                 yield self._read_with_pillow(next(self._sampler.rows(step)), error)
@@ -69,13 +83,14 @@ class DaliLoader:
                 yield self._assemble([pipeline.fed.popleft() for pipeline in pipelines], images)
 
     def close(self) -> None:
-        """See `Loader`. A pipeline ends with its iterator; there is nothing to close."""
+        """See `Loader`. A pipeline ends with its iterator."""
+        self._pool.shutdown(cancel_futures=True)
 
     def _open(self, start: int) -> list["_Pipeline"]:
         """One pipeline for each local GPU, or one for all on the CPU, beginning at step `start`."""
         columns = self._sampler.columns
         if self._device == "cpu":
-            return [self._pipeline(start, columns, None, self._workers)]
+            return [self._pipeline(start, columns, None)]
         local = self._mesh.local_devices
         each = (columns.stop - columns.start) // len(local)
         return [
@@ -83,21 +98,19 @@ class DaliLoader:
                 start,
                 slice(columns.start + i * each, columns.start + (i + 1) * each),
                 device.local_hardware_id,
-                max(1, self._workers // len(local)),
             )
             for i, device in enumerate(local)
         ]
 
-    def _pipeline(
-        self, start: int, columns: slice, device_id: int | None, threads: int
-    ) -> "_Pipeline":
-        fed: deque[_Fed] = deque()
+    def _pipeline(self, start: int, columns: slice, device_id: int | None) -> "_Pipeline":
+        fed: deque[Rows] = deque()
         sampler = replace(self._sampler, columns=columns)
+        steps = _with_sizes(self._reader, sampler.rows(start), self._pool)
         pipeline = _graph(
-            _feed(self._reader, sampler.rows(start), fed),
+            _feed(self._reader, steps, fed),
             self._reader.transform,
             batch_size=sampler.accumulation * (columns.stop - columns.start),
-            num_threads=threads,
+            num_threads=self._threads,
             device_id=device_id,
             prefetch_queue_depth=self._prefetch,
         )
@@ -105,11 +118,10 @@ class DaliLoader:
         outputs = DALIGenericIterator([pipeline], ["images"], size=-1, prepare_first_batch=False)
         return _Pipeline(fed, outputs)
 
-    def _assemble(self, fed: list["_Fed"], images: list[jax.Array]) -> Batch:
+    def _assemble(self, fed: list[Rows], images: list[jax.Array]) -> Batch:
         """The pipelines' images and what they were fed, as one batch."""
-        images = [_blacken(x, f.readable) for x, f in zip(images, fed, strict=True)]
         if self._device == "cpu":
-            rows = fed[0].rows
+            rows = fed[0]
             labels = self._reader.files.labels[rows.index]
             return place(self._mesh, self._sampler, np.asarray(images[0]), labels, rows.mask)
 
@@ -118,62 +130,74 @@ class DaliLoader:
         shards = [x.reshape(passes, -1, *x.shape[1:]) for x in images]
         shape = (passes, self._sampler.images_per_pass, *shards[0].shape[2:])
         whole = jax.make_array_from_single_device_arrays(shape, sharding, shards)
-        index = np.concatenate([f.rows.index.reshape(passes, -1) for f in fed], axis=1)
-        mask = np.concatenate([f.rows.mask.reshape(passes, -1) for f in fed], axis=1)
+        index = np.concatenate([rows.index.reshape(passes, -1) for rows in fed], axis=1)
+        mask = np.concatenate([rows.mask.reshape(passes, -1) for rows in fed], axis=1)
         by_process = jax.make_array_from_process_local_data
         labels = by_process(sharding, self._reader.files.labels[index])
         return Batch(whole, labels, by_process(sharding, mask))
 
     def _read_with_pillow(self, rows: Rows, error: RuntimeError) -> Batch:
-        known_bad = len(self.bad_files)
-        images = (self._reader.image(*pair) for pair in pairs(rows))
-        arrays = self._reader.collect(rows, images)
-        if len(self.bad_files) == known_bad:
-            warnings.warn(f"Pillow reads a batch that DALI refused: {error}", stacklevel=2)
-        return place(self._mesh, self._sampler, *arrays)
-
-
-class _Fed(NamedTuple):
-    rows: Rows
-    readable: np.ndarray
-    """(R,) bool; False where another image was fed, because this one has no readable header."""
+        images = list(self._pool.map(lambda pair: self._reader.image(*pair), pairs(rows)))
+        if all(image is not None for image in images):
+            reason = " ".join(str(error).rpartition("encountered:")[2].split())
+            warnings.warn(f"Pillow reads a batch that DALI refused: {reason}", stacklevel=2)
+        return place(self._mesh, self._sampler, *self._reader.collect(rows, images))
 
 
 class _Pipeline(NamedTuple):
-    fed: deque[_Fed]
+    fed: deque[Rows]
     """What it was given and has not returned yet."""
     outputs: DALIGenericIterator
 
 
-def _blacken(images: jax.Array, readable: np.ndarray) -> jax.Array:
-    """Images (R, S, S, 3) with those that are not readable black, as Pillow's loader has them."""
-    return images if readable.all() else images * readable[:, None, None, None].astype(np.uint8)
+def _is_about_a_file(error: RuntimeError) -> bool:
+    """Whether DALI failed to read or decode a file, and not for lack of memory."""
+    text = str(error)
+    return bool(_READING.search(text)) and not _RESOURCES.search(text)
+
+
+def _with_sizes(
+    reader: ImageReader, steps: Iterator[Rows], pool: ThreadPoolExecutor
+) -> Iterator[tuple[Rows, np.ndarray]]:
+    """Each step with the sizes of its images, (R, 2) int32; 0 for those that are left out.
+
+    The headers of the next step are read meanwhile: one takes 0.1 ms, and a step has a thousand.
+
+    Raises:
+      UserError: a header can't be read, and the policy is ``error``.
+    """
+    ahead: deque[tuple[Rows, list[Future[np.ndarray]]]] = deque()
+
+    def finish() -> tuple[Rows, np.ndarray]:
+        rows, parts = ahead.popleft()
+        return rows, np.concatenate([part.result() for part in parts])
+
+    for rows in steps:
+        parts = np.array_split(rows.index, math.ceil(len(rows.index) / _HEADERS_PER_TASK))
+        ahead.append((rows, [pool.submit(reader.sizes, part) for part in parts]))
+        if len(ahead) > 1:
+            yield finish()
+    while ahead:
+        yield finish()
 
 
 def _feed(
-    reader: ImageReader, steps: Iterator[Rows], fed: deque[_Fed]
+    reader: ImageReader,
+    steps: Iterator[tuple[Rows, np.ndarray]],
+    fed: deque[Rows],
 ) -> Iterator[tuple[list[np.ndarray], ...]]:
     """A pipeline's inputs, step by step: paths as bytes, and the numbers of `_windows`.
 
-    An image without a readable header is left out by feeding another one under a False mask.
-
-    Raises:
-      UserError: under the policy ``error``, or if no image of a step can be read.
+    A black pixel under a False mask takes the place of an image that is left out.
     """
-    for rows in steps:
-        sizes = [reader.size(index) for index in rows.index.tolist()]
-        good = next((i for i, size in enumerate(sizes) if size is not None), None)
-        if good is None:
-            raise UserError(
-                f"none of {len(sizes)} images in a row can be decoded, {reader.bad_files[-1]} "
-                "among them: mend the dataset"
-            )
-        index = [i if size else rows.index[good] for i, size in zip(rows.index, sizes, strict=True)]
-        readable = np.array([size is not None for size in sizes])
-        fed.append(_Fed(replace(rows, mask=rows.mask & readable), readable))
-        paths = [reader.path(i).encode(errors="surrogateescape") for i in index]
-        shapes = np.array([size or sizes[good] for size in sizes])
-        numbers = _windows(reader.transform, shapes, rows.draws)
+    for rows, sizes in steps:
+        kept = sizes[:, 0] > 0
+        fed.append(replace(rows, mask=rows.mask & kept))
+        paths = [
+            (reader.path(i) if keep else str(_BLACK_PIXEL)).encode(errors="surrogateescape")
+            for i, keep in zip(rows.index.tolist(), kept.tolist(), strict=True)
+        ]
+        numbers = _windows(reader.transform, np.maximum(sizes, 1), rows.draws)
         yield ([np.frombuffer(path, np.uint8) for path in paths], *map(list, numbers))
 
 

@@ -141,7 +141,7 @@ class ImageReader:
         self.bad_files: list[str] = []
         self._on_bad_image = on_bad_image
         self._lock = Lock()
-        # Headers are read once; no image is 0 pixels high.
+        # Headers are read once; no image is 0 pixels high, and one that can't be read stays so.
         self._sizes = np.zeros((len(files.paths), 2), np.int32)
 
     def image(self, index: int, draws: np.ndarray) -> np.ndarray | None:
@@ -156,23 +156,28 @@ class ImageReader:
             self._refuse(index, cause)
             return None
 
-    def size(self, index: int) -> tuple[int, int] | None:
-        """(height, width) of image `index` from its header; None if it is left out.
+    def sizes(self, index: np.ndarray) -> np.ndarray:
+        """(height, width) of images, from their headers.
+
+        Args:
+          index: (R,) int64 into the file list.
+
+        Returns:
+          (R, 2) int32; 0 for those that are left out.
 
         Raises:
-          UserError: it has no readable header, and the policy is ``error``.
+          UserError: one has no readable header, and the policy is ``error``.
         """
-        height, width = self._sizes[index].tolist()
-        if not height:
+        for i in index[self._sizes[index, 0] == 0].tolist():
             try:
-                with _opened(self.path(index)) as image:
+                with _opened(self.path(i)) as image:
                     height, width = image.height, image.width
                 self.transform.check_size(height, width)
             except BadImage as cause:
-                self._refuse(index, cause)
-                return None
-            self._sizes[index] = height, width
-        return height, width
+                self._refuse(i, cause)
+            else:
+                self._sizes[i] = height, width
+        return self._sizes[index]
 
     def path(self, index: int) -> str:
         """Where image `index` lies."""
@@ -236,7 +241,7 @@ class FolderLoader:
     """Loads a split with Pillow, in threads that decode some batches ahead; see `Loader`."""
 
     def __init__(
-        self, reader: ImageReader, sampler: Sampler, mesh: Mesh, *, workers: int, prefetch: int
+        self, reader: ImageReader, sampler: Sampler, mesh: Mesh, *, threads: int, prefetch: int
     ) -> None:
         self.num_images = sampler.num_images
         self.num_steps = sampler.num_steps
@@ -247,7 +252,7 @@ class FolderLoader:
         self._sampler = sampler
         self._mesh = mesh
         self._prefetch = prefetch
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def batches(self, start: int) -> Iterator[Batch]:
         """See `Loader`.

@@ -1,5 +1,6 @@
 """Choosing the backend that a configuration names."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +43,17 @@ def split_folder(config: DataConfig, split: Split) -> Path:
     return Path(config.root).expanduser() / split
 
 
+def decoding_threads(config: DataConfig, local_devices: int) -> int:
+    """Threads of the pipeline that decodes: a GPU has one of its own, all CPU devices share one.
+
+    The shared one has ``workers`` threads for each device, but no more than the machine has cores,
+    unless ``workers`` alone says so.
+    """
+    if config.backend == "dali-gpu":
+        return config.workers
+    return max(config.workers, min(config.workers * local_devices, os.cpu_count() or 1))
+
+
 def open_loader(
     config: DataConfig,
     *,
@@ -59,8 +71,15 @@ def open_loader(
       images_per_pass: images of one pass over all devices.
 
     Raises:
-      UserError: the split is missing or malformed, or DALI is not installed.
+      UserError: the split is missing or malformed, DALI is not installed, or it is asked to decode
+        on a GPU where there is none.
     """
+    platform = mesh.devices.flat[0].platform
+    if config.backend == "dali-gpu" and platform != "gpu":
+        raise UserError(
+            f"--data.backend dali-gpu needs an NVIDIA GPU, and JAX runs on the {platform}: "
+            "give --data.backend dali-cpu"
+        )
     columns = local_columns(mesh, images_per_pass)
     if config.backend == "synthetic":
         sampler = Sampler(split, NUM_IMAGES[split], seed, accumulation, images_per_pass, columns)
@@ -76,8 +95,9 @@ def open_loader(
         flip=config.flip,
     )
     reader = ImageReader(files, transform, config.on_bad_image)
+    threads = decoding_threads(config, len(mesh.local_devices))
     if config.backend == "folder":
-        return FolderLoader(reader, sampler, mesh, workers=config.workers, prefetch=config.prefetch)
+        return FolderLoader(reader, sampler, mesh, threads=threads, prefetch=config.prefetch)
     try:
         from seresnext_jax.data.dali import DaliLoader
     except ImportError as error:
@@ -90,6 +110,6 @@ def open_loader(
         sampler,
         mesh,
         device="gpu" if config.backend == "dali-gpu" else "cpu",
-        workers=config.workers,
+        threads=threads,
         prefetch=config.prefetch,
     )
