@@ -62,6 +62,7 @@ USED: dict[str, Writer] = {
     "png-inside.jpg": lambda path: photo().save(path, "png"),
     "rgba.png": transparent,
     "дог\u00e9 犬.jpg": lambda path: photo().save(path),
+    os.fsdecode(b"latin-\xe9.jpg"): lambda path: photo().save(path),
     "deep/er/nested.JPEG": lambda path: photo().save(path, "jpeg"),
 }
 """Images of every other kind than a plain colour JPEG."""

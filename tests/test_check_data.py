@@ -1,8 +1,11 @@
 """The walk over a dataset: nothing said of a good one, each fault of a bad one named."""
 
+import builtins
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +30,12 @@ def root(tmp_path: Path) -> Path:
 
 
 def walk(root: Path, num_classes: int = 2) -> Findings:
-    return check_data(DataConfig(root=str(root), workers=2), num_classes, lambda done, total: None)
+    told: list[tuple[int, int]] = []
+    config = DataConfig(root=str(root), workers=2)
+    found = check_data(config, num_classes, lambda done, total: told.append((done, total)))
+    assert [done for done, _ in told] == list(range(1, len(told) + 1))
+    assert all(total == len(told) for _, total in told)
+    return found
 
 
 def test_a_good_dataset_has_counts_and_no_problems(root: Path) -> None:
@@ -71,6 +79,57 @@ def test_a_fault_is_named_with_its_mend(root: Path, fault: str) -> None:
     damage(fault)(root)
     matching = [line for line in walk(root).problems if fault in line]
     assert len(matching) == 1 and ": " in matching[0] and "\n" not in matching[0]
+
+
+def test_one_walk_finds_every_fault(root: Path) -> None:
+    (root / "train/empty").mkdir()
+    (root / "train/hollow").mkdir()
+    damage("2.png can't be decoded")(root)
+    (root / "train/cat/x.png").symlink_to("nowhere.png")
+    damage("in train/ too")(root)
+    problems = walk(root).problems
+    for text in (
+        "class folder {root}/train/empty holds no image",
+        "class folder {root}/train/hollow holds no image",
+        "train/ has 4 class folders",
+        "only in train/ (empty, hollow)",
+        "{root}/train/cat/x.png can't be decoded (No such file",
+        "{root}/val/dog/2.png can't be decoded",
+        "1 images of val/ are in train/ too",
+    ):
+        assert sum(text.format(root=root) in line for line in problems) == 1, text
+    assert len(problems) == 7
+
+
+def test_a_file_that_only_the_walk_can_not_open(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal files in both splits, of which one can't be read: the other is then no duplicate."""
+    shutil.copy(root / "train/cat/0.png", root / "val/dog/9.png")
+    forbidden, real = str(root / "train/cat/0.png"), builtins.open
+
+    def refuse(path: Any, *args: Any, **options: Any) -> Any:
+        if str(path) == forbidden:
+            raise PermissionError(13, "Permission denied", forbidden)
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    assert [line.partition(":")[0] for line in walk(root).problems] == [
+        f"{forbidden} can't be decoded (Permission denied)"
+    ]
+
+
+def test_a_folder_that_can_not_be_listed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbidden, real = str(root / "val/dog"), os.scandir
+
+    def refuse(path: Any = ".") -> Any:
+        if str(path) == forbidden:
+            raise PermissionError(13, "Permission denied", forbidden)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (line,) = walk(root).problems
+    assert line.startswith(f"can't list {forbidden}: Permission denied; ")
 
 
 def test_another_number_of_classes_is_a_problem_of_both_splits(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -455,6 +456,7 @@ def use_console(console: Console) -> None:
             console.train_line(f"step {step}  loss 6.9  run ends in 1:02:03")
     console.note("saved :smile: [b]here[/b] " + "long " * 40 + "end")
     console.warn("slow [disk]")
+    console.note(os.fsdecode(b"latin-\xe9.jpg"))
     console.table("Outcome", [("top-1", "10.00 %"), ("checkpoint", "/runs/[1]/" + 99 * "x")])
 
 
@@ -468,6 +470,7 @@ def test_a_log_file_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None
     assert lines[2:6] == [f"step {s}  loss 6.9  run ends in 1:02:03" for s in (1, 2, 3, 4)]
     assert lines[6] == "saved :smile: [b]here[/b] " + "long " * 40 + "end"
     assert lines[7:] == [
+        "latin-\\udce9.jpg",
         "Outcome",
         "  top-1       10.00 %",
         "  checkpoint  /runs/[1]/" + 99 * "x",
@@ -509,8 +512,31 @@ def test_an_error_inside_an_epoch_ends_the_bar(
     assert "plain again\n" in capsys.readouterr().out
 
 
+def show_bar(console: Console) -> None:
+    with console.bar("checking") as told:
+        for done in range(1, 26):
+            told(done, 25)
+
+
+def test_another_task_has_a_bar_or_ten_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_bar(Console(enabled=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    assert (lines[0], lines[-1]) == ("checking: 3 of 25", "checking: 25 of 25")
+    real = console_module.Terminal
+    monkeypatch.setattr(
+        console_module, "Terminal", lambda **kw: real(**kw, force_terminal=True, width=80)
+    )
+    show_bar(Console(enabled=True))
+    out = capsys.readouterr().out
+    assert "checking" in out and "25/25" in out and "checking: " not in out
+
+
 def test_other_processes_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     use_console(Console(enabled=False))
+    show_bar(Console(enabled=False))
     assert capsys.readouterr() == ("", "")
 
 

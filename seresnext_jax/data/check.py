@@ -2,19 +2,25 @@
 
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from seresnext_jax.config import DataConfig
-from seresnext_jax.data.files import EXTENSIONS, FileList, scan_folder
+from seresnext_jax.data.files import EXTENSIONS, FileList, empty_classes, list_images
 from seresnext_jax.data.folder import BadImage, open_rgb
 from seresnext_jax.data.open import split_folder
 from seresnext_jax.errors import UserError
 
 SPLITS = ("train", "val")
+_AT_ONCE = 1024
+"""Images given to the threads at a time; all of ImageNet's would wait in gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ def check_data(
     """Look at every file of both splits and decode every image.
 
     Args:
-      progress: told (images decoded, images in all) now and then.
+      progress: told (images decoded, images in all) after each image.
 
     Raises:
       UserError: no dataset was named.
@@ -45,24 +51,28 @@ def check_data(
         folder = split_folder(config, split)  # type: ignore[arg-type]
         problems += _unsorted(folder)
         try:
-            splits[split] = scan_folder(folder)
+            splits[split] = list_images(folder)
         except UserError as error:
             problems.append(str(error))
     for split, files in splits.items():
         facts += _counts(split, files)
+        problems += empty_classes(files)
         problems += _class_problems(split, files, num_classes)
     if len(splits) == len(SPLITS):
         problems += _differing(splits["train"].class_names, splits["val"].class_names)
-        problems += _shared_images(splits)
-    problems += _undecodable(list(splits.values()), config.workers, progress)
+    paths = {split: _paths(files) for split, files in splits.items()}
+    looks = _look_at_all(paths, config.workers, progress)
+    problems += _shared_images(paths, looks)
+    problems += [look.problem for look in looks.values() if look.problem is not None]
     return Findings(tuple(problems), tuple(facts))
 
 
 def _unsorted(folder: Path) -> list[str]:
     """Images that lie beside the class folders instead of in them."""
-    if not folder.is_dir():
+    try:
+        loose = [e.name for e in os.scandir(folder) if e.is_file() and _is_image(e.name)]
+    except OSError:  # `list_images` says so
         return []
-    loose = [e.name for e in os.scandir(folder) if e.is_file() and _is_image(e.name)]
     if not loose:
         return []
     return [
@@ -77,13 +87,13 @@ def _is_image(name: str) -> bool:
 
 
 def _counts(split: str, files: FileList) -> list[tuple[str, str]]:
-    sizes = Counter(files.labels.tolist())
-    listed = {files.folder / path for path in files.paths}
+    sizes = np.bincount(files.labels, minlength=len(files.class_names))
+    listed = set(_paths(files))
     others = [p for p in files.folder.rglob("*") if p.is_file() and p not in listed]
     return [
         (f"{split}: images", str(len(files.paths))),
         (f"{split}: classes", str(len(files.class_names))),
-        (f"{split}: images per class", f"{min(sizes.values())} to {max(sizes.values())}"),
+        (f"{split}: images per class", f"{sizes.min()} to {sizes.max()}"),
         (f"{split}: other files, left out", str(len(others))),
     ]
 
@@ -117,49 +127,61 @@ def _differing(train: tuple[str, ...], val: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _shared_images(splits: dict[str, FileList]) -> list[str]:
+def _paths(files: FileList) -> list[Path]:
+    return [files.folder / path for path in files.paths]
+
+
+class _Look(NamedTuple):
+    """What one image showed."""
+
+    problem: str | None
+    digest: bytes | None
+    """Of the file's bytes, where a file of the other split is as large."""
+
+
+def _look_at_all(
+    paths: dict[str, list[Path]], workers: int, progress: Callable[[int, int], None]
+) -> dict[Path, _Look]:
+    sizes = {path: _size(path) for split in paths.values() for path in split}
+    train, val = ({sizes[path] for path in paths.get(split, ())} for split in SPLITS)
+    shared = train & val
+    todo = ((path, size in shared) for path, size in sizes.items())
+
+    looks: dict[Path, _Look] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        while some := list(islice(todo, _AT_ONCE)):
+            for (path, _), look in zip(
+                some, pool.map(lambda item: _look(*item), some), strict=True
+            ):
+                looks[path] = look
+                progress(len(looks), len(sizes))
+    return looks
+
+
+def _size(path: Path) -> int:
+    """Bytes; -1 of a file that isn't there."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _look(path: Path, with_digest: bool) -> _Look:
+    try:
+        open_rgb(path)
+        digest = hashlib.sha256(path.read_bytes()).digest() if with_digest else None
+    except (BadImage, OSError) as cause:
+        return _Look(f"{path} can't be decoded ({cause}): replace or delete it", None)
+    return _Look(None, digest)
+
+
+def _shared_images(paths: dict[str, list[Path]], looks: dict[Path, _Look]) -> list[str]:
     """Files of val that are, byte for byte, in train too: validation would flatter."""
-    by_size: dict[str, dict[int, list[Path]]] = {}
-    for split, files in splits.items():
-        sizes: dict[int, list[Path]] = defaultdict(list)
-        for path in files.paths:
-            whole = files.folder / path
-            if whole.exists():
-                sizes[whole.stat().st_size].append(whole)
-        by_size[split] = sizes
-    shared = []
-    for size in by_size["train"].keys() & by_size["val"].keys() - {0}:
-        known = {_digest(path) for path in by_size["train"][size]}
-        shared += [path for path in by_size["val"][size] if _digest(path) in known]
+    known = {looks[path].digest for path in paths.get("train", ())} - {None}
+    shared = [path for path in paths.get("val", ()) if looks[path].digest in known]
     if not shared:
         return []
     return [
         f"{len(shared)} images of val/ are in train/ too ({min(shared)}, ...): remove them from "
         "one split, or the accuracy is not that on new images"
     ]
-
-
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
-
-
-def _undecodable(
-    splits: list[FileList], workers: int, progress: Callable[[int, int], None]
-) -> list[str]:
-    paths = [files.folder / path for files in splits for path in files.paths]
-
-    def problem(path: Path) -> str | None:
-        try:
-            open_rgb(path)
-        except BadImage as cause:
-            return f"{path} can't be decoded ({cause}): replace or delete it"
-        return None
-
-    found = []
-    with ThreadPoolExecutor(workers) as pool:
-        for done, line in enumerate(pool.map(problem, paths), start=1):
-            if line is not None:
-                found.append(line)
-            if done % max(1, len(paths) // 10) == 0 or done == len(paths):
-                progress(done, len(paths))
-    return found

@@ -34,6 +34,8 @@ _RESOURCES = re.compile("CUDA|bad_alloc|out of memory")
 """What DALI's errors say: the operator that failed, and whether memory or the GPU was the cause."""
 
 _BLACK_PIXEL = Path(__file__).with_name("black.ppm")
+_PILLOW_THREADS = 4
+"""More of them would only wait for one another: reading headers holds the interpreter's lock."""
 _HEADERS_PER_TASK = 32
 
 
@@ -50,7 +52,7 @@ class DaliLoader:
         threads: int,
         prefetch: int,
     ) -> None:
-        """Args: `threads` are those of each pipeline, and of Pillow beside them."""
+        """Args: `threads` are those of each pipeline."""
         self.num_images = sampler.num_images
         self.num_steps = sampler.num_steps
         self.class_names = reader.files.class_names
@@ -62,7 +64,7 @@ class DaliLoader:
         self._device = device
         self._threads = threads
         self._prefetch = prefetch
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="header")
+        self._pool = ThreadPoolExecutor(_PILLOW_THREADS, thread_name_prefix="pillow")
 
     def batches(self, start: int) -> Iterator[Batch]:
         """See `Loader`."""

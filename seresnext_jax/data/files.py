@@ -27,29 +27,50 @@ def scan_folder(folder: Path) -> FileList:
     """List the images of a split. Hidden files and other extensions are left out.
 
     Raises:
-      UserError: there is no such folder, no class folder in it, or no image in one of them.
+      UserError: there is no such folder, no class folder in it, no image in one of them, or one
+        can't be listed.
+    """
+    files = list_images(folder)
+    for problem in empty_classes(files):
+        raise UserError(problem)
+    return files
+
+
+def list_images(folder: Path) -> FileList:
+    """`scan_folder`, but a class may be without images.
+
+    Raises:
+      UserError: there is no such folder, no class folder in it, or one can't be listed.
     """
     if not folder.is_dir():
         raise UserError(
             f"{folder} is no folder: --data.root must hold train/<class>/<image> and "
             "val/<class>/<image>"
         )
-    class_names = tuple(sorted(e.name for e in os.scandir(folder) if _is_class(e)))
+    try:
+        class_names = tuple(sorted(e.name for e in os.scandir(folder) if _is_class(e)))
+        members = [sorted(_images(folder / name)) for name in class_names]
+    except OSError as error:
+        raise UserError(
+            f"can't list {error.filename}: {error.strerror}; make it readable or remove it"
+        ) from error
     if not class_names:
         raise UserError(
             f"{folder} holds no class folders: sort its images into {folder.name}/<class>/<image>"
         )
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(class_names):
-        found = sorted(_images(folder / name))
-        if not found:
-            raise UserError(
-                f"class folder {folder / name} holds no image: add images or remove the folder"
-            )
-        paths += [os.path.relpath(path, folder) for path in found]
-        labels += [label] * len(found)
-    return FileList(folder, tuple(paths), np.array(labels, np.int32), class_names)
+    paths = tuple(os.path.relpath(path, folder) for found in members for path in found)
+    labels = np.repeat(np.arange(len(members), dtype=np.int32), [len(found) for found in members])
+    return FileList(folder, paths, labels, class_names)
+
+
+def empty_classes(files: FileList) -> list[str]:
+    """One line on each class folder that holds no image."""
+    counts = np.bincount(files.labels, minlength=len(files.class_names))
+    return [
+        f"class folder {files.folder / name} holds no image: add images or remove the folder"
+        for name, count in zip(files.class_names, counts, strict=True)
+        if not count
+    ]
 
 
 def _is_class(entry: os.DirEntry[str]) -> bool:
@@ -57,8 +78,11 @@ def _is_class(entry: os.DirEntry[str]) -> bool:
 
 
 def _images(folder: Path) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise error
+
     found = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [f for f in folders if not f.startswith(".")]
         found += [
             os.path.join(parent, name)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console as Terminal
@@ -22,8 +22,9 @@ class Console:
         self._state = Text()
 
     def note(self, text: str) -> None:
-        """One line."""
-        self._terminal.print(text, markup=False, soft_wrap=True)
+        """One line. What can't be printed, such as a file name in an old encoding, is escaped."""
+        printable = text.encode(errors="backslashreplace").decode()
+        self._terminal.print(printable, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """One line on stderr."""
@@ -44,14 +45,8 @@ class Console:
         if not (self.enabled and self._terminal.is_terminal):
             yield
             return
-        bar = Progress(
-            TextColumn(f"epoch {epoch + 1}/{epochs}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self._terminal,
-        )
-        bar.add_task("", total=steps, completed=done)
+        bar = _progress(f"epoch {epoch + 1}/{epochs}", self._terminal)
+        bar.update(bar.task_ids[0], total=steps, completed=done)
         self._bar, self._state = bar, Text()
         try:
             # The newest line has a row of its own: beside the bar it would squeeze it away.
@@ -59,6 +54,22 @@ class Console:
                 yield
         finally:
             self._bar = None
+
+    @contextmanager
+    def bar(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar over a task other than training: gives the function to tell (done, total).
+
+        Off a terminal it is a line at each tenth.
+        """
+        if not (self.enabled and self._terminal.is_terminal):
+            yield lambda done, total: self._tenth(what, done, total)
+            return
+        with _progress(what, self._terminal) as bar:
+            yield lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total)
+
+    def _tenth(self, what: str, done: int, total: int) -> None:
+        if 10 * done // total > 10 * (done - 1) // total:
+            self.note(f"{what}: {done} of {total}")
 
     def step(self, done: int) -> None:
         """Move the bar to `done` steps."""
@@ -78,3 +89,11 @@ class Console:
         self.note(title)
         for name, value in rows:
             self.note(f"  {name:<{width}}  {value}")
+
+
+def _progress(title: str, terminal: Terminal) -> Progress:
+    """A bar with one task, which vanishes at its end."""
+    columns = BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
+    bar = Progress(TextColumn(title), *columns, console=terminal, transient=True)
+    bar.add_task("", total=None)
+    return bar
