@@ -23,6 +23,7 @@ from typing_extensions import TypeVar
 
 from seresnext_jax.config import Config, check, flatten, option_name
 from seresnext_jax.errors import UserError
+from seresnext_jax.model import find_architecture
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Config, default=Config)
@@ -72,7 +73,8 @@ def parse_config(
         that only this program has.
 
     Raises:
-      UserError: a bad config file, an unknown option, or a value of a wrong type or out of range.
+      UserError: a bad config file, an unknown option, or a value of a wrong type or out of range,
+        such as an unknown architecture.
       SystemExit: ``--help`` was given and printed.
     """
     file, rest = _split_config(argv)
@@ -86,6 +88,7 @@ def parse_config(
         known=("--config",),
     )
     check(config)
+    find_architecture(config.model.arch)
     return config
 
 

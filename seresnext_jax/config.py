@@ -183,7 +183,8 @@ class Config:
     prof: int = -1
     """Stop each epoch's training, and each evaluation, after so many steps; -1: run them whole."""
     compilation_cache: str = "~/.cache/seresnext_jax"
-    """Folder of JAX's persistent compilation cache; empty: none."""
+    """Folder of JAX's persistent compilation cache; empty: none. The environment's
+    JAX_COMPILATION_CACHE_DIR goes before the default."""
     check_data: bool = False
     """Walk the dataset, print what is wrong with it and how to mend it, and stop."""
     debug: bool = False
@@ -266,7 +267,7 @@ def _batch_advice(batch_size: int, num_devices: int, wanted: int) -> str:
     return f"{problem}: use --batch-size {fit}"
 
 
-_RANGES: tuple[tuple[str, float, float], ...] = (
+RANGES: tuple[tuple[str, float, float], ...] = (
     ("model.num_classes", 1, 10**7),
     ("model.bn_group_size", 0, 10**6),
     ("data.image_size", 8, 4096),
@@ -301,6 +302,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("print_freq", 1, 10**9),
     ("prof", -1, 10**9),
 )
+"""Every field that is a number, its smallest and its largest value."""
 
 
 def option_name(path: str) -> str:
@@ -314,7 +316,7 @@ def check(config: Config) -> None:
     Raises:
       UserError: naming the option, its value and what it may be.
     """
-    for path, low, high in _RANGES:
+    for path, low, high in RANGES:
         value: Any = config
         for part in path.split("."):
             value = getattr(value, part)

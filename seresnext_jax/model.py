@@ -215,18 +215,26 @@ class ResNet(nn.Module):
         return {name: features[name] for name in layers}
 
 
+def find_architecture(name: str) -> Architecture:
+    """The architecture of a name in the table.
+
+    Raises:
+      UserError: there is none.
+    """
+    if name not in ARCHITECTURES:
+        choices = ", ".join(ARCHITECTURES)
+        raise UserError(f"--model.arch {name!r} is unknown: choose from {choices}")
+    return ARCHITECTURES[name]
+
+
 def build(config: ModelConfig, *, dtype: jnp.dtype, bn_group_size: int = 0) -> ResNet:
     """The network a config names.
 
     Raises:
       UserError: an unknown architecture.
     """
-    if config.arch not in ARCHITECTURES:
-        raise UserError(
-            f"--model.arch {config.arch} is unknown: choose from {', '.join(ARCHITECTURES)}"
-        )
     options = Options(
-        arch=ARCHITECTURES[config.arch],
+        arch=find_architecture(config.arch),
         init_mode=CONV_INIT[config.conv_init],
         last_bn_0_init=config.last_bn_0_init,
         bn_group_size=bn_group_size,

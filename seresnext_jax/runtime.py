@@ -25,9 +25,10 @@ def start(config: Config) -> None:
         # lies beside XLA's.
         _add_xla_flag("--xla_gpu_enable_command_buffer=")
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".75")
-    if config.compilation_cache:
-        cache = Path(config.compilation_cache).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    by_default = config.compilation_cache == Config.compilation_cache
+    if not (by_default and "JAX_COMPILATION_CACHE_DIR" in os.environ):
+        cache = config.compilation_cache and str(Path(config.compilation_cache).expanduser())
+        jax.config.update("jax_compilation_cache_dir", cache or None)
     distributed = config.distributed
     initialize_distributed(
         coordinator=distributed.coordinator,

@@ -16,7 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seresnext_jax.cli import load_config, parse, parse_config, run
-from seresnext_jax.config import Config, DataConfig, OptimConfig, flatten, option_name
+from seresnext_jax.config import (
+    RANGES,
+    Config,
+    DataConfig,
+    OptimConfig,
+    Plan,
+    flatten,
+    option_name,
+    resolve,
+)
 from seresnext_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +34,11 @@ ROOT = Path(__file__).parent.parent
 def read(*argv: str) -> Config:
     """The config of a command line."""
     return parse_config(argv, program="train.py", description="Train.")
+
+
+def plan(config: Config) -> Plan:
+    """What follows from a config on ImageNet and two devices."""
+    return resolve(config, num_images=1_281_167, num_devices=2)
 
 
 def complaint(*argv: str) -> str:
@@ -249,6 +263,7 @@ def test_help_into_a_closed_pipe_is_quiet() -> None:
         ("--optim.lr-per-256 inf", "--optim.lr-per-256 is inf"),
         ("--mixup -1", "--mixup is -1"),
         ("--batch-size 0", "--batch-size is 0: it must lie between 1 and"),
+        ("--model.arch resnet51", "--model.arch 'resnet51' is unknown: choose from resnet18, "),
         ("--config", "--config needs a file"),
         ("--config --epochs 3", "--config needs a file"),
         ("--config=", "--config needs a file"),
@@ -287,12 +302,33 @@ WORD = st.one_of(
 @given(st.lists(WORD, max_size=5))
 def test_no_command_line_gives_a_traceback(argv: list[str]) -> None:
     try:
-        assert isinstance(read(*argv), Config)
+        assert isinstance(plan(read(*argv)), Plan)
     except UserError as error:
         assert str(error).strip()
     except SystemExit as stop:
         assert not stop.code
         assert any(word.endswith(("--help", "-h")) for word in argv)
+
+
+@st.composite
+def numbers(draw: st.DrawFn) -> list[str]:
+    """Options with numbers in their ranges, or just outside."""
+    argv = []
+    for path, low, high in draw(st.lists(st.sampled_from(RANGES), max_size=6)):
+        whole = isinstance(flatten(Config())[path], int)
+        small = draw(st.integers(int(low) - 1, int(low) + 300))
+        value = small if whole else draw(st.sampled_from([small, low, high, (low + high) / 2]))
+        argv += [option_name(path), str(value)]
+    return argv
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(numbers())
+def test_numbers_in_range_have_a_plan_or_one_line(argv: list[str]) -> None:
+    try:
+        assert plan(read(*argv)).total_steps > 0
+    except UserError as error:
+        assert str(error).strip() and "\n" not in str(error)
 
 
 # ---- config files ------------------------------------------------------------------------------
@@ -391,7 +427,8 @@ def test_no_config_file_gives_a_traceback(fields: dict[str, Any]) -> None:
     text = HEAD + "nan, inf = float('nan'), float('inf')\n" + "\n".join([*lines, "    return c"])
     with tempfile.TemporaryDirectory() as folder:
         try:
-            assert isinstance(read("--config", write(Path(folder) / "fuzz.py", text)), Config)
+            config = read("--config", write(Path(folder) / "fuzz.py", text))
+            assert isinstance(plan(config), Plan)
         except UserError as error:
             assert str(error).strip() and "\n" not in str(error)
 

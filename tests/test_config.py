@@ -2,13 +2,15 @@
 
 import math
 import re
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seresnext_jax.config import (
+    RANGES,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -167,6 +169,42 @@ BAD_VALUES = {
     "--checkpoint.keep": Config(checkpoint=CheckpointConfig(keep=-2)),
     "--distributed.process-id": Config(distributed=DistributedConfig(process_id=-2)),
 }
+
+
+def changed(config: Config, path: str, value: Any) -> Config:
+    """A config with another value at ``section.field``."""
+    section, _, name = path.rpartition(".")
+    if not section:
+        return replace(config, **{name: value})
+    return replace(config, **{section: replace(getattr(config, section), **{name: value})})
+
+
+def test_every_number_has_a_range() -> None:
+    kinds = {
+        f"{section}{name}": kind
+        for section, schema in {
+            "": Config,
+            **{f"{f.name}.": type(getattr(Config(), f.name)) for f in fields(Config)},
+        }.items()
+        if is_dataclass(schema)
+        for name, kind in get_type_hints(schema).items()
+    }
+    assert kinds.keys() >= flatten(Config()).keys()
+    numbers = {
+        path
+        for path in flatten(Config())
+        if {int, float} & ({kinds[path]} | set(get_args(kinds[path])))
+        and get_origin(kinds[path]) is not tuple
+    }
+    assert numbers == {path for path, _, _ in RANGES}
+
+
+@pytest.mark.parametrize(("path", "low", "high"), RANGES)
+def test_a_number_just_outside_its_range_is_named(path: str, low: float, high: float) -> None:
+    for value in (low - 1, high + 1, math.nan, math.inf, -math.inf):
+        with pytest.raises(UserError, match=f"^{option_name(path)} is ") as error:
+            check(changed(Config(), path, value))
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("option", BAD_VALUES)

@@ -3,8 +3,11 @@
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from seresnext_jax import runtime
+from seresnext_jax.config import Config
 from tests.programs import done
 
 FAULTS = """
@@ -25,6 +28,33 @@ print(sum(faults() for _ in range(20)))
 """
 """Makes and drops an array of 64 MiB, beyond the size that malloc maps anew every time. The first
 ones are laid side by side, as an aligned array does not fit into the hole of the one before."""
+
+
+@pytest.mark.parametrize(
+    ("option", "variable", "used"),
+    [
+        (None, None, str(Path("~/.cache/seresnext_jax").expanduser())),
+        (None, "/of/the/user", "/of/the/user"),
+        ("/given", "/of/the/user", "/given"),
+        ("~/given", None, str(Path("~/given").expanduser())),
+        ("", "/of/the/user", None),
+    ],
+)
+def test_where_compiled_programs_are_kept(
+    option: str | None, variable: str | None, used: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: None)
+    if variable is None:
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    else:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", variable)
+    jax.config.update("jax_compilation_cache_dir", variable)  # as JAX does at its import
+    try:
+        runtime.start(Config() if option is None else Config(compilation_cache=option))
+        assert jax.config.jax_compilation_cache_dir == used
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.mark.skipif(
