@@ -1,8 +1,19 @@
 """The gradient scaler's trace, and what the policies compute in."""
 
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from seresnext_jax import optim
+from seresnext_jax.config import ModelConfig, OptimConfig, Precision
+from seresnext_jax.mesh import abstract_batch, make_mesh
+from seresnext_jax.model import build
 from seresnext_jax.precision import (
     POLICIES,
     LossScale,
@@ -10,6 +21,8 @@ from seresnext_jax.precision import (
     init_loss_scale,
     update_loss_scale,
 )
+from seresnext_jax.state import create
+from seresnext_jax.steps import StepOptions, make_eval_step, make_train_step
 
 FP16 = POLICIES["fp16"]
 
@@ -58,3 +71,75 @@ def test_all_finite_sees_every_leaf() -> None:
     assert bool(all_finite(tree))
     for bad in (jnp.inf, -jnp.inf, jnp.nan):
         assert not bool(all_finite({**tree, "b": {"c": tree["b"]["c"].at[1, 1].set(bad)}}))  # type: ignore[call-overload, index]
+
+
+# ---- what the compiler is told -----------------------------------------------------------------
+
+
+def trace(precision: Precision, *, training: bool) -> jax.stages.Traced:
+    """The training or evaluation step of a small network."""
+    policy, mesh = POLICIES[precision], make_mesh(jax.devices()[:1])
+    config = ModelConfig(arch="se-resnext-tiny", num_classes=10)
+    network = build(config, dtype=policy.compute_dtype)
+    image = jnp.zeros((1, 32, 32, 3))
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image, train=False))
+    variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    batch = abstract_batch(mesh, passes=1, batch_size=4, image_size=32)
+    if not training:
+        step = make_eval_step(network.apply, policy=policy, topk=5, smoothing=0.1, mesh=mesh)
+        return step.trace(variables, batch)
+    optimizer = optim.make_optimizer(OptimConfig())
+    scale = init_loss_scale(policy, 128.0)
+    state = create(variables, optimizer=optimizer, loss_scale=scale, seed=0, with_ema=False)
+    options = StepOptions(num_classes=10, policy=policy, label_smoothing=0.1, mixup=0.2)
+    step = make_train_step(network.apply, optimizer, options, mesh)
+    return step.trace(state, batch, np.float32(0))
+
+
+@pytest.mark.parametrize(
+    ("precision", "training", "word"),
+    [("fp32", True, "HIGHEST"), ("tf32", False, "HIGH")],  # HIGH: as TF32 on a GPU that has it
+)
+def test_every_product_has_the_policy_s_precision(
+    precision: Precision, training: bool, word: str
+) -> None:
+    text = trace(precision, training=training).lower().as_text()
+    products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", text)
+    assert len(products) > 40
+    for line in products:
+        assert re.findall(r"\b(?:DEFAULT|HIGH|HIGHEST)\b", line) == [word, word], line
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr and of those inside it."""
+
+    def inside(value: Any) -> Iterator[Any]:
+        if hasattr(value, "eqns"):
+            yield from equations(value)
+        elif hasattr(value, "jaxpr"):
+            yield from equations(value.jaxpr)
+        elif isinstance(value, tuple | list):
+            for item in value:
+                yield from inside(item)
+
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            yield from inside(value)
+
+
+REDUCTIONS = re.compile("reduce_(?!window_max|or|and)|cum|logsumexp|softmax|psum")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_nothing_is_summed_in_half_precision(precision: Precision) -> None:
+    """Not BatchNorm's statistics, a softmax, the loss, or a gradient of any of them."""
+    found: Counter[tuple[str, str]] = Counter()
+    for equation in equations(trace(precision, training=True).jaxpr):
+        name = equation.primitive.name
+        found.update((name, str(operand.aval.dtype)) for operand in equation.invars)
+    half = str(POLICIES[precision].compute_dtype)
+    assert found["dot_general", half] > 40, "the products are in half precision"
+    assert found["reduce_sum", "float32"] > 40, "the sums are found"
+    assert not [key for key in found if REDUCTIONS.match(key[0]) and key[1] == half]
+    assert not any(key[1] == half for key in found if key[0] in ("exp", "log", "rsqrt"))
