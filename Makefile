@@ -1,4 +1,4 @@
-# make demo   train a small network on real images, then classify a few of them
+# make demo   train a small network on real images, then classify a few of them (SEED=1: another)
 # make test   the tests
 # make soak   kill a training run 30 times and compare with an undisturbed one (minutes)
 # make lint   format, lint and types
@@ -8,14 +8,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA := runs/digits-data
-RUN := runs/digits
+RUN := runs/demo
+SEED ?= 0
 
 .PHONY: demo test soak lint clean bench-gpu
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m seresnext_jax.data.digits $(DATA)
 	rm -rf $(RUN)
-	$(BIN)/python train.py --config configs/digits.py --data.root $(DATA) --workspace $(RUN)
+	$(BIN)/python train.py --config configs/digits.py --data.root $(DATA) --workspace $(RUN) \
+	    --seed $(SEED)
 	$(BIN)/python classify.py --weights $(RUN)/checkpoints/best --topk 3 \
 	    $$(find $(DATA)/val -name '*.jpg' | sort | awk 'NR % 60 == 1')
 

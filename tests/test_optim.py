@@ -41,6 +41,8 @@ def test_linear_and_end_lr() -> None:
     assert found == pytest.approx([1.024, 1.024, 0.512, 1.024 / 82])
     (last,) = at_epochs(OptimConfig(end_lr=0.1), 90, [89])
     assert last == pytest.approx(0.1 + 0.000376 / 1.024 * 0.924, abs=1e-6)
+    (last,) = at_epochs(OptimConfig(lr_schedule="linear", end_lr=0.1), 90, [89])
+    assert last == pytest.approx(0.1 + 0.924 / 82)
 
 
 def test_step_milestones_are_absolute_epochs() -> None:
