@@ -1,6 +1,7 @@
 """The DALI backend against the Pillow one on photographs; resuming, bad files, sharding."""
 
 import os
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -211,3 +212,21 @@ def test_the_gpu_shows_what_pillow_shows(root: Path) -> None:
     n = 4 * devices
     dali = take(loader(root, "train", backend="dali-gpu", n=n, devices=devices), 0, 2)
     assert_close(dali, take(loader(root, "train", backend="folder", n=n, devices=devices), 0, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["empty", "truncated"])
+def test_the_gpu_leaves_bad_files_out(root: Path, tmp_path: Path, kind: str) -> None:
+    shutil.copytree(root, tmp_path / "data")
+    bad = tmp_path / "data" / "val" / "china" / "2x.jpg"
+    odd_files(kind, bad)
+    devices = len(jax.devices())
+    source = loader(tmp_path / "data", "val", backend="dali-gpu", n=devices, devices=devices)
+    with pytest.raises(UserError, match="2x.jpg"):
+        take(source, 0, source.num_steps)
+    skipping = {"on_bad_image": "skip", "n": devices, "devices": devices}
+    source = loader(tmp_path / "data", "val", backend="dali-gpu", **skipping)
+    dali = take(source, 0, source.num_steps)
+    assert source.bad_files == [str(bad)]
+    folder = loader(tmp_path / "data", "val", backend="folder", **skipping)
+    assert_close(dali, take(folder, 0, folder.num_steps))
