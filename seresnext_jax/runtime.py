@@ -25,16 +25,23 @@ def start(config: Config) -> None:
         # lies beside XLA's.
         _add_xla_flag("--xla_gpu_enable_command_buffer=")
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".75")
-    by_default = config.compilation_cache == Config.compilation_cache
-    if not (by_default and "JAX_COMPILATION_CACHE_DIR" in os.environ):
-        cache = config.compilation_cache and str(Path(config.compilation_cache).expanduser())
-        jax.config.update("jax_compilation_cache_dir", cache or None)
+    use_compilation_cache(config.compilation_cache)
     distributed = config.distributed
     initialize_distributed(
         coordinator=distributed.coordinator,
         num_processes=distributed.num_processes,
         process_id=distributed.process_id,
     )
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keep what JAX compiles in a folder, for the next process; in none if it is empty.
+
+    The user's JAX_COMPILATION_CACHE_DIR goes before the default folder.
+    """
+    if folder == Config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder) or None)
 
 
 def keep_freed_memory() -> None:
