@@ -165,11 +165,8 @@ def main(argv: list[str]) -> int:
 
 def report_data(config: Config, console: Console) -> int:
     """Check the dataset and print what was found; returns 1 if anything is wrong."""
-    found = check_data(
-        config.data,
-        config.model.num_classes,
-        lambda done, total: console.note(f"decoded {done} of {total} images"),
-    )
+    with console.bar("decoding images") as progress:
+        found = check_data(config.data, config.model.num_classes, progress)
     console.table("Dataset", found.facts)
     for problem in found.problems:
         console.note(f"problem: {problem}")
