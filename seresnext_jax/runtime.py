@@ -25,15 +25,19 @@ def start(config: Config) -> None:
         # lies beside XLA's.
         _add_xla_flag("--xla_gpu_enable_command_buffer=")
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".75")
-    if config.compilation_cache:
-        cache = Path(config.compilation_cache).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    use_compilation_cache(config.compilation_cache)
     distributed = config.distributed
     initialize_distributed(
         coordinator=distributed.coordinator,
         num_processes=distributed.num_processes,
         process_id=distributed.process_id,
     )
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keep what JAX compiles in a folder, for the next process; in none if it is empty."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
 
 
 def keep_freed_memory() -> None:

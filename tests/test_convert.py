@@ -89,7 +89,9 @@ def test_every_spelling_comes_back_bit_for_bit(model: torch_model.ResNet, spelli
     assert (seen.architecture, seen.num_classes) == (TINY, CLASSES)
     assert seen.layout == ("ngc" if "ngc" in spelling else "current")
     assert seen.gate == ("convolution" if "gates" in spelling else "linear")
-    back = to_state_dict(variables, layout="current")
+    counter = seen.batches_tracked
+    assert (counter is None) == (spelling == "no counters")
+    back = to_state_dict(variables, layout="current", batches_tracked=counter or 0)
     assert_same_state({k: torch.from_numpy(v) for k, v in back.items()}, model.state_dict())
 
 
@@ -228,8 +230,9 @@ def test_the_moving_average_is_taken_on_request(tmp_path: Path, model: torch_mod
     plain, ema = read_weights(file)[0], read_weights(file, ema=True)[0]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a + 1, b), plain, ema)
     torch.save({"state_dict_ema": average}, file)
-    with pytest.raises(UserError, match="only a moving average: add --ema"):
-        read_weights(file)
+    only, info = read_weights(file)
+    jax.tree.map(np.testing.assert_array_equal, only, ema)
+    assert info.ema, "taken without asking, but not in silence"
     torch.save(state, file)
     with pytest.raises(UserError, match="no moving average: leave --ema out"):
         read_weights(file, ema=True)
@@ -251,7 +254,7 @@ def test_inspect(
         "layout": "ngc",
         "prefix": "module.",
         "se_weights": "linear",
-        "dtypes": ["float32"],
+        "dtype": "float32",
         "epoch": 3,
         "has_ema": False,
         "has_optimizer": False,
@@ -333,6 +336,7 @@ CONFIG = Config(
     optim=OptimConfig(decay_mask="nvidia-names", weight_decay=0.01, warmup=1),
     epochs=10,
     batch_size=4,
+    optimizer_batch_size=4,
     use_ema=0.9,
 )
 CONFIG_FILE = f"""
@@ -422,7 +426,7 @@ def test_a_training_state_goes_on_as_in_pytorch(tmp_path: Path) -> None:
     file = tmp_path / "a.pth.tar"
     torch_training.save_training_checkpoint(file, model, optimizer, epoch=3, best_prec1=61.5)
     config = replace(CONFIG, use_ema=None)
-    state, meta, _ = training.from_torch(
+    state, meta, _, _ = training.from_torch(
         torch_file.read(file), file, config, steps_per_epoch=STEPS_PER_EPOCH
     )
     assert (int(state.step), meta["step"], meta["epoch"]) == (15, 15, 3)
@@ -509,7 +513,7 @@ def test_a_converted_checkpoint_restores_into_a_run(tmp_path: Path) -> None:
     )
     to_checkpoint(tmp_path)
     file = tmp_path / "a.pth.tar"
-    like, _, _ = training.from_torch(torch_file.read(file), file, CONFIG, steps_per_epoch=1)
+    like, *_ = training.from_torch(torch_file.read(file), file, CONFIG, steps_per_epoch=1)
     with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         state, meta, notes = checkpoints.restore_newest(jax.tree.map(jnp.zeros_like, like))
     assert (int(state.step), notes) == (15, [])
@@ -529,14 +533,14 @@ def test_before_the_first_step_there_is_no_momentum(tmp_path: Path) -> None:
     torch_training.save_training_checkpoint(
         file, model, torch_training.sgd(model, lr=0.1), epoch=0, best_prec1=0
     )
-    state, _, _ = training.from_torch(torch_file.read(file), file, CONFIG, steps_per_epoch=5)
+    state, *_ = training.from_torch(torch_file.read(file), file, CONFIG, steps_per_epoch=5)
     assert all(not x.any() for x in jax.tree.leaves(state.opt_state))
 
 
 def test_training_states_that_do_not_fit(tmp_path: Path) -> None:
     model = reference(TINY, CLASSES)
     torch.save(model.state_dict(), tmp_path / "a.pth.tar")
-    with pytest.raises(UserError, match="holds weights only"):
+    with pytest.raises(UserError, match="no training state"):
         to_checkpoint(tmp_path)
     foreign = torch.optim.SGD(
         [{"params": list(model.parameters())[:3]}, {"params": list(model.parameters())[3:]}], lr=1

@@ -159,5 +159,5 @@ def test_reading_needs_no_torch(tmp_path: Path, variables: dict[str, Any]) -> No
     )  # fmt: skip
     assert done.stdout.splitlines() == [
         "81.25",
-        "torch files need PyTorch, which is missing: pip install torch",
+        "torch files need PyTorch, which is missing: pip install 'torch>=2.10'",
     ]
