@@ -48,9 +48,11 @@ def _training_to_flax(options: argparse.Namespace) -> int:
         raise UserError("--training carries the moving average along: leave --ema out")
     words = ["--config", options.training, *options.overrides]
     config = parse_config(words, program="train.py", description="")
-    file = open_torch_file(options.file)
     state, meta, info, notes = training.from_torch(
-        file, options.file, config, steps_per_epoch=options.steps_per_epoch
+        open_torch_file(options.file),  # freed before the state is written
+        options.file,
+        config,
+        steps_per_epoch=options.steps_per_epoch,
     )
     training.save(options.out, state, meta)
     _print_source(info)

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -177,6 +176,11 @@ def from_torch(
         raise UserError(
             f"{path} holds no training state (weights, epoch, optimizer): leave --training out"
         )
+    if file.epoch > config.epochs:
+        raise UserError(
+            f"{path} was written after epoch {file.epoch} of a run, the config has "
+            f"{config.epochs}: add that run's --epochs"
+        )
     if config.optimizer_batch_size == -1:
         raise UserError(
             "the config leaves the images of a step to the number of devices: add those of the "
@@ -190,7 +194,8 @@ def from_torch(
             f"{wanted[0]} with {wanted[1]}: give the config of that run"
         )
     notes = []
-    ema = ema_counter = None
+    ema: Tree | None = None
+    ema_counter = None
     if config.use_ema is None:
         if file.ema is not None:
             notes += ["the moving average is left out: add --use-ema with the run's decay"]
@@ -205,31 +210,32 @@ def from_torch(
                 "classes: leave --use-ema out"
             )
 
-    optimizer = make_optimizer(config.optim)
-    state = create(
-        jax.tree.map(jnp.asarray, variables),
-        optimizer=optimizer,
-        loss_scale=init_loss_scale(POLICIES[config.precision], config.loss_scale.init),
-        seed=config.seed,
-        with_ema=config.use_ema is not None,
-    )
     momentum = momentum_from_torch(
         file.optimizer, variables["params"], source=str(path), before_training=file.epoch == 0
     )
     meta = _meta(file, config, steps_per_epoch)
     meta["batches_tracked"] = {"weights": info.batches_tracked, "ema": ema_counter}
+    last_step = meta["step"] - 1
     notes += differences(
         sgd_groups(file.optimizer, source=str(path)),
         config.optim,
-        lr=learning_rate(config.optim, Plan(**meta["plan"]), meta["step"] - 1)
-        if meta["step"]
-        else None,
+        lr=learning_rate(config.optim, Plan(**meta["plan"]), last_step) if meta["step"] else None,
+    )
+    # The arrays are put into the state of a network without any, so that none is made twice.
+    empty = create(
+        {"params": {}, "batch_stats": {}},
+        optimizer=make_optimizer(config.optim),
+        loss_scale=init_loss_scale(POLICIES[config.precision], config.loss_scale.init),
+        seed=config.seed,
+        with_ema=False,
     )
     state = replace(
-        state,
-        step=jnp.int32(file.epoch * steps_per_epoch),
-        opt_state=optax.tree.set(state.opt_state, trace=jax.tree.map(jnp.asarray, momentum)),
-        ema=state.ema if ema is None else jax.tree.map(jnp.asarray, ema),
+        empty,
+        step=jnp.int32(meta["step"]),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optax.tree.set(empty.opt_state, trace=momentum),
+        ema=None if config.use_ema is None else ema or variables,
     )
     if POLICIES[config.precision].scale_loss:
         notes += [f"the loss scale starts at {config.loss_scale.init:g}: the file has none"]
