@@ -20,7 +20,7 @@ import numpy as np
 from seresnext_jax import checkpoint, names
 from seresnext_jax.config import ModelConfig
 from seresnext_jax.errors import UserError, shown
-from seresnext_jax.model import ARCHITECTURES, ResNet, build
+from seresnext_jax.model import ARCHITECTURES, Architecture, ResNet, build
 from seresnext_jax.weights import (
     WeightsInfo,
     check_info,
@@ -175,7 +175,10 @@ def identify(shapes: Shapes, *, source: str) -> tuple[str, int]:
     depth = Counter(stage for stage, _ in blocks)
     layers = tuple(depth[str(stage)] for stage in range(len(depth)))
     same_depth = [name for name, arch in ARCHITECTURES.items() if arch.layers == layers]
-    candidates = same_depth or list(ARCHITECTURES)
+    # The likely ones first: to find an architecture's shapes takes a second.
+    candidates = sorted(
+        same_depth or ARCHITECTURES, key=lambda name: not _looks_like(ARCHITECTURES[name], shapes)
+    )
     for name in candidates:
         if shapes == expected_shapes(name, num_classes):
             return name, num_classes
@@ -185,6 +188,15 @@ def identify(shapes: Shapes, *, source: str) -> tuple[str, int]:
         f"{source} fits no architecture; from {nearest} it differs by "
         f"{describe(differences[nearest])}"
     )
+
+
+def _looks_like(arch: Architecture, shapes: Shapes) -> bool:
+    """Whether the first block has this architecture's width, groups and gate."""
+    width = arch.widths[0]
+    outputs = width * arch.expansion if arch.block == "basic" else width
+    gated = "layers.0.0.squeeze.squeeze.weight" in shapes
+    conv2 = shapes.get("layers.0.0.conv2.weight")
+    return conv2 == (outputs, width // arch.cardinality, 3, 3) and gated == bool(arch.squeeze)
 
 
 def difference(found: Shapes, wanted: Shapes) -> tuple[list[str], list[str], list[str]]:
