@@ -35,9 +35,13 @@ def start(config: Config) -> None:
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Keep what JAX compiles in a folder, for the next process; in none if it is empty."""
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+    """Keep what JAX compiles in a folder, for the next process; in none if it is empty.
+
+    The user's JAX_COMPILATION_CACHE_DIR goes before the default folder.
+    """
+    if folder == Config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder) or None)
 
 
 def keep_freed_memory() -> None:

@@ -48,6 +48,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory, variables: dict[str, Any])
     return folder
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compilation cache of the tests' process stays as it is."""
+    monkeypatch.setattr(classify.runtime, "use_compilation_cache", lambda folder: None)
+
+
 @pytest.fixture
 def colours(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the network's place: the share of each channel in the pixels."""
@@ -67,9 +73,7 @@ def picture(path: Path, colour: Any, mode: str = "RGB") -> Path:
 
 
 def run(weights: Path, *words: object) -> int:
-    return classify.main(
-        ["--weights", str(weights), "--compilation-cache", "", *(str(word) for word in words)]
-    )
+    return classify.main(["--weights", str(weights), *(str(word) for word in words)])
 
 
 @pytest.mark.usefixtures("colours")
