@@ -1,6 +1,7 @@
 """Name what is on pictures: ``python classify.py --weights WEIGHTS IMAGE_OR_FOLDER ...``.
 
 Any image that Pillow opens, in the preprocessing of evaluation; folders are searched for images.
+Two of ImageNet's 1,000 names are the same (crane): ``--json`` gives the class's index, too.
 ``--weights`` takes what eval.py takes.
 """
 
@@ -17,12 +18,13 @@ import numpy as np
 import tyro
 
 from convert.weights import read_weights
+from seresnext_jax import runtime
 from seresnext_jax.class_names import names_for
 from seresnext_jax.cli import parse, run
-from seresnext_jax.config import ModelConfig, Precision
-from seresnext_jax.data.files import EXTENSIONS
+from seresnext_jax.config import Config, ModelConfig, Precision
 from seresnext_jax.data.folder import BadImage, Transform, open_rgb
-from seresnext_jax.errors import UserError
+from seresnext_jax.data.pictures import pictures_below
+from seresnext_jax.errors import UserError, shown
 from seresnext_jax.images import normalize
 from seresnext_jax.model import build
 from seresnext_jax.precision import POLICIES
@@ -48,6 +50,8 @@ class ClassifyConfig:
     """The shorter side is resized to image_size + this; -1: as the weights were evaluated."""
     ema: bool = False
     """Use the moving average that the weights' file holds."""
+    compilation_cache: str = Config.compilation_cache
+    """Folder of JAX's persistent compilation cache; empty: none."""
     json: bool = False
     """Print one JSON object per image instead of text."""
     debug: bool = False
@@ -62,6 +66,7 @@ def main(argv: list[str]) -> int:
     if config.topk < 1 or config.batch_size < 1:
         raise UserError("--topk and --batch-size take numbers from 1 on")
     paths = find_images(config.images)
+    runtime.use_compilation_cache(config.compilation_cache)
     variables, info = read_weights(config.weights, ema=config.ema)
     size = config.image_size or info.image_size
     transform = Transform(
@@ -77,17 +82,18 @@ def main(argv: list[str]) -> int:
     predict = make_predict(model, variables, config.precision)
 
     failures = 0
-    for start in range(0, len(paths), config.batch_size):
-        shown = paths[start : start + config.batch_size]
-        images = np.zeros((config.batch_size, size, size, 3), np.uint8)
+    batch_size = min(config.batch_size, len(paths))
+    for start in range(0, len(paths), batch_size):
+        batch = paths[start : start + batch_size]
+        images = np.zeros((batch_size, size, size, 3), np.uint8)
         problems: dict[int, str] = {}
-        for row, path in enumerate(shown):
+        for row, path in enumerate(batch):
             try:
                 images[row] = transform(open_rgb(path), np.zeros(0))
             except BadImage as cause:
                 problems[row] = str(cause)
         probabilities = predict(images)
-        for row, path in enumerate(shown):
+        for row, path in enumerate(batch):
             if row in problems:
                 failures += 1
                 print(f"error: can't decode {path}: {problems[row]}", file=sys.stderr)
@@ -107,7 +113,7 @@ def find_images(given: tuple[str, ...]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, given):
         if path.is_dir():
-            images = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            images = pictures_below(path)
             if not images:
                 raise UserError(f"{path} holds no image: name another folder")
             found += images
@@ -140,14 +146,16 @@ def print_result(
 ) -> None:
     """Print the most probable classes of one image."""
     best = np.argsort(-probabilities, kind="stable")[: config.topk]
-    ranked = [(names[i], float(probabilities[i])) for i in best]
     if config.json:
-        classes = [{"name": name, "probability": p} for name, p in ranked]
+        classes = [
+            {"index": int(i), "name": names[i], "probability": float(probabilities[i])}
+            for i in best
+        ]
         print(json.dumps({"image": str(path), "classes": classes}))
         return
     print(path)
-    for name, probability in ranked:
-        print(f"  {100 * probability:5.1f} %  {name}")
+    for i in best:
+        print(f"  {100 * probabilities[i]:5.1f} %  {shown(names[i])}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Evaluate weights on a validation split: accuracy, loss, throughput and latency.
 
 ``--weights`` takes a checkpoint (or a folder of them, or its best: <folder>/best), a converted
-weights folder, or a PyTorch file. The architecture and number of classes come from the weights.
+weights folder, or a PyTorch file. The architecture and number of classes come from the weights,
+and so does the image's size unless --config or an option says otherwise.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,16 +16,17 @@ import jax.numpy as jnp
 from convert.weights import read_weights
 from seresnext_jax import runtime
 from seresnext_jax.cli import parse_config, run
-from seresnext_jax.config import Config
+from seresnext_jax.config import Config, DataConfig
 from seresnext_jax.data.files import check_classes
 from seresnext_jax.data.open import open_loader
 from seresnext_jax.errors import UserError
-from seresnext_jax.evaluate import evaluate
+from seresnext_jax.evaluate import evaluate, validation_smoothing
 from seresnext_jax.mesh import abstract_batch, make_mesh, replicate
 from seresnext_jax.model import build
 from seresnext_jax.precision import POLICIES
 from seresnext_jax.report.console import Console
 from seresnext_jax.steps import make_eval_step
+from seresnext_jax.weights import WeightsInfo
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,15 @@ def main(argv: list[str]) -> int:
     config = parse_config(argv, program="eval.py", description=__doc__ or "", schema=EvalConfig)
     if not config.weights:
         raise UserError("--weights is missing: name a checkpoint, weights folder or PyTorch file")
+    if config.json and not Path(config.json).absolute().parent.is_dir():
+        raise UserError(f"--json {config.json}: there is no such folder; make it first")
     runtime.start(config)
     mesh = make_mesh()
     console = Console(enabled=jax.process_index() == 0)
 
     # ---- network -------------------------------------------------------------------------------
     variables, info = read_weights(config.weights, ema=config.ema)
+    data = image_sizes(config.data, info, argv)
     model = replace(config.model, arch=info.architecture, num_classes=info.num_classes)
     policy = POLICIES[config.precision]
     network = build(model, dtype=policy.compute_dtype)
@@ -56,7 +62,7 @@ def main(argv: list[str]) -> int:
 
     # ---- data ----------------------------------------------------------------------------------
     loader = open_loader(
-        config.data,
+        data,
         split="val",
         mesh=mesh,
         accumulation=1,
@@ -65,7 +71,7 @@ def main(argv: list[str]) -> int:
         num_classes=info.num_classes,
     )
     if loader.class_names:
-        check_classes(loader.class_names, info.num_classes, Path(config.data.root) / "val")
+        check_classes(loader.class_names, info.num_classes, Path(data.root) / "val")
     if info.class_names and loader.class_names and tuple(loader.class_names) != info.class_names:
         raise UserError(
             "the class folders of val/ are not those the weights were trained on "
@@ -74,12 +80,12 @@ def main(argv: list[str]) -> int:
 
     # ---- evaluate ------------------------------------------------------------------------------
     eval_step = make_eval_step(
-        network.apply, policy=policy, topk=topk, smoothing=config.label_smoothing, mesh=mesh
+        network.apply, policy=policy, topk=topk, smoothing=validation_smoothing(config), mesh=mesh
     )
     variables = replicate(mesh, jax.tree.map(jnp.asarray, variables))
     with console.compiling("the evaluation step"):
         batch = abstract_batch(
-            mesh, passes=1, batch_size=config.batch_size, image_size=config.data.image_size
+            mesh, passes=1, batch_size=config.batch_size, image_size=data.image_size
         )
         compiled = eval_step.lower(variables, batch).compile()
     results = evaluate(compiled, variables, loader, topk=topk, prof=config.prof)
@@ -90,6 +96,7 @@ def main(argv: list[str]) -> int:
     header = {
         "weights": config.weights,
         "architecture": info.architecture,
+        "image_size": data.image_size,
         "precision": config.precision,
         "batch_size": config.batch_size,
         "devices": mesh.size,
@@ -102,8 +109,23 @@ def main(argv: list[str]) -> int:
     for path in loader.bad_files:
         console.warn(f"left out, can't be decoded: {path}")
     if config.json and console.enabled:
-        Path(config.json).write_text(json.dumps(header | results, indent=2) + "\n")
+        try:
+            Path(config.json).write_text(json.dumps(header | results, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--json {config.json}: {error.strerror}; name another file") from error
     return 0
+
+
+def image_sizes(data: DataConfig, info: WeightsInfo, argv: Sequence[str]) -> DataConfig:
+    """The image's size and margin as the weights have them, where the command line has no say."""
+    given = {word.partition("=")[0].replace("_", "-") for word in argv}
+    if "--config" in given:
+        return data
+    if "--data.image-size" not in given:
+        data = replace(data, image_size=info.image_size)
+    if "--data.eval-margin" not in given:
+        data = replace(data, eval_margin=info.eval_margin)
+    return data
 
 
 def _format(name: str, value: float) -> str:

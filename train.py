@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from convert.weights import read_weights
 from seresnext_jax import optim, runtime
+from seresnext_jax.checkpoint import find_checkpoint
 from seresnext_jax.cli import parse_config, run
 from seresnext_jax.config import Config, Plan, flatten, resolve, to_dict
 from seresnext_jax.data.batch import Batch, Loader
@@ -23,7 +24,7 @@ from seresnext_jax.data.check import check_data
 from seresnext_jax.data.files import check_classes, check_same_classes
 from seresnext_jax.data.open import Split, count_images, open_loader
 from seresnext_jax.errors import UserError
-from seresnext_jax.evaluate import evaluate
+from seresnext_jax.evaluate import evaluate, validation_smoothing
 from seresnext_jax.mesh import abstract_batch, make_mesh, replicate
 from seresnext_jax.model import ResNet, build
 from seresnext_jax.precision import POLICIES, init_loss_scale
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
     network = build(config.model, dtype=policy.compute_dtype, bn_group_size=plan.bn_group_size)
     optimizer = optim.make_optimizer(config.optim)
     state = create(
-        initial_variables(config, network, console),
+        initial_variables(config, network, train_loader.class_names, console),
         optimizer=optimizer,
         loss_scale=init_loss_scale(policy, config.loss_scale.init),
         seed=config.seed,
@@ -79,8 +80,7 @@ def main(argv: list[str]) -> int:
         network.apply,
         policy=policy,
         topk=config.topk,
-        # As in the original, the validation loss is smoothed where the training loss is not mixed.
-        smoothing=0.0 if config.mixup else config.label_smoothing,
+        smoothing=validation_smoothing(config),
         mesh=mesh,
     )
     if val_loader is not None:
@@ -195,10 +195,13 @@ def open_split(config: Config, mesh: Mesh, split: Split, accumulation: int = 1) 
     return loader
 
 
-def initial_variables(config: Config, network: ResNet, console: Console) -> Any:
+def initial_variables(
+    config: Config, network: ResNet, class_names: tuple[str, ...], console: Console
+) -> Any:
     """Random weights from the seed, or those of ``--init-from``.
 
-    A classifier of another width stays random: a new head.
+    A classifier of other classes stays random: a new head. A run that is continued brings its own
+    weights, so that those of ``--init-from`` are not needed any more.
 
     Raises:
       UserError: the weights can't be read or are of another architecture.
@@ -206,7 +209,10 @@ def initial_variables(config: Config, network: ResNet, console: Console) -> Any:
     image = jnp.zeros((1, 32, 32, 3))
     init = jax.jit(lambda key: network.init(key, image, train=False))
     fresh = init(jax.random.key(config.seed))
-    if not config.init_from:
+    resumed = config.resume and (
+        config.resume != "auto" or find_checkpoint(Path(config.workspace) / "checkpoints")
+    )
+    if not config.init_from or resumed:
         return fresh
     loaded, info = read_weights(config.init_from)
     if info.architecture != config.model.arch:
@@ -214,13 +220,16 @@ def initial_variables(config: Config, network: ResNet, console: Console) -> Any:
             f"--init-from {config.init_from} is a {info.architecture}: give --model.arch "
             f"{info.architecture}, or other weights"
         )
-    console.note(f"starting from {config.init_from} ({info.architecture})")
+    average = ", the moving average" if info.ema else ""
+    console.note(f"starting from {config.init_from} ({info.architecture}{average})")
+    difference = None
     if info.num_classes != config.model.num_classes:
+        difference = f"the weights have {info.num_classes}"
+    elif info.class_names and class_names and info.class_names != tuple(class_names):
+        difference = "the weights have other ones"
+    if difference:
         loaded["params"]["fc"] = fresh["params"]["fc"]
-        console.note(
-            f"new classifier for {config.model.num_classes} classes "
-            f"(the weights have {info.num_classes})"
-        )
+        console.note(f"new classifier for {config.model.num_classes} classes ({difference})")
     return {"params": loaded["params"], "batch_stats": loaded["batch_stats"]}
 
 

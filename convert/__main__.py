@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +11,18 @@ from typing import Any, NoReturn
 import numpy as np
 
 from convert import compare, training
-from convert.weights import from_torch_file, open_torch_file, read_weights, to_state_dict, torch_io
+from convert.weights import (
+    from_torch_file,
+    is_torch_file,
+    open_torch_file,
+    read_weights,
+    to_state_dict,
+    torch_io,
+)
 from seresnext_jax import checkpoint
-from seresnext_jax.cli import load_config, run
-from seresnext_jax.errors import UserError
-from seresnext_jax.weights import WeightsInfo, flatten, is_weights_folder, save_weights
+from seresnext_jax.cli import parse_config, run
+from seresnext_jax.errors import UserError, shown
+from seresnext_jax.weights import WeightsInfo, flatten, save_weights, weights_folder
 
 Facts = dict[str, Any]
 
@@ -28,6 +36,7 @@ def to_flax(options: argparse.Namespace) -> int:
         return _training_to_flax(options)
     variables, info = read_weights(options.file, ema=options.ema)
     save_weights(options.out, variables, info)
+    _print_source(info)
     print(f"{options.out}: {_describe(info)}")
     return 0
 
@@ -37,16 +46,21 @@ def _training_to_flax(options: argparse.Namespace) -> int:
         raise UserError("--training needs --steps-per-epoch, such as 1251 for ImageNet in 1024s")
     if options.ema:
         raise UserError("--training carries the moving average along: leave --ema out")
-    file = open_torch_file(options.file)
-    state, meta, notes = training.from_torch(
-        file, options.file, load_config(options.training), steps_per_epoch=options.steps_per_epoch
+    words = ["--config", options.training, *options.overrides]
+    config = parse_config(words, program="train.py", description="")
+    state, meta, info, notes = training.from_torch(
+        open_torch_file(options.file),  # freed before the state is written
+        options.file,
+        config,
+        steps_per_epoch=options.steps_per_epoch,
     )
     training.save(options.out, state, meta)
+    _print_source(info)
     _print_notes(notes)
-    print(
-        f"{options.out}: a training state after epoch {meta['epoch']}, step {meta['step']}; go on "
-        f"with python train.py --config {options.training} --workspace {options.out} --resume auto"
-    )
+    root = [] if config.data.root else ["--data.root", "DATA"]
+    more = ["--workspace", str(options.out), *root, "--resume", "auto"]
+    print(f"{options.out}: a training state after epoch {meta['epoch']}, step {meta['step']}")
+    print(f"go on with: {shlex.join(['python', 'train.py', *words, *more])}")
     return 0
 
 
@@ -68,7 +82,12 @@ def to_torch(options: argparse.Namespace) -> int:
         print(f"{options.out}: a training checkpoint after epoch {content['epoch']}")
         return 0
     variables, info = read_weights(options.source, ema=options.ema)
-    state = to_state_dict(variables, layout=options.layout, prefix=prefix)
+    state = to_state_dict(
+        variables,
+        layout=options.layout,
+        prefix=prefix,
+        batches_tracked=info.batches_tracked or 0,
+    )
     if options.safetensors:
         torch_file.write_safetensors(options.out, state)
     else:
@@ -83,46 +102,44 @@ def inspect(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(facts))
     else:
-        for name, value in facts.items():
-            print(f"{name.replace('_', ' ') + ':':22}{'-' if value is None else value}")
+        _print_facts(facts)
     return 0
 
 
 def _inspect(path: Path) -> Facts:
-    if is_weights_folder(path):
-        variables, info = read_weights(path)
-        return {"kind": "weights folder", **_facts(variables, info)}
-    if found := checkpoint.find_checkpoint(path):
-        variables, info = read_weights(found)
-        ema = "ema" in checkpoint.read_weights(found)
-        return {"kind": "checkpoint", **_facts(variables, info), "has_ema": ema}
-    if not path.is_file():
-        raise UserError(f"{path} holds neither weights nor a checkpoint: check the path")
-    file = open_torch_file(path)
-    variables, info, seen = from_torch_file(file, path, ema=file.weights is None)
-    return {
-        "kind": f"torch {file.kind}",
-        **_facts(variables, info),
-        "prefix": seen.prefix,
-        "se_weights": seen.gate,
-        "dtypes": list(file.dtypes),
-        "has_ema": file.ema is not None,
-        "has_optimizer": file.optimizer is not None,
-        "best_prec1": file.best_prec1,
-        "arch": None if file.arch is None else str(file.arch),
-    }
+    if is_torch_file(path):
+        file = open_torch_file(path)
+        return {
+            **_facts(*from_torch_file(file, path, ema=False)),
+            "has_ema": file.ema is not None,
+            "has_optimizer": file.optimizer is not None,
+            "best_prec1": file.best_prec1,
+            "arch": None if file.arch is None else shown(file.arch),
+        }
+    variables, info = read_weights(path)
+    facts = _facts(variables, info)
+    if weights_folder(path):
+        return {**facts, "kind": "weights folder"}
+    found = checkpoint.find_checkpoint(path)
+    assert found is not None  # or read_weights would have refused
+    return {**facts, "kind": "checkpoint", "has_ema": "ema" in checkpoint.read_weights(found)}
 
 
 def _facts(variables: dict[str, Any], info: WeightsInfo) -> Facts:
     parameters = sum(int(np.size(x)) for x in flatten(variables["params"]).values())
-    classes = None if info.class_names is None else list(info.class_names)
-    return {**asdict(info), "class_names": classes, "parameters": parameters}
+    names = None if info.class_names is None else [shown(name) for name in info.class_names]
+    return {"kind": info.kind, **asdict(info), "class_names": names, "parameters": parameters}
+
+
+def _print_facts(facts: Facts) -> None:
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' ') + ':':22}{'-' if value in (None, '') else value}")
 
 
 def verify(options: argparse.Namespace) -> int:
     """Compare two sets of weights; 1 if they are different networks."""
-    a, b = read_weights(options.a), read_weights(options.b)
-    info = a[1]
+    a, b = compare.open_side(options.a), compare.open_side(options.b)
+    info = b.info if a.engine == "PyTorch" else a.info  # a torch file does not know its image size
     pixels: Iterator[Any] = (
         compare.image_pixels(options.images, info)
         if options.images
@@ -132,6 +149,7 @@ def verify(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(asdict(result)))
     else:
+        print(f"{options.a} run by {a.engine}, {options.b} by {b.engine}")
         print(f"{'output':12}{'max abs diff':>14}{'max rel diff':>14}")
         for row in result.outputs:
             print(f"{row.output:12}{row.absolute:14.3e}{row.relative:14.3e}")
@@ -139,6 +157,12 @@ def verify(options: argparse.Namespace) -> int:
         print(f"{result.differing_tensors} of {result.tensors} tensors differ")
         print(f"verdict: {result.verdict}")
     return int(result.verdict == "different")
+
+
+def _print_source(info: WeightsInfo) -> None:
+    """Say what was read; the metadata hold the same."""
+    names = ("source", "sha256", "kind", "layout", "prefix", "se_weights", "dtype", "epoch")
+    _print_facts({name: getattr(info, name) for name in names})
 
 
 def _describe(info: WeightsInfo) -> str:
@@ -183,7 +207,8 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--training",
         metavar="CONFIG",
-        help="convert the optimizer, too: a checkpoint for this config file's run",
+        help="convert the optimizer, too: a checkpoint for this config file's run; every option "
+        "of train.py may follow, as that run is to have it",
     )
     add.add_argument(
         "--steps-per-epoch",
@@ -220,9 +245,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options of one command; `overrides` are the words that ``--training`` leaves to train.py.
+
+    Raises:
+      UserError: a wrong command line.
+    """
+    parser = build_parser()
+    options, overrides = parser.parse_known_args(argv)
+    options.overrides = overrides
+    if overrides and not getattr(options, "training", None):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    return options
+
+
 def main(argv: list[str]) -> int:
     """Run one command; its exit status."""
-    options = build_parser().parse_args(argv)
+    options = parse(argv)
     return int(options.function(options))
 
 

@@ -1,6 +1,10 @@
-"""Whether two sets of weights are the same network: tensors, stage outputs and logits."""
+"""Whether two sets of weights are the same network: tensors, stage outputs and logits.
 
-from collections.abc import Iterator
+The weights of a torch file are run by PyTorch, straight from the file; all others by the Flax
+network. So a fault in the conversion shows as a difference.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,10 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert.weights import network
+from convert.weights import (
+    from_torch_file,
+    is_torch_file,
+    network,
+    open_torch_file,
+    read_weights,
+)
 from seresnext_jax.config import DataConfig
-from seresnext_jax.data.files import EXTENSIONS
 from seresnext_jax.data.folder import BadImage, Transform, open_rgb
+from seresnext_jax.data.pictures import pictures_below
 from seresnext_jax.errors import UserError
 from seresnext_jax.images import normalize
 from seresnext_jax.model import FEATURES
@@ -21,11 +31,22 @@ from seresnext_jax.weights import WeightsInfo, flatten
 
 Array = np.ndarray[Any, Any]
 Tree = dict[str, Any]
-Weights = tuple[Tree, WeightsInfo]
+Engine = Literal["PyTorch", "Flax"]
 
 TOLERANCE = 1e-4
-"""Largest difference of logits, relative to the largest logit, of two equal networks."""
+"""Largest difference of an output, relative to its largest value, of two equal networks."""
 _BATCH = 8
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two networks."""
+
+    variables: Tree
+    info: WeightsInfo
+    engine: Engine
+    run: Callable[[Array], dict[str, Array]]
+    """The outputs, named by `FEATURES`, of pixels (N, H, W, 3) uint8; float32."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +66,9 @@ class Comparison:
     """What `compare` found."""
 
     verdict: Literal["identical", "equal", "different"]
-    """Every tensor bit for bit; logits within `TOLERANCE` and every top-1; neither."""
+    """Outputs within `TOLERANCE` and every tensor bit for bit; the first only; neither."""
+    engines: tuple[Engine, Engine]
+    """What ran each side."""
     images: int
     tensors: int
     differing_tensors: int
@@ -54,8 +77,33 @@ class Comparison:
     """Share of the images that both put in the same class."""
 
 
-def compare(a: Weights, b: Weights, pixels: Iterator[Array]) -> Comparison:
-    """Run two sets of weights of one architecture on the same images, in float32.
+def open_side(path: Path) -> Side:
+    """Read weights of any kind, and choose what runs them.
+
+    Raises:
+      UserError: nothing there, damaged, or of no known architecture.
+    """
+    if is_torch_file(path):
+        file = open_torch_file(path)
+        from convert.torch_forward import extract_features
+
+        variables, info = from_torch_file(file, path, ema=False)
+        return Side(variables, info, "PyTorch", partial(extract_features, file.state(ema=info.ema)))
+    variables, info = read_weights(path)
+    forward = jax.jit(
+        partial(network(info.architecture, info.num_classes).apply, method="extract_features")
+    )
+
+    def run(pixels: Array) -> dict[str, Array]:
+        with jax.default_matmul_precision("highest"):
+            outputs: Any = forward(variables, normalize(jnp.asarray(pixels)))
+        return {name: np.asarray(x) for name, x in outputs.items()}
+
+    return Side(variables, info, "Flax", run)
+
+
+def compare(a: Side, b: Side, pixels: Iterator[Array]) -> Comparison:
+    """Run two networks of one architecture on the same images, in float32.
 
     Args:
       pixels: batches (N, H, W, 3), uint8.
@@ -63,20 +111,16 @@ def compare(a: Weights, b: Weights, pixels: Iterator[Array]) -> Comparison:
     Raises:
       UserError: two architectures, or two numbers of classes.
     """
-    kinds = [f"{info.architecture} with {info.num_classes} classes" for _, info in (a, b)]
+    kinds = [f"{s.info.architecture} with {s.info.num_classes} classes" for s in (a, b)]
     if kinds[0] != kinds[1]:
         raise UserError(f"not comparable: {kinds[0]} and {kinds[1]}")
-    flat_a, flat_b = flatten(a[0]), flatten(b[0])
-    differing = sum(not np.array_equal(x, flat_b[path]) for path, x in flat_a.items())
+    flat_a, flat_b = flatten(a.variables), flatten(b.variables)
+    differing = sum(not _same_bits(x, flat_b[path]) for path, x in flat_a.items())
 
-    model = network(a[1].architecture, a[1].num_classes)
-    run = jax.jit(partial(model.apply, method="extract_features"))
     largest = np.zeros((2, len(FEATURES)))  # |a - b|, |a|
     images = agreeing = 0
     for batch in pixels:
-        inputs = normalize(jnp.asarray(batch))
-        with jax.default_matmul_precision("highest"):
-            found = [{k: np.asarray(x) for k, x in run(v, inputs).items()} for v, _ in (a, b)]
+        found = [side.run(batch) for side in (a, b)]
         for i, name in enumerate(FEATURES):
             apart = np.abs(found[0][name] - found[1][name]).max()
             # np.maximum passes a NaN on, so that it can't look equal.
@@ -89,15 +133,20 @@ def compare(a: Weights, b: Weights, pixels: Iterator[Array]) -> Comparison:
         Difference(name, float(apart), float(apart / size) if size else float(apart))
         for name, apart, size in zip(FEATURES, *largest, strict=True)
     )
-    equal = outputs[-1].relative <= TOLERANCE and agreeing == images
+    equal = all(output.relative <= TOLERANCE for output in outputs)
     return Comparison(
-        verdict="identical" if not differing else "equal" if equal else "different",
+        verdict="different" if not equal else "equal" if differing else "identical",
+        engines=(a.engine, b.engine),
         images=images,
         tensors=len(flat_a),
         differing_tensors=differing,
         outputs=outputs,
         top1_agreement=agreeing / images,
     )
+
+
+def _same_bits(a: Array, b: Array) -> bool:
+    return np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
 def random_pixels(size: int) -> Iterator[Array]:
@@ -111,7 +160,7 @@ def image_pixels(folder: Path, info: WeightsInfo) -> Iterator[Array]:
     Raises:
       UserError: there is none, or one can't be decoded.
     """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
+    files = pictures_below(folder)
     if not files:
         raise UserError(f"{folder} holds no images: give another folder to --images")
     data = DataConfig()

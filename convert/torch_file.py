@@ -23,7 +23,7 @@ from numpy._core.multiarray import scalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from seresnext_jax.errors import UserError
+from seresnext_jax.errors import UserError, shown
 
 Array = np.ndarray[Any, Any]
 StateDict = dict[str, Array]
@@ -44,9 +44,14 @@ _DAMAGE = (
     RuntimeError,
     TypeError,
     ValueError,
+    MemoryError,
+    OverflowError,
     struct.error,
     zipfile.BadZipFile,
 )
+_OLDEST_TORCH = (2, 10)
+"""Before it, a crafted file got past ``weights_only=True`` (CVE-2026-24747)."""
+_MOST_EPOCHS = 10**6
 _WEIGHTS = ("state_dict", "model")
 _EMA = ("state_dict_ema", "ema_state_dict")
 
@@ -71,6 +76,12 @@ class TorchFile:
     optimizer: dict[str, Any] | None = None
     """``{"state": {id: {"momentum_buffer": array}}, "param_groups": [...]}``."""
 
+    def state(self, *, ema: bool) -> StateDict:
+        """The moving average or the weights; the file must hold them."""
+        state = self.ema if ema else self.weights
+        assert state is not None
+        return state
+
 
 # ---- reading -----------------------------------------------------------------------------------
 
@@ -83,14 +94,15 @@ def read(path: Path) -> TorchFile:
     """
     head = _head(path)
     try:
-        content = _load(path, head)
+        return _recognise(path, _load(path, head))
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} {_refusal(str(error))}") from error
     except SafetensorError as error:
-        raise UserError(f"{path} is no whole safetensors file ({error}): get it again") from error
+        raise UserError(
+            f"{path} is no whole safetensors file ({shown(error)}): get it again"
+        ) from error
     except _DAMAGE as error:
         raise UserError(f"{path} {_damage(path, head)}") from error
-    return _recognise(path, content)
 
 
 def _head(path: Path) -> bytes:
@@ -112,8 +124,12 @@ def _head(path: Path) -> bytes:
 def _load(path: Path, head: bytes) -> Any:
     if path.suffix == ".safetensors":
         return load_file(path)
-    if any(name.endswith("/constants.pkl") for name in _archived(path)):
-        raise UserError(f"{path} is a TorchScript program: save the model's state_dict() instead")
+    if torch.__version__ < _OLDEST_TORCH:
+        raise UserError(
+            f"{path}: PyTorch {torch.__version__} can't open files of others safely: "
+            "pip install 'torch>=2.10'"
+        )
+    _check_archive(path)
     with torch.serialization.safe_globals(_SAFE_GLOBALS):
         # Only the zip format, not that of torch < 1.6, can be mapped into memory.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(head))
@@ -123,11 +139,28 @@ def _is_zip(head: bytes) -> bool:
     return head.startswith(b"PK")
 
 
-def _archived(path: Path) -> list[str]:
-    """The files in a zip archive; none in any other file, a cut one included."""
+def _check_archive(path: Path) -> None:
+    """Refuse zip archives that torch.save did not write."""
+    entries = _archived(path)
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise UserError(f"{path} is a TorchScript program: save the model's state_dict() instead")
+    weights = (".pth.tar", ".pth", ".pt", ".safetensors")
+    if inside := [entry.filename for entry in entries if entry.filename.endswith(weights)]:
+        raise UserError(
+            f"{path} is a zip archive around {shown(inside[0])}: unpack it and give that file"
+        )
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        # torch would take the compressed bytes for numbers.
+        raise UserError(
+            f"{path} was packed again, with compression: get the file as torch.save wrote it"
+        )
+
+
+def _archived(path: Path) -> list[zipfile.ZipInfo]:
+    """The entries of a zip archive; none in any other file, a cut one included."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
+            return archive.infolist()
     except _DAMAGE:
         return []
 
@@ -136,7 +169,7 @@ def _refusal(message: str) -> str:
     """Why the restricted unpickler stopped, and the mend."""
     if found := re.search(r"(?:GLOBAL |but got <class ')([\w.]+)", message):
         return (
-            f"would call {found[1]} when loaded, so it was not opened: "
+            f"would call {shown(found[1])} when loaded, so it was not opened: "
             "get the weights from a source you trust, as a plain state dict"
         )
     return "is no PyTorch file, or a damaged one: get it again"
@@ -144,12 +177,8 @@ def _refusal(message: str) -> str:
 
 def _damage(path: Path, head: bytes) -> str:
     """What is wrong with a file that torch can't read, and the mend."""
-    names = _archived(path)
-    if _is_zip(head) and not names:
+    if _is_zip(head) and not _archived(path):
         return "is cut off: get it again"
-    weights = (".pth.tar", ".pth", ".pt", ".safetensors")
-    if inside := [name for name in names if name.endswith(weights)]:
-        return f"is a zip archive around {inside[0]}: unpack it and give that file"
     return "is no PyTorch file, or a damaged one: get it again"
 
 
@@ -167,6 +196,8 @@ def _recognise(path: Path, content: Any) -> TorchFile:
     found = {name: None if t is None else _state_dict(path, t) for name, t in tables.items()}
     epoch, best, optimizer = (content.get(k) for k in ("epoch", "best_prec1", "optimizer"))
     epoch = _number(epoch)
+    if epoch is not None and not 0 <= epoch <= _MOST_EPOCHS:
+        epoch = None
     if not (isinstance(optimizer, Mapping) and {"state", "param_groups"} <= optimizer.keys()):
         optimizer = None
     return TorchFile(
@@ -184,7 +215,7 @@ def _recognise(path: Path, content: Any) -> TorchFile:
 def _state_dict(path: Path, table: Mapping[Any, Any]) -> StateDict:
     wrong = [k for k, v in table.items() if not (_is_name(k) and torch.is_tensor(v))]
     if wrong or not table:
-        what = f"{wrong[0]!a} is no tensor's name" if wrong else "it is empty"
+        what = f"{shown(ascii(wrong[0]))} is no tensor's name" if wrong else "it is empty"
         raise UserError(f"{path} holds no state dict ({what}): name-to-tensor pairs were expected")
     return {name: _to_numpy(path, tensor) for name, tensor in table.items()}
 
@@ -196,9 +227,12 @@ def _is_name(key: Any) -> bool:
 
 def _number(value: Any) -> float | None:
     """A finite number, also as a tensor of one element; None for anything else."""
-    if torch.is_tensor(value) and value.numel() == 1:
+    if torch.is_tensor(value) and value.numel() == 1 and not value.is_meta:
         value = value.item()
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def _dtypes(table: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
@@ -221,6 +255,11 @@ def _to_numpy(path: Path, value: Any) -> Any:
     if not torch.is_tensor(value):
         return value
     value = value.detach()
+    if _repeats(value):
+        raise UserError(
+            f"{path} holds a tensor of shape {tuple(value.shape)} that repeats fewer numbers: "
+            "save its weights as dense float32"
+        )
     try:
         array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     except (RuntimeError, TypeError) as error:
@@ -228,6 +267,13 @@ def _to_numpy(path: Path, value: Any) -> Any:
     if np.iscomplexobj(array):
         raise UserError(f"{path} {_unreadable(value)}")
     return array
+
+
+def _repeats(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has more entries than the file has numbers for it: a bomb, mostly."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    return bool(tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes())
 
 
 def _unreadable(tensor: torch.Tensor) -> str:

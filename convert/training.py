@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -17,10 +16,17 @@ from seresnext_jax.optim import learning_rate, make_optimizer
 from seresnext_jax.precision import POLICIES, init_loss_scale
 from seresnext_jax.progress import Progress
 from seresnext_jax.state import TrainState, create
-from seresnext_jax.weights import flatten, unflatten
+from seresnext_jax.weights import WeightsInfo, flatten, unflatten
 
 if TYPE_CHECKING:
     from convert.torch_file import TorchFile
+
+_DECAYED = {
+    "no-bn": "no BatchNorm",
+    "nvidia-names": "the BatchNorms of the shortcuts",
+    "all": "every BatchNorm",
+}
+"""What each `OptimConfig.decay_mask` says about BatchNorm."""
 
 Array = np.ndarray[Any, Any]
 Tree = dict[str, Any]
@@ -47,40 +53,77 @@ def parameter_groups(params: Tree, *, single: bool) -> list[list[str]]:
     return [[k for k in keys if "bn" in k], [k for k in keys if "bn" not in k]]
 
 
-def momentum_from_torch(optimizer: dict[str, Any], params: Tree, *, source: str) -> Tree:
-    """The momentum of each parameter, float32; zero where the file has none (before step 1).
+def momentum_from_torch(
+    optimizer: dict[str, Any], params: Tree, *, source: str, before_training: bool = False
+) -> Tree:
+    """The momentum of each parameter, float32; zero where the file has none before step 1.
 
     Args:
       optimizer: the state dict of a `torch.optim.SGD`, arrays for tensors.
       params: of the same network.
+      before_training: the file is of the time before the first step.
 
     Raises:
-      UserError: its groups or shapes are not those of the original's optimizer.
+      UserError: it is another optimizer, or its groups, buffers or shapes are not those of the
+        original's.
     """
-    sizes = [len(group["params"]) for group in optimizer["param_groups"]]
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"{source} {what}: convert the weights only")
+
+    param_groups = sgd_groups(optimizer, source=source)
+    sizes = [len(group["params"]) for group in param_groups]
     groups = parameter_groups(params, single=len(sizes) == 1)
     if sizes != [len(group) for group in groups]:
-        raise UserError(
-            f"{source} has optimizer groups of {sizes} tensors, not the original's "
-            f"{[len(group) for group in groups]}: convert the weights only"
-        )
+        wanted = [len(group) for group in groups]
+        raise refuse(f"has optimizer groups of {sizes} tensors, not the original's {wanted}")
     momentum = {path: np.zeros(x.shape, np.float32) for path, x in flatten(params).items()}
-    for group, keys in zip(optimizer["param_groups"], groups, strict=True):
+    missing = []
+    for group, keys in zip(param_groups, groups, strict=True):
         for identity, key in zip(group["params"], keys, strict=True):
             buffer = optimizer["state"].get(identity, {}).get("momentum_buffer")
             if buffer is None:
+                missing += [key] if group["momentum"] else []
                 continue
+            if not isinstance(buffer, np.ndarray):
+                raise refuse(f"has no tensor as the momentum of {key}")
             path = "/".join(names.flax_path(key)[1:])
             # A momentum has its parameter's axes, the gate's weights included.
             array = names.as_linear(buffer) if names.is_gate_weight(key) else buffer
             array = names.to_flax_array(array.astype(np.float32))
             if array.shape != momentum[path].shape:
-                raise UserError(
-                    f"{source} has a momentum of shape {buffer.shape} for {key}: "
-                    "convert the weights only"
-                )
+                raise refuse(f"has a momentum of shape {buffer.shape} for {key}")
             momentum[path] = array
+    if missing and not before_training:
+        raise refuse(f"lacks the momentum of {len(missing)} tensors, {missing[0]} first")
     return unflatten(momentum)
+
+
+def sgd_groups(optimizer: dict[str, Any], *, source: str) -> list[dict[str, Any]]:
+    """The parameter groups of a `torch.optim.SGD`'s state dict, checked.
+
+    Raises:
+      UserError: they, or the state, are another optimizer's or malformed.
+    """
+    states, groups = optimizer["state"], optimizer["param_groups"]
+    entries = list(states.values()) if isinstance(states, dict) else [None]
+    if not all(isinstance(entry, dict) and set(entry) <= {"momentum_buffer"} for entry in entries):
+        raise UserError(f"{source} is of another optimizer than SGD: convert the weights only")
+    if not isinstance(groups, list) or not all(_is_sgd_group(group) for group in groups):
+        raise UserError(
+            f"{source} has optimizer groups that are not those of SGD: convert the weights only"
+        )
+    return groups
+
+
+def _is_sgd_group(group: Any) -> bool:
+    numbers = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
+    return (
+        isinstance(group, dict)
+        and all(isinstance(group.get(name), int | float) for name in numbers)
+        and isinstance(group.get("params"), list)
+        and all(isinstance(identity, int) for identity in group["params"])
+    )
 
 
 def momentum_to_torch(momentum: Tree, config: OptimConfig, *, lr: float) -> dict[str, Any]:
@@ -114,7 +157,7 @@ def momentum_to_torch(momentum: Tree, config: OptimConfig, *, lr: float) -> dict
 
 def from_torch(
     file: "TorchFile", path: Path, config: Config, *, steps_per_epoch: int
-) -> tuple[TrainState, Meta, list[str]]:
+) -> tuple[TrainState, Meta, WeightsInfo, list[str]]:
     """The training state in a checkpoint of the original, as train.py would have saved it.
 
     Args:
@@ -123,14 +166,27 @@ def from_torch(
       steps_per_epoch: optimizer steps of the original's epochs.
 
     Returns:
-      The state, its meta, and a line for each thing that is not carried over as it was.
+      The state, its meta, what is known of its weights, and a line for each thing that is not
+      carried over as it was.
 
     Raises:
       UserError: the file has no optimizer, or is not of the config's network.
     """
-    if file.optimizer is None or file.epoch is None:
-        raise UserError(f"{path} holds weights only, no training state: leave --training out")
-    variables, info, _ = from_torch_file(file, path, ema=False)
+    if file.optimizer is None or file.epoch is None or file.weights is None:
+        raise UserError(
+            f"{path} holds no training state (weights, epoch, optimizer): leave --training out"
+        )
+    if file.epoch > config.epochs:
+        raise UserError(
+            f"{path} was written after epoch {file.epoch} of a run, the config has "
+            f"{config.epochs}: add that run's --epochs"
+        )
+    if config.optimizer_batch_size == -1:
+        raise UserError(
+            "the config leaves the images of a step to the number of devices: add those of the "
+            "original's run, as --optimizer-batch-size 1024"
+        )
+    variables, info = from_torch_file(file, path, ema=False)
     wanted = (config.model.arch, config.model.num_classes)
     if (info.architecture, info.num_classes) != wanted:
         raise UserError(
@@ -138,39 +194,96 @@ def from_torch(
             f"{wanted[0]} with {wanted[1]}: give the config of that run"
         )
     notes = []
-    ema = None
+    ema: Tree | None = None
+    ema_counter = None
     if config.use_ema is None:
-        notes += ["the moving average is left out: the config has no use_ema"] if file.ema else []
+        if file.ema is not None:
+            notes += ["the moving average is left out: add --use-ema with the run's decay"]
     elif file.ema is None:
         notes += ["there is no moving average: it starts as a copy of the weights"]
     else:
-        ema, _ = from_state_dict(file.ema, source=str(path))
+        ema, seen = from_state_dict(file.ema, source=str(path))
+        ema_counter = seen.batches_tracked
+        if (seen.architecture, seen.num_classes) != wanted:
+            raise UserError(
+                f"{path} has the moving average of a {seen.architecture} with {seen.num_classes} "
+                "classes: leave --use-ema out"
+            )
 
-    optimizer = make_optimizer(config.optim)
-    state = create(
-        jax.tree.map(jnp.asarray, variables),
-        optimizer=optimizer,
+    momentum = momentum_from_torch(
+        file.optimizer, variables["params"], source=str(path), before_training=file.epoch == 0
+    )
+    meta = _meta(file, config, steps_per_epoch)
+    meta["batches_tracked"] = {"weights": info.batches_tracked, "ema": ema_counter}
+    last_step = meta["step"] - 1
+    notes += differences(
+        sgd_groups(file.optimizer, source=str(path)),
+        config.optim,
+        lr=learning_rate(config.optim, Plan(**meta["plan"]), last_step) if meta["step"] else None,
+    )
+    # The arrays are put into the state of a network without any, so that none is made twice.
+    empty = create(
+        {"params": {}, "batch_stats": {}},
+        optimizer=make_optimizer(config.optim),
         loss_scale=init_loss_scale(POLICIES[config.precision], config.loss_scale.init),
         seed=config.seed,
-        with_ema=config.use_ema is not None,
+        with_ema=False,
     )
-    momentum = momentum_from_torch(file.optimizer, variables["params"], source=str(path))
     state = replace(
-        state,
-        step=jnp.int32(file.epoch * steps_per_epoch),
-        opt_state=optax.tree.set(state.opt_state, trace=jax.tree.map(jnp.asarray, momentum)),
-        ema=state.ema if ema is None else jax.tree.map(jnp.asarray, ema),
+        empty,
+        step=jnp.int32(meta["step"]),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optax.tree.set(empty.opt_state, trace=momentum),
+        ema=None if config.use_ema is None else ema or variables,
     )
     if POLICIES[config.precision].scale_loss:
         notes += [f"the loss scale starts at {config.loss_scale.init:g}: the file has none"]
-    return state, _meta(file, config, steps_per_epoch), notes
+    return state, meta, info, notes
+
+
+def differences(
+    groups: list[dict[str, Any]], config: OptimConfig, *, lr: float | None
+) -> list[str]:
+    """A line for each setting of the file's optimizer that the config would change.
+
+    Args:
+      groups: as `sgd_groups` checked them.
+      lr: what the config sets for the step before the file was written, if there was one.
+    """
+    notes = []
+    decays = [group["weight_decay"] for group in groups]
+    mask = "nvidia-names" if len(groups) == 2 and decays[0] == 0 else "all"
+    if mask != config.decay_mask and decays[-1]:
+        notes += [
+            f"the file decays {_DECAYED[mask]}, the config {_DECAYED[config.decay_mask]}: "
+            f"add --optim.decay-mask {mask} to go on as before"
+        ]
+    if len(set(decays)) > 1 and mask == "all":
+        notes += [f"the file decays its groups by {decays}, the config knows one weight decay"]
+    for name, option in (("weight_decay", "weight-decay"), ("momentum", "momentum")):
+        before, now = float(groups[-1][name]), getattr(config, name)
+        if not np.isclose(before, now, rtol=1e-6, atol=0):
+            notes += [
+                f"the file has {name} {before:g}, the config {now:g}: "
+                f"add --optim.{option} {before!r} to go on as before"
+            ]
+    if bool(groups[-1]["nesterov"]) != config.nesterov:
+        notes += [f"the file has nesterov {groups[-1]['nesterov']}, the config {config.nesterov}"]
+    if any(group["dampening"] for group in groups):
+        notes += ["the file's dampening is left out: the momentum will grow faster"]
+    if lr is not None and not np.isclose(groups[-1]["lr"], lr, rtol=1e-4, atol=1e-12):
+        notes += [
+            f"the file's last learning rate is {groups[-1]['lr']:g}, the config's for that epoch "
+            f"{lr:g}: compare --epochs, --optim.lr, --optim.warmup and --optim.lr-schedule"
+        ]
+    return notes
 
 
 def _meta(file: "TorchFile", config: Config, steps_per_epoch: int) -> Meta:
     """What train.py writes beside a state at the end of an epoch."""
     assert file.epoch is not None
-    batch = config.batch_size if config.optimizer_batch_size == -1 else config.optimizer_batch_size
-    plan = resolve(config, num_images=steps_per_epoch * batch, num_devices=1)
+    plan = resolve(config, num_images=steps_per_epoch * config.optimizer_batch_size, num_devices=1)
     progress = Progress(finished_epochs=file.epoch)
     if file.best_prec1:  # the original writes 0 where it never evaluated
         # When is not known. As if in the last epoch, the patience of early stopping starts anew.
@@ -218,19 +331,24 @@ def to_torch(folder: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, An
     if optim.decay_mask == "no-bn":
         notes += ["the original will decay the downsample BatchNorms, which this run spared"]
 
-    def state_dict(variables: Tree) -> dict[str, Array]:
-        passes = step * plan.accumulation
+    counters = meta.get("batches_tracked", {})  # of a converted state that was not trained since
+
+    def state_dict(variables: Tree, kind: str) -> dict[str, Array]:
+        counter = counters.get(kind)
+        passes = step * plan.accumulation if counter is None else counter
         return to_state_dict(variables, layout=layout, prefix=prefix, batches_tracked=passes)
 
     momentum = training["opt_state"][1]["trace"]
     content = {
         "epoch": epoch,
-        "state_dict": state_dict({name: weights[name] for name in ("params", "batch_stats")}),
+        "state_dict": state_dict(
+            {name: weights[name] for name in ("params", "batch_stats")}, "weights"
+        ),
         "best_prec1": max(0.0, meta["progress"]["best_top1"]),
         "optimizer": momentum_to_torch(
             momentum, optim, lr=learning_rate(optim, plan, max(0, step - 1))
         ),
     }
     if "ema" in weights:
-        content["state_dict_ema"] = state_dict(weights["ema"])
+        content["state_dict_ema"] = state_dict(weights["ema"], "ema")
     return content, notes

@@ -4,6 +4,7 @@ Needs torch only to open a torch file.
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +19,16 @@ import numpy as np
 
 from seresnext_jax import checkpoint, names
 from seresnext_jax.config import ModelConfig
-from seresnext_jax.errors import UserError
-from seresnext_jax.model import ARCHITECTURES, ResNet, build
-from seresnext_jax.weights import WeightsInfo, flatten, is_weights_folder, load_weights, unflatten
+from seresnext_jax.errors import UserError, shown
+from seresnext_jax.model import ARCHITECTURES, Architecture, ResNet, build
+from seresnext_jax.weights import (
+    WeightsInfo,
+    check_info,
+    flatten,
+    load_weights,
+    unflatten,
+    weights_folder,
+)
 
 if TYPE_CHECKING:
     from convert.torch_file import TorchFile
@@ -29,10 +37,12 @@ Array = np.ndarray[Any, Any]
 StateDict = dict[str, Array]
 Tree = dict[str, Any]
 Layout = Literal["ngc", "current"]
+Gate = Literal["linear", "convolution", "none"]
 Shapes = Mapping[str, tuple[int, ...]]
 
 _LISTED = 8
 """Differences of each kind that a message names."""
+_BLOCK = re.compile(r"layers\.(\d+)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,10 @@ class Seen:
     """``ngc`` (layer1.) or ``current`` (layers.0.)."""
     prefix: str
     """What stands before every key: ``module.``, or nothing."""
-    gate: Literal["linear", "convolution", "none"]
+    gate: Gate
     """How the SE weights are kept: (out, in), (out, in, 1, 1), or not at all."""
+    batches_tracked: int | None
+    """The BatchNorms' counters, the largest if they differ; None: there are none."""
 
 
 # ---- state dicts -------------------------------------------------------------------------------
@@ -75,9 +87,10 @@ def from_state_dict(state: StateDict, *, source: str) -> tuple[Tree, Seen]:
 
 def _normalise(
     state: StateDict, source: str
-) -> tuple[StateDict, tuple[Layout, str, Literal["linear", "convolution", "none"]]]:
+) -> tuple[StateDict, tuple[Layout, str, Gate, int | None]]:
     """Current-layout names, 2-D gate weights, no counters; and how they were spelled."""
     tensors: StateDict = {}
+    counters: list[int] = []
     layout: Layout = "current"
     prefixes: Counter[str] = Counter()
     gates: set[int] = set()
@@ -87,15 +100,19 @@ def _normalise(
         if names.is_old_layout(key):
             layout, key = "ngc", names.to_current_layout(key)
         if key.endswith("." + names.COUNTER):
+            counters += [int(array)] if array.shape == () and array.dtype.kind == "i" else []
             continue
         if names.is_gate_weight(key):
             gates.add(array.ndim)
             array = names.as_linear(array)
         if key in tensors:
-            raise UserError(f"{source} holds {key} twice, under two spellings: remove one of them")
+            raise UserError(
+                f"{source} holds {shown(key)} twice, under two spellings: remove one of them"
+            )
         tensors[key] = array
-    gate: Literal["linear", "convolution", "none"] = "linear" if 2 in gates else "none"
-    return tensors, (layout, prefixes.most_common(1)[0][0], "convolution" if 4 in gates else gate)
+    gate: Gate = "convolution" if 4 in gates else "linear" if 2 in gates else "none"
+    prefix = prefixes.most_common(1)[0][0]
+    return tensors, (layout, prefix, gate, max(counters, default=None))
 
 
 def to_state_dict(
@@ -154,11 +171,14 @@ def identify(shapes: Shapes, *, source: str) -> tuple[str, int]:
     """
     head = shapes.get("fc.bias", shapes.get("fc.weight", (1000,)))
     num_classes = head[0] if head else 1000
-    blocks = {tuple(key.split(".")[1:3]) for key in shapes if key.startswith("layers.")}
-    depth = Counter(stage for stage, _ in sorted(blocks))
+    blocks = {found.groups() for key in shapes if (found := _BLOCK.match(key))}
+    depth = Counter(stage for stage, _ in blocks)
     layers = tuple(depth[str(stage)] for stage in range(len(depth)))
     same_depth = [name for name, arch in ARCHITECTURES.items() if arch.layers == layers]
-    candidates = same_depth or list(ARCHITECTURES)
+    # The likely ones first: to find an architecture's shapes takes a second.
+    candidates = sorted(
+        same_depth or ARCHITECTURES, key=lambda name: not _looks_like(ARCHITECTURES[name], shapes)
+    )
     for name in candidates:
         if shapes == expected_shapes(name, num_classes):
             return name, num_classes
@@ -168,6 +188,15 @@ def identify(shapes: Shapes, *, source: str) -> tuple[str, int]:
         f"{source} fits no architecture; from {nearest} it differs by "
         f"{describe(differences[nearest])}"
     )
+
+
+def _looks_like(arch: Architecture, shapes: Shapes) -> bool:
+    """Whether the first block has this architecture's width, groups and gate."""
+    width = arch.widths[0]
+    outputs = width * arch.expansion if arch.block == "basic" else width
+    gated = "layers.0.0.squeeze.squeeze.weight" in shapes
+    conv2 = shapes.get("layers.0.0.conv2.weight")
+    return conv2 == (outputs, width // arch.cardinality, 3, 3) and gated == bool(arch.squeeze)
 
 
 def difference(found: Shapes, wanted: Shapes) -> tuple[list[str], list[str], list[str]]:
@@ -187,7 +216,7 @@ def describe(differences: tuple[list[str], list[str], list[str]]) -> str:
     parts = []
     kinds = (("unexpected", "+"), ("missing", "-"), ("misshaped", "~"))
     for (kind, sign), found in zip(kinds, differences, strict=True):
-        listed = ", ".join(f"{sign} {entry}" for entry in found[:_LISTED])
+        listed = ", ".join(f"{sign} {shown(entry)}" for entry in found[:_LISTED])
         more = ", ..." if len(found) > _LISTED else ""
         parts += [f"{len(found)} {kind} ({listed}{more})"] if found else []
     return "; ".join(parts)
@@ -202,7 +231,8 @@ def read_weights(path: Path | str, *, ema: bool = False) -> tuple[Tree, WeightsI
     Args:
       path: a folder of `save_weights`, anything `checkpoint.find_checkpoint` understands, or a
         file that `torch_file.read` does.
-      ema: the moving average instead of the weights.
+      ema: the moving average instead of the weights. Where there is nothing else, it is taken
+        without asking, and the result says so.
 
     Returns:
       ``{"params": ..., "batch_stats": ...}`` as float32 numpy arrays, and what is known of them.
@@ -211,8 +241,8 @@ def read_weights(path: Path | str, *, ema: bool = False) -> tuple[Tree, WeightsI
       UserError: nothing there, damaged, of no known architecture, or without a moving average.
     """
     path = Path(path)
-    if is_weights_folder(path):
-        variables, info = load_weights(path)
+    if folder := weights_folder(path):
+        variables, info = load_weights(folder)
         if ema and not info.ema:
             raise UserError(f"{path} holds no moving average: leave --ema out")
         _check_variables(variables, info, path)
@@ -221,18 +251,20 @@ def read_weights(path: Path | str, *, ema: bool = False) -> tuple[Tree, WeightsI
         return _from_checkpoint(found, ema=ema)
     if not path.is_file():
         raise UserError(f"{path} holds neither weights nor a checkpoint: check the path")
-    return from_torch_file(open_torch_file(path), path, ema=ema)[:2]
+    return from_torch_file(open_torch_file(path), path, ema=ema)
 
 
 def _check_variables(variables: Tree, info: WeightsInfo, path: Path) -> None:
     """Hold the arrays of a weights folder against the architecture it names."""
     if info.architecture not in ARCHITECTURES:
-        raise UserError(f"{path} is of an unknown architecture, {info.architecture}: convert again")
+        raise UserError(
+            f"{path} is of an unknown architecture, {shown(info.architecture)}: convert again"
+        )
     try:
         found = torch_shapes(variables)
     except ValueError as error:
         raise UserError(
-            f"{path} holds other things than weights ({error}): convert again"
+            f"{path} holds other things than weights ({shown(error)}): convert again"
         ) from error
     if found != (wanted := expected_shapes(info.architecture, info.num_classes)):
         raise UserError(
@@ -246,19 +278,30 @@ def _from_checkpoint(folder: Path, *, ema: bool) -> tuple[Tree, WeightsInfo]:
     if ema and "ema" not in weights:
         raise UserError(f"{folder} holds no moving average: leave --ema out")
     variables = weights["ema"] if ema else weights
-    config, class_names = meta["config"], meta.get("class_names")
-    info = WeightsInfo(
-        architecture=config["model"]["arch"],
-        num_classes=config["model"]["num_classes"],
-        class_names=tuple(class_names) if class_names else None,
-        image_size=config["data"]["image_size"],
-        eval_margin=config["data"]["eval_margin"],
-        source=folder.name,
-        ema=ema,
-        epoch=meta.get("epoch"),
-        top1=meta.get("top1"),
-    )
+    try:
+        config, class_names = meta["config"], meta.get("class_names")
+        info = WeightsInfo(
+            architecture=config["model"]["arch"],
+            num_classes=config["model"]["num_classes"],
+            class_names=tuple(class_names) if class_names else None,
+            image_size=config["data"]["image_size"],
+            eval_margin=config["data"]["eval_margin"],
+            source=folder.name,
+            ema=ema,
+            epoch=meta.get("epoch"),
+            top1=meta.get("top1"),
+        )
+        check_info(info)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {folder} has a meta of another kind ({shown(error)}): choose another one"
+        ) from error
     return {name: variables[name] for name in ("params", "batch_stats")}, info
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether `read_weights` takes `path` for a torch file."""
+    return path.is_file() and not weights_folder(path)
 
 
 def open_torch_file(path: Path) -> "TorchFile":
@@ -276,31 +319,37 @@ def torch_io() -> ModuleType:
     try:
         from convert import torch_file
     except ModuleNotFoundError as error:
-        raise UserError("torch files need PyTorch, which is missing: pip install torch") from error
+        raise UserError(
+            "torch files need PyTorch, which is missing: pip install 'torch>=2.10'"
+        ) from error
     return torch_file
 
 
-def from_torch_file(file: "TorchFile", path: Path, *, ema: bool) -> tuple[Tree, WeightsInfo, Seen]:
-    """The variables in a torch file, what is known of them, and how the file spells them.
+def from_torch_file(file: "TorchFile", path: Path, *, ema: bool) -> tuple[Tree, WeightsInfo]:
+    """The variables in a torch file, and what is known of them.
 
     Raises:
       UserError: no known architecture, or not the kind of weights that was asked for.
     """
-    state = file.ema if ema else file.weights
-    if state is None:
-        have, mend = ("no", "leave --ema out") if ema else ("only a", "add --ema")
-        raise UserError(f"{path} holds {have} moving average: {mend}")
-    variables, seen = from_state_dict(state, source=str(path))
+    if ema and file.ema is None:
+        raise UserError(f"{path} holds no moving average: leave --ema out")
+    ema = ema or file.weights is None
+    variables, seen = from_state_dict(file.state(ema=ema), source=str(path))
     info = WeightsInfo(
         architecture=seen.architecture,
         num_classes=seen.num_classes,
         source=path.name,
         sha256=_sha256(path),
+        kind=f"torch {file.kind}",
         layout=seen.layout,
+        prefix=seen.prefix,
+        se_weights=seen.gate,
+        dtype=", ".join(file.dtypes),
+        batches_tracked=seen.batches_tracked,
         ema=ema,
         epoch=file.epoch,
     )
-    return variables, info, seen
+    return variables, info
 
 
 def _sha256(path: Path) -> str:

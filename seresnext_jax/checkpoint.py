@@ -286,9 +286,19 @@ def _best(folder: Path) -> Path | None:
 
 
 def read_meta(checkpoint: Path) -> Meta:
-    """The JSON part of one checkpoint folder."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        meta: Meta = reader.restore((checkpoint / "meta").absolute())
+    """The JSON part of one checkpoint folder.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            meta: Meta = reader.restore((checkpoint / "meta").absolute())
+        meta[_METRIC]
+    except Exception as error:
+        raise UserError(
+            f"checkpoint {checkpoint} can't be read ({_first_line(error)}): choose another one"
+        ) from error
     return meta
 
 

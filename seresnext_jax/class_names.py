@@ -1,4 +1,9 @@
-"""What the classes are called: the names stored with the weights, or ImageNet's."""
+"""What the classes are called: the names stored with the weights, or ImageNet's.
+
+imagenet_classes.json is the list of the original (NVIDIA: LOC_synset_mapping.json): the words of
+ImageNet's 1,000 WordNet synsets, under WordNet's licence (NOTICE). Both classes 134, the bird, and
+517, the machine, are called crane in it.
+"""
 
 import json
 from functools import cache

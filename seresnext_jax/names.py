@@ -19,8 +19,9 @@ COUNTER = "num_batches_tracked"
 
 _BATCH_NORM = re.compile(r"bn\d+")
 _STATISTICS = {"mean": "running_mean", "var": "running_var"}
-_OLD_STAGE = re.compile(r"layer(\d+)\.")
-_NEW_STAGE = re.compile(r"layers\.(\d+)\.")
+_OLD_STAGE = re.compile(r"layer(\d{1,9})\.")
+_NEW_STAGE = re.compile(r"layers\.(\d{1,9})\.")
+_NUMBER = re.compile(r"\d{1,9}")
 
 _ORDER = (
     # A module's children, then its own entries, as the original registers them.
@@ -101,7 +102,7 @@ def to_ngc_layout(key: str) -> str:
 def order(key: str) -> tuple[tuple[int, str], ...]:
     """Sort key that puts current-layout keys in the order of the original's state dict."""
     return tuple(
-        (int(part), "") if part.isdecimal() else (_RANK.get(part, len(_RANK)), part)
+        (int(part), "") if _NUMBER.fullmatch(part) else (_RANK.get(part, len(_RANK)), part)
         for part in key.split(".")
     )
 

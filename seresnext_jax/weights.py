@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from seresnext_jax.errors import UserError
+from seresnext_jax.errors import UserError, shown
 
 Array = np.ndarray[Any, Any]
 Tree = dict[str, Any]
@@ -43,8 +43,19 @@ class WeightsInfo:
     """Name of the file or folder they were converted from."""
     sha256: str | None = None
     """Of the source, where that is one file."""
+    kind: str | None = None
+    """Of the source: ``torch state dict`` or ``torch checkpoint``; None, and so are the next five:
+    no torch file."""
     layout: str | None = None
-    """Naming of the source: ``ngc`` (layer1.) or ``current`` (layers.0.); None: no torch file."""
+    """Naming of the source: ``ngc`` (layer1.) or ``current`` (layers.0.)."""
+    prefix: str | None = None
+    """What stood before every name of the source: ``module.``, or nothing."""
+    se_weights: str | None = None
+    """How the source kept the SE weights: ``linear``, ``convolution`` or ``none``."""
+    dtype: str | None = None
+    """Floating-point types in the source, ``float32`` mostly."""
+    batches_tracked: int | None = None
+    """The source's BatchNorm counters (the largest, if they differ); None: it had none."""
     ema: bool = False
     """Whether these are the moving average."""
     epoch: int | None = None
@@ -109,9 +120,11 @@ def save_weights(folder: Path, variables: Tree, metadata: WeightsInfo) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def is_weights_folder(folder: Path) -> bool:
-    """Whether `folder` is what `save_weights` writes."""
-    return (folder / TENSORS).is_file()
+def weights_folder(path: Path) -> Path | None:
+    """The folder of `save_weights` that `path` means, by itself or by its tensors' file."""
+    if path.name == TENSORS and (path.parent / METADATA).is_file():
+        path = path.parent
+    return path if (path / TENSORS).is_file() else None
 
 
 def load_weights(folder: Path) -> tuple[Tree, WeightsInfo]:
@@ -125,8 +138,31 @@ def load_weights(folder: Path) -> tuple[Tree, WeightsInfo]:
         values = json.loads((folder / METADATA).read_text())
         names = values["class_names"]
         info = WeightsInfo(**{**values, "class_names": None if names is None else tuple(names)})
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        check_info(info)
+        variables = unflatten(flat)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, MemoryError) as error:
         raise UserError(
-            f"{folder} is no whole weights folder ({error}): convert the weights again"
+            f"{folder} is no whole weights folder ({shown(error)}): convert the weights again"
         ) from error
-    return unflatten(flat), info
+    return variables, info
+
+
+def check_info(info: WeightsInfo) -> None:
+    """Check what the programs take from metadata.
+
+    Raises:
+      ValueError: naming the field that can't be right.
+    """
+    if not isinstance(info.architecture, str):
+        raise ValueError(f"architecture is {info.architecture!r}")
+    for name, low in (("num_classes", 1), ("image_size", 1), ("eval_margin", 0)):
+        value = getattr(info, name)
+        if type(value) is not int or not low <= value <= 10**7:
+            raise ValueError(f"{name} is {value!r}")
+    names = info.class_names
+    if names is None:
+        return
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("class_names are not all text")
+    if len(names) != info.num_classes:
+        raise ValueError(f"{len(names)} class_names for num_classes {info.num_classes}")

@@ -1,7 +1,9 @@
 """Conversion against PyTorch: files, names, logits, whole training states, and the commands."""
 
+import copy
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +17,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from convert import torch_file, training
+from convert import compare, torch_file, training
 from convert.__main__ import main
 from convert.weights import expected_shapes, from_state_dict, network, read_weights, to_state_dict
-from seresnext_jax import checkpoint, optim
+from seresnext_jax import checkpoint, names, optim
 from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.errors import UserError
@@ -47,6 +49,9 @@ def model() -> torch_model.ResNet:
     torch.manual_seed(0)
     made = reference(TINY, CLASSES)
     torch_model.randomize_like_trained(made, seed=0, image_size=64)
+    for name, counter in made.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            counter.fill_(1234)
     return made
 
 
@@ -59,10 +64,16 @@ def without_counters(state: StateDict) -> StateDict:
 
 
 def assert_same_state(found: StateDict, wanted: StateDict) -> None:
-    """Bit for bit, in order; counters are not compared."""
+    """Bit for bit, in order, the counters included."""
     assert list(found) == list(wanted)
-    for name, tensor in without_counters(wanted).items():
+    for name, tensor in wanted.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
         assert torch.equal(found[name], tensor), name
+
+
+def save_as(file: Path, state: StateDict) -> Path:
+    torch.save(state, file)
+    return file
 
 
 def command(*words: object) -> int:
@@ -89,8 +100,15 @@ def test_every_spelling_comes_back_bit_for_bit(model: torch_model.ResNet, spelli
     assert (seen.architecture, seen.num_classes) == (TINY, CLASSES)
     assert seen.layout == ("ngc" if "ngc" in spelling else "current")
     assert seen.gate == ("convolution" if "gates" in spelling else "linear")
-    back = to_state_dict(variables, layout="current")
-    assert_same_state({k: torch.from_numpy(v) for k, v in back.items()}, model.state_dict())
+    counter = seen.batches_tracked
+    assert (counter is None) == (spelling == "no counters")
+    back = to_state_dict(variables, layout="current", batches_tracked=counter or 0)
+    found = {k: torch.from_numpy(v) for k, v in back.items()}
+    if spelling == "no counters":
+        found, wanted = without_counters(found), without_counters(model.state_dict())
+    else:
+        wanted = model.state_dict()
+    assert_same_state(found, wanted)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -114,16 +132,22 @@ def test_the_full_network_in_full(tmp_path: Path) -> None:
     torch.manual_seed(0)
     full = reference("se-resnext101-32x4d", 1000)
     torch_model.randomize_like_trained(full, seed=0, image_size=64)
-    torch.save(torch_model.with_prefix(torch_model.to_old_names(full.state_dict())), tmp_path / "a")
+    state = full.state_dict()
+    torch.save(torch_model.with_prefix(torch_model.to_old_names(state)), tmp_path / "a")
     variables, info = read_weights(tmp_path / "a")
     assert (info.architecture, info.num_classes, info.layout) == (
         "se-resnext101-32x4d", 1000, "ngc",
     )  # fmt: skip
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == 45_251_128
 
-    back = {k: torch.from_numpy(x) for k, x in to_state_dict(variables, layout="current").items()}
+    back = {
+        k: torch.from_numpy(x)
+        for k, x in to_state_dict(
+            variables, layout="current", batches_tracked=info.batches_tracked or 0
+        ).items()
+    }
     assert len(back) == 758
-    assert_same_state(back, full.state_dict())
+    assert_same_state(back, state)
     full.load_state_dict(back, strict=True)
 
     images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
@@ -133,6 +157,36 @@ def test_the_full_network_in_full(tmp_path: Path) -> None:
         apply = jax.jit(network("se-resnext101-32x4d", 1000).apply, static_argnames="train")
         found = apply(variables, images, train=False)
     np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=0)
+
+    # The other spellings give the same tensors, so the same logits.
+    for spell in (dict, torch_model.with_prefix, torch_model.se_as_conv):
+        other, _ = from_state_dict(as_numpy(spell(state)), source="file")
+        jax.tree.map(np.testing.assert_array_equal, other, variables)
+    (tmp_path / "a").unlink()
+    save_file(state, tmp_path / "a.safetensors")
+    jax.tree.map(
+        np.testing.assert_array_equal, read_weights(tmp_path / "a.safetensors")[0], variables
+    )
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50-32x4d"])
+def test_files_of_other_networks_give_pytorchs_outputs(tmp_path: Path, arch: str) -> None:
+    """As the module runs them, and not only as the forward pass from the file does."""
+    made = reference(arch, 10)
+    torch_model.randomize_like_trained(made, seed=0, image_size=64)
+    file = save_as(tmp_path / "a.pth", torch_model.to_old_names(made.state_dict()))
+    assert command("to-flax", file, tmp_path / "weights") == 0
+    pixels = next(compare.random_pixels(64))[:2]
+    images = (pixels / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    with torch.no_grad():
+        wanted = made.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2)).float())
+    for path in (file, tmp_path / "weights"):
+        found = compare.open_side(path).run(pixels)
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            array = tensor.permute(0, 2, 3, 1).numpy() if tensor.ndim == 4 else tensor.numpy()
+            scale = max(1.0, np.ptp(array) / 8)
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-4 * scale)
 
 
 # ---- mismatches --------------------------------------------------------------------------------
@@ -173,6 +227,15 @@ def test_foreign_weights_are_refused() -> None:
     assert "2 unexpected (+ encoder.weight, + encoder.bias)" in mismatch(foreign)
 
 
+@pytest.mark.parametrize(
+    "name", ["layers.weight", "layers.0.weight", "layers.x.y.z", f"layer{'9' * 5000}.0.bias"]
+)
+def test_keys_that_are_nearly_the_originals(model: torch_model.ResNet, name: str) -> None:
+    message = mismatch(model.state_dict() | {name: torch.zeros(1)})
+    assert "1 unexpected (+ layer" in message
+    assert len(message) < 300
+
+
 def test_one_entry_under_two_spellings_is_refused(model: torch_model.ResNet) -> None:
     state = model.state_dict()
     state["layer1.0.conv1.weight"] = state["layers.0.0.conv1.weight"]
@@ -185,7 +248,11 @@ def test_one_entry_under_two_spellings_is_refused(model: torch_model.ResNet) -> 
 @pytest.mark.parametrize("kind", ["flat.pth.tar", "checkpoint.pth.tar", "tensors.safetensors"])
 @pytest.mark.parametrize("layout", ["ngc", "current"])
 def test_a_file_through_the_commands(
-    tmp_path: Path, model: torch_model.ResNet, kind: str, layout: str
+    tmp_path: Path,
+    model: torch_model.ResNet,
+    kind: str,
+    layout: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     state = model.state_dict()
     spelled = torch_model.to_old_names(state) if layout == "ngc" else state
@@ -199,12 +266,17 @@ def test_a_file_through_the_commands(
     assert command("to-flax", tmp_path / kind, tmp_path / "weights") == 0
     info = load_weights(tmp_path / "weights")[1]
     assert (info.source, info.layout, info.ema) == (kind, layout, False)
+    assert (info.prefix, info.se_weights, info.dtype) == ("", "linear", "float32")
+    printed = capsys.readouterr().out
+    assert re.search(f"layout: +{layout}", printed) and str(info.sha256) in printed
     assert info.epoch == (5 if kind.startswith("checkpoint") else None)
     assert info.sha256 is not None and re.fullmatch("[0-9a-f]{64}", info.sha256)
 
     out = tmp_path / "out.pth.tar"
     assert command("to-torch", tmp_path / "weights", out, "--layout", layout) == 0
     assert_same_state(torch.load(out, weights_only=True), spelled)
+    # A folder's tensors may be named themselves.
+    assert read_weights(tmp_path / "weights" / "model.safetensors")[1] == info
 
 
 def test_export_loads_strictly_with_prefix_and_as_safetensors(
@@ -228,8 +300,9 @@ def test_the_moving_average_is_taken_on_request(tmp_path: Path, model: torch_mod
     plain, ema = read_weights(file)[0], read_weights(file, ema=True)[0]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a + 1, b), plain, ema)
     torch.save({"state_dict_ema": average}, file)
-    with pytest.raises(UserError, match="only a moving average: add --ema"):
-        read_weights(file)
+    only, info = read_weights(file)
+    jax.tree.map(np.testing.assert_array_equal, only, ema)
+    assert info.ema, "taken without asking, but not in silence"
     torch.save(state, file)
     with pytest.raises(UserError, match="no moving average: leave --ema out"):
         read_weights(file, ema=True)
@@ -251,7 +324,7 @@ def test_inspect(
         "layout": "ngc",
         "prefix": "module.",
         "se_weights": "linear",
-        "dtypes": ["float32"],
+        "dtype": "float32",
         "epoch": 3,
         "has_ema": False,
         "has_optimizer": False,
@@ -276,6 +349,7 @@ def test_verify(
     torch.save(torch_model.to_old_names(state), tmp_path / "a.pth")
     status, same = run(state)
     assert (status, same["verdict"], same["differing_tensors"]) == (0, "identical", 0)
+    assert same["engines"] == ["PyTorch", "PyTorch"]
     assert [row["output"] for row in same["outputs"]] == [
         "layer1", "layer2", "layer3", "layer4", "classifier",
     ]  # fmt: skip
@@ -304,9 +378,51 @@ def test_verify(
     assert (status, same["images"], same["top1_agreement"]) == (0, 9, 1.0)
 
 
+def test_verify_runs_pytorch_against_flax(
+    tmp_path: Path,
+    model: torch_model.ResNet,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A wrong mapping makes the same tensors on both sides, and different outputs."""
+    spelled = torch_model.with_prefix(torch_model.se_as_conv(model.state_dict()))
+    file, weights = save_as(tmp_path / "a.pth", spelled), tmp_path / "weights"
+
+    def converted() -> dict[str, Any]:
+        command("to-flax", file, weights)
+        capsys.readouterr()
+        status = command("verify", file, weights, "--json")
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert status == (result["verdict"] == "different")
+        return result
+
+    right = converted()
+    assert (right["verdict"], right["engines"]) == ("identical", ["PyTorch", "Flax"])
+    assert 0 < right["outputs"][-1]["relative"] < 1e-5
+
+    true_mapping = names.to_flax_array
+
+    def mirrored(array: np.ndarray) -> np.ndarray:
+        kernel = true_mapping(array)
+        return np.ascontiguousarray(kernel[::-1]) if kernel.ndim == 4 else kernel
+
+    monkeypatch.setattr(names, "to_flax_array", mirrored)
+    wrong = converted()
+    assert (wrong["verdict"], wrong["differing_tensors"]) == ("different", 0)
+
+
+def test_verify_takes_a_file_of_the_moving_average(
+    tmp_path: Path, model: torch_model.ResNet
+) -> None:
+    torch.save({"state_dict_ema": model.state_dict()}, tmp_path / "a.pth")
+    save_as(tmp_path / "b.pth", model.state_dict())
+    assert command("verify", tmp_path / "a.pth", tmp_path / "b.pth") == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["to-flax", "a", "b", "--optim.decay-mask", "all"], "unrecognized .*--optim.decay-mask"),
         (["to-torch", "a", "b"], "--layout"),
         (["inspect"], "required: file"),
         (["convert"], "invalid choice"),
@@ -333,6 +449,7 @@ CONFIG = Config(
     optim=OptimConfig(decay_mask="nvidia-names", weight_decay=0.01, warmup=1),
     epochs=10,
     batch_size=4,
+    optimizer_batch_size=4,
     use_ema=0.9,
 )
 CONFIG_FILE = f"""
@@ -390,11 +507,11 @@ def average_of(model: torch_model.ResNet) -> StateDict:
     return {k: v * 2 if v.is_floating_point() else v for k, v in model.state_dict().items()}
 
 
-def to_checkpoint(tmp_path: Path, config: str = CONFIG_FILE) -> int:
-    (tmp_path / "config.py").write_text(config)
+def to_checkpoint(tmp_path: Path, *more: object) -> int:
+    (tmp_path / "config.py").write_text(CONFIG_FILE)
     return command(
         "to-flax", tmp_path / "a.pth.tar", tmp_path / "run",
-        "--training", tmp_path / "config.py", "--steps-per-epoch", STEPS_PER_EPOCH,
+        "--training", tmp_path / "config.py", "--steps-per-epoch", STEPS_PER_EPOCH, *more,
     )  # fmt: skip
 
 
@@ -422,7 +539,7 @@ def test_a_training_state_goes_on_as_in_pytorch(tmp_path: Path) -> None:
     file = tmp_path / "a.pth.tar"
     torch_training.save_training_checkpoint(file, model, optimizer, epoch=3, best_prec1=61.5)
     config = replace(CONFIG, use_ema=None)
-    state, meta, _ = training.from_torch(
+    state, meta, _, _ = training.from_torch(
         torch_file.read(file), file, config, steps_per_epoch=STEPS_PER_EPOCH
     )
     assert (int(state.step), meta["step"], meta["epoch"]) == (15, 15, 3)
@@ -465,8 +582,12 @@ def test_momentum_in_a_single_group() -> None:
 def test_a_training_state_both_ways_bit_for_bit(tmp_path: Path) -> None:
     model, optimizer = trained("nvidia-names")
     file, out = tmp_path / "a.pth.tar", tmp_path / "out.pth.tar"
+    average = {
+        name: torch.tensor(2) if name.endswith("num_batches_tracked") else value
+        for name, value in average_of(model).items()
+    }
     torch_training.save_training_checkpoint(
-        file, model, optimizer, epoch=3, best_prec1=61.5, ema=average_of(model)
+        file, model, optimizer, epoch=3, best_prec1=61.5, ema=average
     )
     assert to_checkpoint(tmp_path) == 0
     assert command(
@@ -478,7 +599,7 @@ def test_a_training_state_both_ways_bit_for_bit(tmp_path: Path) -> None:
     assert (found["epoch"], found["best_prec1"]) == (3, 61.5)
     assert_same_state(found["state_dict"], wanted["state_dict"])
     assert_same_state(found["state_dict_ema"], wanted["state_dict_ema"])
-    assert found["state_dict"]["module.bn1.num_batches_tracked"] == 15
+    assert found["state_dict"]["module.bn1.num_batches_tracked"] == 3
     assert found["optimizer"]["state"].keys() == wanted["optimizer"]["state"].keys()
     for i, entry in wanted["optimizer"]["state"].items():
         buffer = found["optimizer"]["state"][i]["momentum_buffer"]
@@ -502,6 +623,40 @@ def test_a_training_state_both_ways_bit_for_bit(tmp_path: Path) -> None:
     assert_same_state(without_counters(again.state_dict()), without_counters(model.state_dict()))
 
 
+def test_what_a_config_changes_is_said_and_can_be_overridden(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, optimizer = trained("nvidia-names")
+    file = tmp_path / "a.pth.tar"
+    for group in optimizer.param_groups:
+        group["lr"] = 0.256 * 4 / 256 * 0.5 * (1 + np.cos(np.pi * 1 / 9))
+    torch_training.save_training_checkpoint(
+        file, model, optimizer, epoch=3, best_prec1=0, ema=average_of(model)
+    )
+
+    def notes(*more: str) -> str:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        capsys.readouterr()
+        to_checkpoint(tmp_path, *more)
+        return "\n".join(
+            line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")
+        )
+
+    assert notes() == ""
+    assert "add --optim.decay-mask nvidia-names" in notes("--optim.decay-mask", "no-bn")
+    assert "add --optim.momentum 0.875" in notes("--optim.momentum=0.5")
+    assert "add --optim.weight-decay 0.01" in notes("--optim.weight-decay", "0.02")
+    assert "nesterov False, the config True" in notes("--optim.nesterov")
+    assert "last learning rate is" in notes("--optim.lr", "3")
+    assert "moving average is left out: add --use-ema" in notes("--use-ema", "None")
+    with pytest.raises(UserError, match="did you mean --optim.momentum"):
+        notes("--optim.momentun", "0.5")
+    with pytest.raises(UserError, match="as --optimizer-batch-size"):
+        notes("--optimizer-batch-size", "-1")
+    with pytest.raises(UserError, match="after epoch 3 of a run.* --epochs"):
+        notes("--epochs", "2")
+
+
 def test_a_converted_checkpoint_restores_into_a_run(tmp_path: Path) -> None:
     model, optimizer = trained("nvidia-names")
     torch_training.save_training_checkpoint(
@@ -509,7 +664,7 @@ def test_a_converted_checkpoint_restores_into_a_run(tmp_path: Path) -> None:
     )
     to_checkpoint(tmp_path)
     file = tmp_path / "a.pth.tar"
-    like, _, _ = training.from_torch(torch_file.read(file), file, CONFIG, steps_per_epoch=1)
+    like, *_ = training.from_torch(torch_file.read(file), file, CONFIG, steps_per_epoch=1)
     with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         state, meta, notes = checkpoints.restore_newest(jax.tree.map(jnp.zeros_like, like))
     assert (int(state.step), notes) == (15, [])
@@ -529,14 +684,51 @@ def test_before_the_first_step_there_is_no_momentum(tmp_path: Path) -> None:
     torch_training.save_training_checkpoint(
         file, model, torch_training.sgd(model, lr=0.1), epoch=0, best_prec1=0
     )
-    state, _, _ = training.from_torch(torch_file.read(file), file, CONFIG, steps_per_epoch=5)
+    state, *_ = training.from_torch(torch_file.read(file), file, CONFIG, steps_per_epoch=5)
     assert all(not x.any() for x in jax.tree.leaves(state.opt_state))
+
+
+def test_optimizers_that_are_not_the_originals() -> None:
+    model, optimizer = trained("nvidia-names")
+    params = from_state_dict(as_numpy(model.state_dict()), source="reference")[0]["params"]
+
+    def refusal(change: Callable[[dict[str, Any]], Any]) -> str:
+        state = copy.deepcopy(numpy_optimizer(optimizer))
+        change(state)
+        with pytest.raises(UserError, match=": convert the weights only$") as caught:
+            training.momentum_from_torch(state, params, source="file")
+        return str(caught.value)
+
+    # RMSprop with momentum has momentum buffers, too.
+    assert "of another optimizer than SGD" in refusal(
+        lambda s: s["state"][0].update(square_avg=np.zeros(3), step=1)
+    )
+    assert "not those of SGD" in refusal(lambda s: s["param_groups"][0].pop("nesterov"))
+    assert "not those of SGD" in refusal(lambda s: s["param_groups"][0].update(params=None))
+    assert "not those of SGD" in refusal(lambda s: s["param_groups"][1].update(lr="fast"))
+    assert "not those of SGD" in refusal(lambda s: s.update(param_groups=3))
+    assert "another optimizer" in refusal(lambda s: s.update(state=[]))
+    assert "lacks the momentum of 1 tensors, bn1.weight first" in refusal(
+        lambda s: s["state"].pop(0)
+    )
+    assert "no tensor as the momentum of bn1.weight" in refusal(
+        lambda s: s["state"][0].update(momentum_buffer="x")
+    )
+
+
+def test_an_average_of_another_network(tmp_path: Path) -> None:
+    model, optimizer = trained("nvidia-names")
+    torch_training.save_training_checkpoint(
+        tmp_path / "a.pth.tar", model, optimizer, 3, 0, ema=reference("resnet18", 7).state_dict()
+    )
+    with pytest.raises(UserError, match="moving average of a resnet18"):
+        to_checkpoint(tmp_path)
 
 
 def test_training_states_that_do_not_fit(tmp_path: Path) -> None:
     model = reference(TINY, CLASSES)
     torch.save(model.state_dict(), tmp_path / "a.pth.tar")
-    with pytest.raises(UserError, match="holds weights only"):
+    with pytest.raises(UserError, match="no training state"):
         to_checkpoint(tmp_path)
     foreign = torch.optim.SGD(
         [{"params": list(model.parameters())[:3]}, {"params": list(model.parameters())[3:]}], lr=1
@@ -545,4 +737,4 @@ def test_training_states_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"optimizer groups of \[3, \d+\] tensors"):
         to_checkpoint(tmp_path)
     with pytest.raises(UserError, match="7 classes, the config is .* with 8"):
-        to_checkpoint(tmp_path, CONFIG_FILE.replace("num_classes=7", "num_classes=8"))
+        to_checkpoint(tmp_path, "--model.num-classes", "8")

@@ -24,10 +24,19 @@ RANKS: dict[int, set[str]] = {
     }
     | {"report", "report.console", "report.dllogger", "report.meters", "report.plot"},
     1: {"layers", "optim", "state"}
-    | {"data.dali", "data.folder", "data.synthetic", "data.digits", "data.open", "data.check"},
+    | {
+        "data.dali",
+        "data.folder",
+        "data.synthetic",
+        "data.digits",
+        "data.open",
+        "data.check",
+        "data.pictures",
+    },
     2: {"model", "steps", "checkpoint"},
     3: {"cli", "evaluate", "progress", "runtime", "saver"}
-    | {"convert.torch_file", "convert.weights", "convert.training", "convert.compare"},
+    | {"convert.torch_file", "convert.torch_forward"}
+    | {"convert.weights", "convert.training", "convert.compare"},
     4: {"train", "eval", "classify", "benchmark", "convert.__main__"},
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
@@ -36,7 +45,7 @@ ONLY_IN = {
     "nvidia.dali": {"data.dali"},
     "orbax": {"checkpoint"},
     "flax.linen": {"layers", "model"},
-    "torch": {"convert.torch_file"},
+    "torch": {"convert.torch_file", "convert.torch_forward"},
 }
 
 

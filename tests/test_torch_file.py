@@ -269,6 +269,41 @@ def bad_files(folder: Path) -> dict[str, str]:
     }
 
 
+def test_a_file_that_was_packed_again_is_refused(tmp_path: Path) -> None:
+    """torch would take the compressed bytes for the numbers."""
+    torch.save({"fc.weight": torch.zeros(100, 100)}, tmp_path / "a.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as source,
+        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert "packed again, with compression" in refusal(tmp_path / "b.pth")
+
+
+def test_an_old_torch_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(STATE, tmp_path / "a.pth")
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.9.1+cpu"))
+    assert "PyTorch 2.9.1+cpu can't open" in refusal(tmp_path / "a.pth")
+    save_file(dict(STATE), tmp_path / "a.safetensors")
+    assert torch_file.read(tmp_path / "a.safetensors").weights, "there is nothing to unpickle"
+
+
+@pytest.mark.parametrize(
+    "epoch", [-1, 10**400, 10**9, True, torch.zeros((), device="meta"), torch.tensor(float("inf"))]
+)
+def test_an_epoch_that_can_not_be(tmp_path: Path, epoch: Any) -> None:
+    torch.save({"state_dict": STATE, "epoch": epoch, "best_prec1": epoch}, tmp_path / "a.pth")
+    found = torch_file.read(tmp_path / "a.pth")
+    assert found.epoch in (None, 1)
+    assert_state(found.weights)
+
+
+def test_a_tensor_that_is_larger_than_its_file(tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(1).expand(10**9, 2048)}, tmp_path / "a.pth")
+    assert "(1000000000, 2048) that repeats fewer numbers" in refusal(tmp_path / "a.pth")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_every_bad_file_is_one_clear_line(tmp_path: Path) -> None:

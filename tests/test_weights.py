@@ -103,6 +103,27 @@ def test_a_folder_that_lies_about_its_architecture(
         read_weights(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_names": ["a", "b"]}, "2 class_names for num_classes 3"),
+        ({"num_classes": "3"}, "num_classes is '3'"),
+        ({"image_size": -1}, "image_size is -1"),
+        ({"architecture": None}, "architecture is None"),
+        ({"architecture": "\x1b[2J" + 99 * "x"}, r"unknown architecture, \\x1b\[2Jx+\.\.\.:"),
+    ],
+)
+def test_metadata_that_can_not_be_true(
+    tmp_path: Path, variables: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    save_weights(tmp_path, variables, INFO)
+    file = tmp_path / "metadata.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=message) as caught:
+        read_weights(tmp_path)
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("with_ema", [True, False])
 def test_a_checkpoint_is_read_as_weights(
     tmp_path: Path, variables: dict[str, Any], with_ema: bool
@@ -132,6 +153,11 @@ def test_a_checkpoint_is_read_as_weights(
     else:
         with pytest.raises(UserError, match="no moving average"):
             read_weights(tmp_path, ema=True)
+    (meta_file,) = (p for p in tmp_path.glob("checkpoints/0/meta/*") if p.name == "metadata")
+    meta_file.write_text("{")
+    with pytest.raises(UserError, match="checkpoint .*/0 can't be read") as caught:
+        read_weights(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["absent", "."])
@@ -159,5 +185,5 @@ def test_reading_needs_no_torch(tmp_path: Path, variables: dict[str, Any]) -> No
     )  # fmt: skip
     assert done.stdout.splitlines() == [
         "81.25",
-        "torch files need PyTorch, which is missing: pip install torch",
+        "torch files need PyTorch, which is missing: pip install 'torch>=2.10'",
     ]
