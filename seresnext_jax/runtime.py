@@ -26,8 +26,8 @@ def start(config: Config) -> None:
         _add_xla_flag("--xla_gpu_enable_command_buffer=")
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".75")
     if config.compilation_cache:
-        cache = Path(config.compilation_cache).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        cache = os.path.expanduser(config.compilation_cache)
+        jax.config.update("jax_compilation_cache_dir", cache)
     distributed = config.distributed
     initialize_distributed(
         coordinator=distributed.coordinator,

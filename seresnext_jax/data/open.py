@@ -1,5 +1,6 @@
 """Choosing the backend that a configuration names."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -39,7 +40,7 @@ def split_folder(config: DataConfig, split: Split) -> Path:
             "--data.root is missing: name the folder that holds train/ and val/, or give "
             "--data.backend synthetic"
         )
-    return Path(config.root).expanduser() / split
+    return Path(os.path.expanduser(config.root)) / split
 
 
 def open_loader(
