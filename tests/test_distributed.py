@@ -155,38 +155,9 @@ def finish_two(processes: list["subprocess.Popen[str]"], status: int, seen: str 
 
 
 @cache
-def whole() -> Path:
-    """The workspace of an uninterrupted run in two processes."""
+def stopped_twice() -> Path:
+    """The workspace of a run in two processes, told to stop in training and in an evaluation."""
     workspace = shared() / "two-processes"
-    finish_two(start_two(workspace), 0)
-    return workspace
-
-
-def exactly_like_whole(workspace: Path) -> None:
-    same_bits(arrays(workspace), arrays(whole()))
-    assert records(workspace) == records(whole())
-
-
-def test_two_processes_equal_one_with_two_devices() -> None:
-    state, expected = arrays(whole()), arrays(on_two_devices())
-    assert state.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_allclose(state[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
-    for one, other in zip(records(whole()), records(on_two_devices()), strict=True):
-        assert one.get("step") == other.get("step")
-        assert one["metrics"].get("val.count") == other["metrics"].get("val.count")
-    mine, theirs = (
-        [record["metrics"]["train.loss"] for record in event(folder, "train")]
-        for folder in (whole(), on_two_devices())
-    )
-    np.testing.assert_allclose(mine, theirs, rtol=1e-5)
-
-
-def test_two_processes_stop_together_in_training_and_in_the_last_evaluation(
-    tmp_path: Path,
-) -> None:
-    """A signal to either of them; continued, they end exactly like an undisturbed run."""
-    workspace = tmp_path / "run"
     processes = start_two(workspace)
     seen = read_until(processes[0], f"step 2/{STEPS}")
     processes[1].send_signal(signal.SIGTERM)
@@ -200,7 +171,23 @@ def test_two_processes_stop_together_in_training_and_in_the_last_evaluation(
     assert len(event(workspace, "epoch")) == EPOCHS - 1
 
     finish_two(start_two(workspace, "--resume", "auto"), 0)
-    exactly_like_whole(workspace)
+    return workspace
+
+
+def test_two_processes_stop_together_and_equal_one() -> None:
+    """A signal to either of them, in training and in the last evaluation, stops both."""
+    state, expected = arrays(stopped_twice()), arrays(on_two_devices())
+    assert state.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(state[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
+    for one, other in zip(records(stopped_twice()), records(on_two_devices()), strict=True):
+        assert one.get("step") == other.get("step")
+        assert one["metrics"].get("val.count") == other["metrics"].get("val.count")
+    mine, theirs = (
+        [record["metrics"]["train.loss"] for record in event(folder, "train")]
+        for folder in (stopped_twice(), on_two_devices())
+    )
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5)
 
 
 IMPATIENT = """
@@ -234,8 +221,10 @@ def test_others_stop_when_a_process_dies_and_both_continue(dead: int, tmp_path: 
     finish(processes[dead])
     finish_lost(processes[1 - dead])
     if dead == 1:
+        # Another course than that of the other run, and every bit the same.
         finish_two(start_two(workspace, "--resume", "auto"), 0)
-        exactly_like_whole(workspace)
+        same_bits(arrays(workspace), arrays(stopped_twice()))
+        assert records(workspace) == records(stopped_twice())
 
 
 FAILING = """

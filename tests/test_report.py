@@ -291,10 +291,10 @@ def test_the_summary_stands_until_training_goes_on(tmp_path: Path) -> None:
     second.parameters({"seed": 1})
     second.evaluation(1, 0, 3, VAL)
     events = [r["event"] for r in plain(tmp_path)]
-    assert events.count("summary") == 1
+    assert events.count("summary") == 1 and second.has_summary
     assert events.count("parameters") == 2  # one for each start
     run_epoch(second, 1)
-    assert "summary" not in [r["event"] for r in plain(tmp_path)]
+    assert "summary" not in [r["event"] for r in plain(tmp_path)] and not second.has_summary
     second.summary(TRAIN)
     assert [r["event"] for r in plain(tmp_path)].count("summary") == 1
     assert len(read_report(tmp_path / RAPORT)) > before
@@ -368,6 +368,18 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--workspace"):
         open_report(tmp_path / "file" / "run").parameters({})
+
+
+def test_files_beside_the_report_that_cannot_be_written(tmp_path: Path) -> None:
+    report = open_report(tmp_path)
+    run_epoch(report, 0)
+    report.attach("plan.json", "{}")
+    assert (tmp_path / "plan.json").read_text() == "{}"
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match="config.json can't be written"):
+        report.attach("config.json", "{}")
+    with pytest.raises(UserError, match="nowhere/report.png can't be written"):
+        plot_report(report.jsonl_path, tmp_path / "nowhere/report.png")
 
 
 @pytest.mark.parametrize("name", ["", ".", "checkpoints"])
