@@ -94,7 +94,8 @@ class Saver:
     def _named(self, path: Path, state: TrainState) -> tuple[TrainState, Meta]:
         checkpoint = find_checkpoint(path)
         if checkpoint is None:
-            raise UserError(f"--resume {path}: there is no checkpoint; check the path")
+            given = self._config.resume
+            raise UserError(f"--resume {given}: there is no checkpoint; check the path")
         if checkpoint.resolve().parent != self.folder.resolve():
             self._refuse_taken()
         state, meta = read_checkpoint(checkpoint, state)

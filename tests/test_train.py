@@ -217,7 +217,7 @@ def _without_a_val_class(folder: Path) -> str:
         (["--init-from", "WHOLE", "--model.arch", "resnet18"], "se-resnext-tiny", "--model.arch"),
         (["--init-from", "/nowhere"], "/nowhere", ""),
         (["--workspace", "WHOLE"], "checkpoints of an earlier run", "--resume auto"),
-        (["--resume", "~nobody/run"], "--resume ~nobody/run", "check the path"),
+        (["--resume", "~nouser/run"], "--resume ~nouser/run", "check the path"),
         (["--workspace", "/dev/null/run"], "/dev/null/run", "choose another --workspace"),
         (["--optim.warmpu", "3"], "--optim.warmpu", "did you mean --optim.warmup?"),
         (["--optimizer-batch-size", "100"], "not a multiple", "--batch-size 25"),
