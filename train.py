@@ -25,7 +25,7 @@ from seresnext_jax.data.files import check_classes, check_same_classes
 from seresnext_jax.data.open import Split, count_images, open_loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.evaluate import evaluate, validation_smoothing
-from seresnext_jax.mesh import abstract_batch, make_mesh, replicate
+from seresnext_jax.mesh import abstract_batch, fails_alone, make_mesh, replicate
 from seresnext_jax.model import ResNet, build
 from seresnext_jax.precision import POLICIES, init_loss_scale
 from seresnext_jax.progress import Progress, TrainLog
@@ -38,16 +38,16 @@ from seresnext_jax.state import TrainState, create
 from seresnext_jax.steps import StepOptions, make_eval_step, make_train_step
 
 
+@fails_alone
 def main(argv: list[str]) -> int:
     """Run the program; returns its exit status."""
     config = parse_config(argv, program="train.py", description=__doc__ or "")
     runtime.start(config)
-    stop = StopRequest()
     mesh = make_mesh()
     console = Console(enabled=jax.process_index() == 0)
-
     if config.check_data:
         return report_data(config, console)
+    stop = StopRequest(mesh)
 
     # ---- data ----------------------------------------------------------------------------------
     plan = resolve(config, num_images=count_images(config.data, "train"), num_devices=mesh.size)
@@ -87,15 +87,17 @@ def main(argv: list[str]) -> int:
         with console.compiling("the evaluation step"):
             batch = batch_shape(config, mesh, passes=1)
             eval_step = eval_step.lower(state.variables, batch).compile()
-    results: dict[str, float] = {}
     if config.evaluate:
         assert val_loader is not None  # config.check: --evaluate excludes --training-only
-        validated = validate(config, eval_step, state, val_loader, stop, step)
-        if validated is None:
+        if not step and not config.init_from:
+            console.warn("the weights are random: name others with --resume or --init-from")
+        results = validate(config, eval_step, state, val_loader, stop)
+        if results is None:
             return stopped(argv, config, saver, console)
-        results = validated
-        report.evaluation(step // plan.steps_per_epoch, 0, val_loader.num_steps, results)
+        report.evaluation(step // plan.steps_per_epoch, 0, batches_of(val_loader, config), results)
         console.table("Evaluation", [(k, f"{v:.5g}") for k, v in results.items()])
+        list_bad_images([val_loader])
+        val_loader.close()
         return 0
     train_step: Any = make_train_step(network.apply, optimizer, step_options(config), mesh)
     with console.compiling("the training step"):
@@ -103,16 +105,22 @@ def main(argv: list[str]) -> int:
         train_step = train_step.lower(state, batch, np.float32(0)).compile()
 
     # ---- train ---------------------------------------------------------------------------------
+    epochs = epochs_to_run(config, progress.finished_epochs)
     log = TrainLog(
         report,
         console,
         plan,
         progress,
+        last_epoch=epochs.stop,
         print_freq=config.print_freq,
         max_bad_steps=config.max_bad_steps,
     )
     with saver:  # an error waits for the last save
-        for epoch in epochs_to_run(config, progress.finished_epochs):
+        for epoch in epochs:
+            if 0 <= config.early_stopping_patience <= progress.epochs_without_better:
+                waited = progress.epochs_without_better
+                console.note(f"no better top-1 for {waited} epochs: stopping")
+                break
             done = step - epoch * plan.steps_per_epoch
             with log.epoch(epoch, done=done):
                 batches = train_loader.batches(epoch * train_loader.num_steps + done)
@@ -122,44 +130,45 @@ def main(argv: list[str]) -> int:
                     lr = optim.learning_rate(config.optim, plan, step - 1)
                     state, metrics = train_step(state, batch, np.float32(lr))
                     log.add(step, metrics)
-                    stopping = stop.requested(step)
-                    if stopping or saver.due(step):
+                    if stop.requested():
                         log.flush()
                         saver.save(state, progress)
-                    if stopping:
                         return stopped(argv, config, saver, console)
+                    if saver.due(step):
+                        log.flush()
+                        saver.save_if_good(state, progress)
 
             # ---- evaluate, report, save --------------------------------------------------------
             results = {}
             if val_loader is not None:
-                validated = validate(config, eval_step, state, val_loader, stop, step)
-                if validated is None:
+                results = validate(config, eval_step, state, val_loader, stop)
+                if results is None:
                     saver.save(state, progress)
                     return stopped(argv, config, saver, console)
-                results = validated
-                report.evaluation(epoch, plan.steps_per_epoch, val_loader.num_steps, results)
-            results |= log.epoch_metrics() | {"train.bad_images": len(train_loader.bad_files)}
+                batches_run = batches_of(val_loader, config)
+                report.evaluation(epoch, plan.steps_per_epoch, batches_run, results)
+            results |= log.epoch_metrics()
             report.epoch(epoch, results)
-            progress.finish_epoch(epoch, results.get("val.top1"))
+            progress.finish_epoch(epoch, results)
             console.note(epoch_line(config, epoch, results, best=progress.best_epoch == epoch))
             saver.save(state, progress, top1=results.get("val.top1"))
-            if 0 <= config.early_stopping_patience <= epoch - progress.best_epoch:
-                console.note(f"no better top-1 for {epoch - progress.best_epoch} epochs: stopping")
-                break
 
     # ---- the outcome ---------------------------------------------------------------------------
     if console.enabled:
-        if results:  # else the run had ended before, and its summary stands
+        if progress.results and not report.has_summary:  # else the run had ended before
             best = {"best.top1": progress.best_top1} if progress.best_epoch >= 0 else {}
-            report.summary(results | best)
+            report.summary(progress.results | best)
         plot = Path(config.workspace) / "report.png"
         plot_report(report.jsonl_path, plot)
-        outcome = outcome_rows(config, results, progress)
+        outcome = outcome_rows(config, progress)
         if not config.no_checkpoints:
             outcome.append(("checkpoint", str(saver.folder)))
         files = [("report", str(report.dlll_path)), ("plot", str(plot))]
         console.table("Outcome", [*outcome, *files])
-        list_bad_images(console, [train_loader, val_loader])
+    loaders = [train_loader] if val_loader is None else [train_loader, val_loader]
+    list_bad_images(loaders)
+    for loader in loaders:
+        loader.close()
     return 0
 
 
@@ -257,19 +266,17 @@ def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: i
 
     An evaluation is added to whatever the report holds.
     """
-    workspace = Path(config.workspace)
     report = Report(
-        workspace,
+        Path(config.workspace),
         config.raport_file,
         steps_per_epoch=plan.steps_per_epoch,
         keep_until_step=sys.maxsize if config.evaluate else resumed_step or None,
         enabled=console.enabled,
     )
     report.parameters(flatten(config))
-    if console.enabled:
+    if not config.evaluate:
         for name, value in {"config": config, "plan": plan}.items():
-            text = json.dumps(to_dict(value), indent=2) + "\n"
-            (workspace / f"{name}.json").write_text(text)
+            report.attach(f"{name}.json", json.dumps(to_dict(value), indent=2) + "\n")
     console.table("Plan", [(name, str(value)) for name, value in to_dict(plan).items()])
     return report
 
@@ -286,7 +293,6 @@ def validate(
     state: TrainState,
     loader: Loader,
     stop: StopRequest,
-    step: int,
 ) -> dict[str, float] | None:
     """Evaluate the weights, and their average where there is one; None if told to stop."""
     results: dict[str, float] = {}
@@ -299,12 +305,17 @@ def validate(
             loader,
             topk=config.topk,
             prof=config.prof,
-            should_stop=lambda: stop.requested(step),
+            should_stop=stop.requested,
         )
         if result is None:
             return None
         results |= {f"{name}.{key}": value for key, value in result.items()}
     return results
+
+
+def batches_of(loader: Loader, config: Config) -> int:
+    """The batches of one evaluation."""
+    return loader.num_steps if config.prof < 0 else min(config.prof, loader.num_steps)
 
 
 def stopped(argv: list[str], config: Config, saver: Saver, console: Console) -> int:
@@ -336,9 +347,7 @@ def epoch_line(config: Config, epoch: int, results: dict[str, float], *, best: b
     return "  ".join(parts)
 
 
-def outcome_rows(
-    config: Config, results: dict[str, float], progress: Progress
-) -> list[tuple[str, str]]:
+def outcome_rows(config: Config, progress: Progress) -> list[tuple[str, str]]:
     """The end-of-run table, without the files."""
     rows = []
     if progress.best_epoch >= 0:
@@ -352,14 +361,15 @@ def outcome_rows(
         "train.compute_ips": ("training without data wait", "img/s"),
     }
     for name, (label, unit) in labels.items():
-        if name in results:
-            rows.append((label, f"{results[name]:.2f} {unit}"))
+        if name in progress.results:
+            rows.append((label, f"{progress.results[name]:.2f} {unit}"))
     return rows
 
 
-def list_bad_images(console: Console, loaders: list[Loader | None]) -> None:
-    """Name the files that were left out."""
-    for path in [path for loader in loaders if loader is not None for path in loader.bad_files]:
+def list_bad_images(loaders: list[Loader]) -> None:
+    """Name the files that were left out; each process those that it met."""
+    console = Console(enabled=True)
+    for path in [path for loader in loaders for path in loader.bad_files]:
         console.warn(f"left out, can't be decoded: {path}")
 
 

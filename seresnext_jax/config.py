@@ -347,6 +347,11 @@ def check(config: Config) -> None:
         raise UserError("--optim.lr-steps takes epochs, numbers from 0 on")
     if config.evaluate and config.training_only:
         raise UserError("--evaluate and --training-only exclude one another: give one of them")
+    if config.training_only and config.early_stopping_patience >= 0:
+        raise UserError(
+            "--early-stopping-patience needs the evaluation that --training-only leaves out: give "
+            "one of them"
+        )
     if config.topk > config.model.num_classes:
         raise UserError(
             f"--topk {config.topk} is more than --model.num-classes {config.model.num_classes}"

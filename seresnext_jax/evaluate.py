@@ -8,6 +8,7 @@ import jax
 
 from seresnext_jax.config import Config
 from seresnext_jax.data.batch import Batch, Loader
+from seresnext_jax.mesh import sum_over_processes
 from seresnext_jax.report.meters import percentile
 
 LATENCY_PERCENTILES = (50, 90, 95, 99, 100)
@@ -61,7 +62,8 @@ def evaluate(
         if index == prof:
             break
     count = sums["count"]
-    if len(latencies) == loader.num_steps and count + len(loader.bad_files) < loader.num_images:
+    left_out = sum_over_processes(len(loader.bad_files))
+    if len(latencies) == loader.num_steps and count + left_out < loader.num_images:
         raise RuntimeError(f"evaluated {count:.0f} of {loader.num_images} images")
     total = before - started
     batches = len(latencies)

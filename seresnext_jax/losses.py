@@ -21,9 +21,3 @@ def smoothed_cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: flo
     nll = -jnp.sum(log_p * targets, axis=-1)
     uniform = -jnp.mean(log_p, axis=-1)
     return (1 - smoothing) * nll + smoothing * uniform
-
-
-def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of `values` (N,) where `mask` (N,) is True; 0 where it never is."""
-    count = jnp.sum(mask, dtype=jnp.float32)
-    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(count, 1.0)

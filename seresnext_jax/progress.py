@@ -27,12 +27,25 @@ class Progress:
     interval_loss: Mean = field(default_factory=Mean)
     """Since the last line of the report."""
     epoch_loss: Mean = field(default_factory=Mean)
+    epoch_bad_images: int = 0
+    """Images of this epoch that were left out."""
+    last_step: dict[str, float] = field(default_factory=dict)
+    """The metrics of the last step."""
+    results: dict[str, float] = field(default_factory=dict)
+    """The report's metrics of the last finished epoch."""
 
-    def finish_epoch(self, epoch: int, top1: float | None) -> None:
-        """Count an epoch and keep the best result."""
+    def finish_epoch(self, epoch: int, results: dict[str, float]) -> None:
+        """Count an epoch, keep its results and the best."""
         self.finished_epochs = epoch + 1
+        self.results = results
+        top1 = results.get("val.top1")
         if top1 is not None and top1 > self.best_top1:
             self.best_top1, self.best_epoch = top1, epoch
+
+    @property
+    def epochs_without_better(self) -> int:
+        """Epochs finished since the best one; -1 before the first evaluation."""
+        return self.finished_epochs - 1 - self.best_epoch if self.best_epoch >= 0 else -1
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; JSON keeps floats exactly."""
@@ -59,6 +72,7 @@ class TrainLog:
         plan: Plan,
         progress: Progress,
         *,
+        last_epoch: int,
         print_freq: int,
         max_bad_steps: int,
     ) -> None:
@@ -66,6 +80,7 @@ class TrainLog:
         self._console = console
         self._plan = plan
         self._progress = progress
+        self._last_epoch = last_epoch
         self._print_freq = print_freq
         self._max_bad_steps = max_bad_steps
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -73,7 +88,6 @@ class TrainLog:
         self._clock = Clock()
         self._seconds = self._waited = 0.0
         self._interval_steps = self._epoch_steps = 0
-        self._last: dict[str, float] = {}
 
     @contextmanager
     def epoch(self, epoch: int, *, done: int) -> Iterator[None]:
@@ -81,7 +95,6 @@ class TrainLog:
         self._epoch = epoch
         self._seconds = self._waited = 0.0
         self._interval_steps = self._epoch_steps = 0
-        self._last = {}
         self._clock.mark()
         with self._console.epoch(
             epoch, self._plan.epochs, done=done, steps=self._plan.steps_per_epoch
@@ -126,15 +139,18 @@ class TrainLog:
         self._progress.epoch_loss.add(metrics["loss"])
         self._interval_steps += 1
         self._epoch_steps += 1
-        self._last = metrics
+        self._progress.epoch_bad_images += round(
+            self._plan.global_batch * (1 - metrics["readable"])
+        )
+        self._progress.last_step = metrics
         self._console.step(iteration)
         if iteration % self._print_freq == 0:
             self._report_interval(iteration)
         if metrics["bad_steps"] >= self._max_bad_steps:
             raise UserError(
-                f"{self._max_bad_steps} steps in a row up to step {step} had no finite gradient: "
-                "the last good checkpoint is kept; lower the learning rate, lengthen the warm-up, "
-                "or choose --precision bf16 or fp32"
+                f"{self._max_bad_steps} steps in a row up to step {step} had no finite loss or "
+                "gradient: the last good checkpoint is kept; lower the learning rate, lengthen the "
+                "warm-up, or choose --precision bf16 or fp32"
             )
 
     def epoch_metrics(self) -> dict[str, float]:
@@ -142,8 +158,10 @@ class TrainLog:
         metrics = self._metrics(
             self._progress.epoch_loss, self._epoch_steps, self._seconds, self._waited
         )
+        metrics["train.bad_images"] = self._progress.epoch_bad_images
         self._progress.interval_loss.reset()
         self._progress.epoch_loss.reset()
+        self._progress.epoch_bad_images = 0
         return metrics
 
     def _report_interval(self, iteration: int) -> None:
@@ -161,23 +179,28 @@ class TrainLog:
         return seconds, waited
 
     def _metrics(self, loss: Mean, steps: int, seconds: float, waited: float) -> dict[str, float]:
-        if not steps:  # the epoch was trained before a restart, only its evaluation was left
-            return {"train.loss": loss.value}
-        images = steps * self._plan.global_batch
-        return {
+        last = self._progress.last_step
+        metrics = {
             "train.loss": loss.value,
+            "train.lr": last["lr"],
+            "train.grad_scale": last["loss_scale"],
+            "train.skipped_steps": last["skipped_steps"],
+        }
+        if not steps:  # the epoch was trained before a restart, only its evaluation was left
+            return metrics
+        images = steps * self._plan.global_batch
+        return metrics | {
             "train.compute_ips": images / (seconds - waited),
             "train.total_ips": images / seconds,
             "train.data_time": waited / steps,
             "train.compute_time": (seconds - waited) / steps,
-            "train.lr": self._last["lr"],
-            "train.grad_scale": self._last["loss_scale"],
-            "train.skipped_steps": self._last["skipped_steps"],
         }
 
     def _line(self, iteration: int, metrics: dict[str, float], data_share: float) -> str:
         plan = self._plan
-        left = plan.total_steps - (self._epoch * plan.steps_per_epoch + iteration)
+        left = self._last_epoch * plan.steps_per_epoch - (
+            self._epoch * plan.steps_per_epoch + iteration
+        )
         eta = left * plan.global_batch / metrics["train.total_ips"]
         parts = [
             f"epoch {self._epoch + 1}/{plan.epochs} step {iteration}/{plan.steps_per_epoch}",

@@ -1,13 +1,22 @@
 """When a run saves, what it writes beside the state, and where it continues."""
 
+import os
 import time
 from pathlib import Path
 from types import TracebackType
 
+import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from seresnext_jax.checkpoint import Checkpoints, Meta, find_checkpoint
+from seresnext_jax.checkpoint import (
+    Checkpoints,
+    Meta,
+    find_checkpoint,
+    read_checkpoint,
+    read_newest,
+    step_folders,
+)
 from seresnext_jax.config import Config, Plan, to_dict
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
@@ -15,11 +24,15 @@ from seresnext_jax.progress import Progress
 from seresnext_jax.report.console import Console
 from seresnext_jax.state import TrainState
 
+STEPS_BETWEEN_CLOCKS = 10
+"""Every so many steps the processes agree on the minutes since the last save."""
+
 
 class Saver:
     """The checkpoints of one training run, by its configuration.
 
-    Use as a context manager: an error leaves the program only when the last save is whole.
+    Use as a context manager: an error of a single process leaves it only when the last save is
+    whole.
     """
 
     def __init__(self, config: Config, plan: Plan, loader: Loader, console: Console) -> None:
@@ -29,9 +42,10 @@ class Saver:
         self._loader = loader
         self._console = console
         self._checkpoints: Checkpoints | None = None
-        if not (config.no_checkpoints or config.evaluate) or config.resume == "auto":
+        if not (config.no_checkpoints or config.evaluate):
             self._checkpoints = Checkpoints(self.folder, keep=config.checkpoint.keep)
         self._saved_at = time.monotonic()
+        self._owed = False
 
     def __enter__(self) -> "Saver":
         return self
@@ -42,7 +56,9 @@ class Saver:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        # After an error of one process the others are elsewhere, and a save can't end without them.
+        if error is None or jax.process_count() == 1:
+            self.close()
 
     def resume(self, state: TrainState) -> tuple[TrainState, Progress]:
         """The state and progress to start from, as ``--resume`` says.
@@ -51,31 +67,52 @@ class Saver:
           UserError: there is nothing to resume, it does not fit, or the workspace is taken.
         """
         resume = self._config.resume
-        existing = self._checkpoints.steps() if self._checkpoints else []
-        if not resume or (resume == "auto" and not existing):
-            if existing:
-                raise UserError(
-                    f"{self.folder} holds checkpoints of an earlier run: continue it with "
-                    "--resume auto, or choose another --workspace"
-                )
-            return state, Progress()
-        if resume == "auto":
-            assert self._checkpoints is not None  # opened by the constructor for auto
-            state, meta, broken = self._checkpoints.restore_newest(state)
-            for line in broken:
-                self._console.warn(f"{line}; an earlier one is used")
+        existing = step_folders(self.folder)
+        if resume == "auto" and existing:
+            state, meta = self._newest(state)
+        elif resume and resume != "auto":
+            state, meta = self._named(Path(os.path.expanduser(resume)), state)
         else:
-            checkpoint = find_checkpoint(Path(resume).expanduser())
-            if checkpoint is None:
-                raise UserError(f"--resume {resume}: there is no checkpoint; check the path")
-            with Checkpoints(checkpoint.parent, keep=-1) as source:
-                state, meta = source.restore(int(checkpoint.name), state)
+            self._refuse_taken()
+            return state, Progress()
         self._check_plan(meta)
         step = int(state.step)
         self._console.note(
             f"continuing after step {step} (epoch {step // self._plan.steps_per_epoch})"
         )
         return state, Progress.from_json(meta["progress"])
+
+    def _newest(self, state: TrainState) -> tuple[TrainState, Meta]:
+        if self._checkpoints is None:  # an evaluation: nothing is changed
+            state, meta, broken = read_newest(self.folder, state)
+        else:
+            state, meta, broken = self._checkpoints.restore_newest(state)
+        for line in broken:
+            self._console.warn(line)
+        return state, meta
+
+    def _named(self, path: Path, state: TrainState) -> tuple[TrainState, Meta]:
+        checkpoint = find_checkpoint(path)
+        if checkpoint is None:
+            given = self._config.resume
+            raise UserError(f"--resume {given}: there is no checkpoint; check the path")
+        if checkpoint.resolve().parent != self.folder.resolve():
+            self._refuse_taken()
+        state, meta = read_checkpoint(checkpoint, state)
+        if self._checkpoints is not None:
+            later = self._checkpoints.go_back_to(int(state.step))
+            if later:
+                names = ", ".join(f"{step}.later" for step in later)
+                self._console.note(f"the checkpoints behind it are set aside as {names}")
+        return state, meta
+
+    def _refuse_taken(self) -> None:
+        """Refuse to begin another run in a workspace that has one."""
+        if self._checkpoints is not None and step_folders(self.folder):
+            raise UserError(
+                f"{self.folder} holds checkpoints of an earlier run: continue it with "
+                "--resume auto, or choose another --workspace"
+            )
 
     def _check_plan(self, meta: Meta) -> None:
         for name in ("global_batch", "steps_per_epoch"):
@@ -86,6 +123,12 @@ class Saver:
                     "in the data would be lost; keep the dataset, --prof and the batch sizes (fewer"
                     f" devices: --optimizer-batch-size {meta['plan']['global_batch']})"
                 )
+        group = meta["plan"]["bn_group_size"]
+        if group != self._plan.bn_group_size:
+            self._console.warn(
+                f"BatchNorm normalised {group} images together, now {self._plan.bn_group_size}: "
+                f"to train as before, give --model.bn-group-size {group}"
+            )
         if meta["fingerprint"] not in (None, self._loader.fingerprint):
             self._console.warn(
                 "the images, the seed or the crop options are not those of the checkpoint's run: "
@@ -94,19 +137,31 @@ class Saver:
 
     def due(self, step: int) -> bool:
         """Whether to save after step `step`, besides the ends of epochs."""
-        options = self._config.checkpoint
         if self._checkpoints is None or step % self._plan.steps_per_epoch == 0:
             return False
+        self._owed = self._owed or self._falls_due(step)
+        return self._owed
+
+    def _falls_due(self, step: int) -> bool:
+        options = self._config.checkpoint
         if options.every_steps and step % options.every_steps == 0:
             return True
-        if not options.every_minutes:
+        if not options.every_minutes or step % STEPS_BETWEEN_CLOCKS:
             return False
         late = time.monotonic() - self._saved_at >= 60 * options.every_minutes
         return bool(multihost_utils.broadcast_one_to_all(np.bool_(late)))
 
+    def save_if_good(self, state: TrainState, progress: Progress) -> None:
+        """Save, unless the last step was not finite: what was saved before may be better.
+
+        The save stays due then.
+        """
+        if not int(state.bad_steps):
+            self.save(state, progress)
+
     def save(self, state: TrainState, progress: Progress, *, top1: float | None = None) -> None:
         """Start saving; see `Checkpoints.save`."""
-        if self._checkpoints is None or self._config.no_checkpoints:
+        if self._checkpoints is None:
             return
         step = int(state.step)
         meta: Meta = {
@@ -120,6 +175,7 @@ class Saver:
         }
         self._checkpoints.save(state, meta, top1=top1)
         self._saved_at = time.monotonic()
+        self._owed = False
 
     def close(self) -> None:
         """Wait for the last save; nothing can be saved after it.

@@ -3,10 +3,14 @@
 import os
 import signal
 import sys
-from types import FrameType
+import threading
 
 import jax
-from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from seresnext_jax.mesh import DATA_AXIS, replicated
 
 EXIT_STOPPED = 75
 """Exit status of a run that saved and stopped because it was told to (sysexits: EX_TEMPFAIL)."""
@@ -15,28 +19,44 @@ EXIT_STOPPED = 75
 class StopRequest:
     """Remembers a signal until the loop asks; a second signal ends the process at once.
 
-    With several processes SIGTERM belongs to JAX's preemption service, which makes all of them
-    stop after the same step; SIGINT is handed on to it.
+    Python runs its signal handlers between two instructions of the main thread, so not during a
+    compilation. Therefore the numbers of the signals go through a pipe to a thread.
     """
 
-    def __init__(self) -> None:
-        self._requested = False
-        signal.signal(signal.SIGINT, self._handle)
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._handle)
+    def __init__(self, mesh: Mesh) -> None:
+        self._signalled = False
+        self._by_device = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+        self._local_devices = len(mesh.local_devices)
+        self._sum = jax.jit(jnp.sum, out_shardings=replicated(mesh))
+        self._answer: jax.Array | None = None
+        pipe, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._watch, args=(pipe,), daemon=True).start()
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._requested:
-            os._exit(128 + number)
-        self._requested = True
+    def _watch(self, pipe: int) -> None:
+        (number,) = os.read(pipe, 1)
+        self._signalled = True
         name = signal.Signals(number).name
-        # A print may be under way in the interrupted code, so this goes around its buffers.
+        # A print may be under way in the main thread, so this goes around its buffers.
         os.write(sys.stderr.fileno(), f"{name}: stopping after this step\n".encode())
-        if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        (number,) = os.read(pipe, 1)
+        os._exit(128 + number)
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop after optimizer step `step`; ask at every step, on every process."""
+    def requested(self) -> bool:
+        """Whether to stop; ask after every step and every batch, on every process alike.
+
+        Several processes answer together, and each is told the answer to the question before this
+        one: the devices have it ready, so nobody waits.
+        """
         if jax.process_count() == 1:
-            return self._requested
-        return bool(multihost_utils.reached_preemption_sync_point(step))
+            return self._signalled
+        before, self._answer = self._answer, self._ask()
+        return before is not None and bool(before)
+
+    def _ask(self) -> jax.Array:
+        """Start counting the devices whose process had a signal: int32 scalar."""
+        flags = np.full(self._local_devices, self._signalled, np.int32)
+        return self._sum(jax.make_array_from_process_local_data(self._by_device, flags))

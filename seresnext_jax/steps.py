@@ -6,7 +6,7 @@ The training step reads: forward, loss, scale, gradient, mean, unscale, skip, up
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.images import normalize
-from seresnext_jax.losses import masked_mean, smoothed_cross_entropy
+from seresnext_jax.losses import smoothed_cross_entropy
 from seresnext_jax.mesh import BATCH_SPEC, DATA_AXIS, local_value_and_grad, vary
 from seresnext_jax.metrics import evaluation_sums
 from seresnext_jax.mixup import mixup
@@ -26,6 +26,21 @@ Tree = Any
 Apply = Callable[..., Any]
 """`apply(variables, images, train=...)` of a network; with `mutable`, also the new statistics."""
 Metrics = dict[str, jax.Array]
+
+
+class Means(NamedTuple):
+    """What one device computes of its images, as means over its images and forward passes."""
+
+    grads: Tree
+    """Of the scaled loss; left-out images give 0."""
+    batch_stats: Tree
+    """The new running statistics."""
+    loss: jax.Array
+    """float32 scalar; left-out images give 0."""
+    counted: jax.Array
+    """float32 scalar; the share of the images that are not left out, nor mixed with one that is."""
+    readable: jax.Array
+    """float32 scalar; the share of the images that are not left out."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +61,20 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """Build ``step(state, batch, lr) -> (state, metrics)``, compiled, donating the state.
 
-    Metrics are float32 scalars: ``loss`` (mean over the step's images), ``lr``, ``loss_scale``
-    (the one this step used), ``skipped_steps`` and ``bad_steps`` as in `TrainState`.
+    Metrics are scalars: ``loss`` (mean over the images that count), ``lr``, ``loss_scale`` (the
+    one this step used), ``skipped_steps`` and ``bad_steps`` as in `TrainState`, and ``readable``
+    (the share of the images that were not left out).
     """
 
     def device_step(state: TrainState, batch: Batch, lr: jax.Array) -> tuple[TrainState, Metrics]:
-        grads, batch_stats, loss = _accumulate(state, batch, apply, options)
-        grads, batch_stats, loss = jax.lax.pmean((grads, batch_stats, loss), DATA_AXIS)
-        scale = state.loss_scale.scale
-        grads = jax.tree.map(lambda g: g / scale, grads)
-        finite = all_finite(grads)
+        means = jax.lax.pmean(_accumulate(state, batch, apply, options), DATA_AXIS)
+        # Left-out images are 0 in the means: divided by the share of the others, which is 1 where
+        # none was left out, gradient and loss are means over the step's images wherever they lay.
+        counted = jnp.maximum(means.counted, 1e-9)
+        scale, loss = state.loss_scale.scale, means.loss / counted
+        grads = jax.tree.map(lambda g: g / (scale * counted), means.grads)
+        grads_finite = all_finite(grads)
+        finite = grads_finite & jnp.isfinite(loss)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, optax.tree.scale(-lr, updates))
@@ -63,7 +82,7 @@ def make_train_step(
         # to infinity.
         params = _select(finite, params, state.params)
         opt_state = _select(finite, opt_state, state.opt_state)
-        batch_stats = _select(all_finite(batch_stats), batch_stats, state.batch_stats)
+        batch_stats = _select(all_finite(means.batch_stats), means.batch_stats, state.batch_stats)
 
         new_state = replace(
             state,
@@ -73,7 +92,7 @@ def make_train_step(
             opt_state=opt_state,
             loss_scale=update_loss_scale(
                 state.loss_scale,
-                finite=finite,
+                finite=grads_finite,
                 growth_interval=options.growth_interval,
                 policy=options.policy,
             ),
@@ -87,6 +106,7 @@ def make_train_step(
             "loss_scale": scale,
             "skipped_steps": new_state.skipped_steps,
             "bad_steps": new_state.bad_steps,
+            "readable": means.readable,
         }
         return new_state, metrics
 
@@ -100,10 +120,8 @@ def make_train_step(
     return jax.jit(_with_precision(sharded, options.policy), donate_argnums=0)
 
 
-def _accumulate(
-    state: TrainState, batch: Batch, apply: Apply, options: StepOptions
-) -> tuple[Tree, Tree, jax.Array]:
-    """Mean gradients (of the scaled loss), running statistics and loss over the forward passes.
+def _accumulate(state: TrainState, batch: Batch, apply: Apply, options: StepOptions) -> Means:
+    """The means over the forward passes.
 
     Each pass starts from the same running statistics, and their mean is kept: a step on one device
     with accumulation 4 is the step of four devices.
@@ -117,16 +135,16 @@ def _accumulate(
         index, images = inputs
         return jax.tree.map(jnp.add, total, one_pass(index, images)), None
 
-    zero = jax.tree.map(jnp.zeros_like, (state.params, state.batch_stats, jnp.float32(0)))
-    zero = vary(zero)
+    scalars = jnp.zeros((3,))
+    zero = vary(jax.tree.map(jnp.zeros_like, Means(state.params, state.batch_stats, *scalars)))
     total, _ = jax.lax.scan(body, zero, (jnp.arange(passes), batch))
     return jax.tree.map(lambda x: x / passes, total)
 
 
 def _forward_backward(
     state: TrainState, apply: Apply, options: StepOptions, index: jax.Array, batch: Batch
-) -> tuple[Tree, Tree, jax.Array]:
-    """Gradients of the scaled loss, running statistics and loss of one pass on this device."""
+) -> Means:
+    """One pass on this device."""
     # Pass a of device d draws as device a · D + d of a larger machine would.
     shard = index * jax.lax.axis_size(DATA_AXIS) + jax.lax.axis_index(DATA_AXIS)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), shard)
@@ -144,11 +162,11 @@ def _forward_backward(
             logits, updated = apply(variables, images, train=True, mutable=["batch_stats"])
             batch_stats = updated["batch_stats"]
         losses = smoothed_cross_entropy(logits, targets, options.label_smoothing)
-        loss = masked_mean(losses, mask)
+        loss = jnp.mean(jnp.where(mask, losses, 0.0))
         return loss * state.loss_scale.scale, (batch_stats, loss)
 
     (_, (batch_stats, loss)), grads = local_value_and_grad(scaled_loss)(state.params)
-    return grads, batch_stats, loss
+    return Means(grads, batch_stats, loss, jnp.mean(mask), jnp.mean(batch.mask))
 
 
 def _average(

@@ -121,14 +121,14 @@ def read_until(process: "subprocess.Popen[str]", text: str) -> str:
     raise AssertionError(f"{text!r} did not appear in:\n{''.join(lines)}{err}")
 
 
-def wait_for(process: "subprocess.Popen[str]", path: Path) -> None:
-    """Return as soon as `path` exists."""
+def wait_for(process: "subprocess.Popen[str]", folder: Path, pattern: str) -> None:
+    """Return as soon as something in `folder` has a name like `pattern`."""
     deadline = time.monotonic() + DEADLINE
-    while not path.exists():
+    while not any(folder.glob(pattern)):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             out, err = process.communicate()
-            raise AssertionError(f"{path} did not appear:\n{out}{err}")
+            raise AssertionError(f"{folder / pattern} did not appear:\n{out}{err}")
         time.sleep(0.005)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: bit for bit, best and last kept, and a broken one stepped over."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ import numpy as np
 import pytest
 
 from seresnext_jax import optim
-from seresnext_jax.checkpoint import Checkpoints, find_checkpoint, read_meta, read_weights
+from seresnext_jax.checkpoint import (
+    Checkpoints,
+    find_checkpoint,
+    read_checkpoint,
+    read_meta,
+    read_newest,
+    read_weights,
+)
 from seresnext_jax.config import OptimConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
@@ -57,7 +65,8 @@ def test_a_state_comes_back_bit_for_bit_on_any_devices(tmp_path: Path, devices: 
         found, meta, notes = checkpoints.restore_newest(state(devices=devices))
     assert_equal(found, state(5))
     assert found.params["fc"]["kernel"].sharding.num_devices == devices
-    assert meta == {"epoch": 1, "loss": 0.1 + 0.2, "top1": 12.5} and notes == []
+    assert meta.pop("crc32")
+    assert meta == {"epoch": 1, "loss": 0.1 + 0.2, "top1": 12.5, "bad_steps": 0} and notes == []
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(0, [2, 5]), (2, [2, 4, 5]), (-1, [1, 2, 3, 4, 5])])
@@ -72,7 +81,88 @@ def test_a_step_can_be_saved_again_with_its_evaluation(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state(3), {"evaluated": False})
         checkpoints.save(state(3), {"evaluated": True}, top1=50.0)
-    assert read_meta(tmp_path / "3") == {"evaluated": True, "top1": 50.0}
+    meta = read_meta(tmp_path / "3")
+    assert (meta["evaluated"], meta["top1"]) == (True, 50.0)
+
+
+def test_of_equal_results_the_first_is_best(tmp_path: Path) -> None:
+    assert fill(tmp_path, 0, [10.0, 90.0, 90.0, 20.0]) == [2, 4]
+    best = find_checkpoint(tmp_path / "best")
+    assert best is not None and best.name == "2"
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0, [2, 5]), (2, [1, 2, 4, 5])])
+def test_the_last_good_ones_outlast_bad_steps(tmp_path: Path, keep: int, kept: list[int]) -> None:
+    """Also over a restart."""
+    for steps in ([1, 2, 3], [4, 5]):
+        with Checkpoints(tmp_path, keep=keep) as checkpoints:
+            for step in steps:
+                saved = state(step).replace(bad_steps=jnp.int32(max(0, step - 2)))  # type: ignore[attr-defined]
+                checkpoints.save(saved, {})
+                checkpoints.wait()
+            left = checkpoints.steps()
+    assert left == kept
+
+
+def test_any_broken_file_costs_one_checkpoint(tmp_path: Path) -> None:
+    """Cut short or emptied: it is named, or not needed, and the one before is found."""
+    source = tmp_path / "source"
+    fill(source, -1, [1.0, 2.0])
+    files = [p.relative_to(source) for p in sorted((source / "2").rglob("*")) if p.is_file()]
+    files = [f for f in files if "ocdbt.process_0" not in f.parts and f.suffix != ".txt"]
+    named = set()
+    for file in files:
+        for left in (0, (source / file).stat().st_size // 2):
+            folder = Path(shutil.copytree(source, tmp_path / "run", dirs_exist_ok=True))
+            (folder / file).write_bytes((folder / file).read_bytes()[:left])
+            with Checkpoints(folder, keep=-1) as checkpoints:
+                found, _, notes = checkpoints.restore_newest(state())
+            assert_equal(found, state(int(found.step)))
+            assert len(notes) == 2 - int(found.step), file
+            if notes:
+                named.add("/".join(file.parts[1:3]))
+            shutil.rmtree(folder)
+    assert {"meta/metadata", "weights/d", "training/d", "weights/_METADATA"} <= named
+
+
+def test_one_byte_changed_in_the_arrays_is_found(tmp_path: Path) -> None:
+    """Large enough to lie in a file of their own, which orbax reads unchecked."""
+    with Checkpoints(tmp_path, keep=-1) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(state(step, width=3000), {})
+    files = [path for path in (tmp_path / "2/weights").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(UserError, match="kernel is not what was saved"):
+        read_weights(tmp_path / "2")
+    found, _, notes = read_newest(tmp_path, state(width=3000))
+    assert int(found.step) == 1 and len(notes) == 1
+    assert (tmp_path / "2").exists(), "reading changes nothing"
+
+
+def test_going_back_sets_later_checkpoints_aside(tmp_path: Path) -> None:
+    fill(tmp_path, -1, [None, 70.0, 80.0])
+    with Checkpoints(tmp_path, keep=0) as checkpoints:
+        assert checkpoints.go_back_to(1) == [2, 3]
+        checkpoints.save(state(2), {}, top1=60.0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "2.later", "3.later"]
+
+
+def test_a_renamed_copy_can_be_read(tmp_path: Path) -> None:
+    fill(tmp_path / "run", -1, [None])
+    copy = tmp_path / "a copy"
+    shutil.copytree(tmp_path / "run/1", copy)
+    found, meta = read_checkpoint(copy, state())
+    assert_equal(found, state(1))
+    assert meta["made_at"] == 1
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose another --workspace"):
+        Checkpoints(tmp_path / "file" / "checkpoints")
 
 
 def break_files(folder: Path) -> None:
@@ -87,7 +177,7 @@ def test_a_broken_newest_is_named_moved_aside_and_stepped_over(tmp_path: Path) -
     with Checkpoints(tmp_path, keep=-1) as checkpoints:
         found, meta, notes = checkpoints.restore_newest(state())
         assert int(found.step) == 2 and meta["made_at"] == 2
-        assert len(notes) == 1 and "checkpoint 3" in notes[0]
+        assert len(notes) == 1 and f"checkpoint {tmp_path / '3'} can't be read" in notes[0]
         assert checkpoints.steps() == [1, 2] and (tmp_path / "3.broken").is_dir()
         checkpoints.save(state(3), {"made_at": 33})
     assert read_meta(tmp_path / "3")["made_at"] == 33

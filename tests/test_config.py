@@ -156,6 +156,7 @@ BAD_VALUES = {
     "--topk": Config(model=ModelConfig(num_classes=3)),
     "--print-freq": Config(print_freq=0),
     "--evaluate": Config(evaluate=True, training_only=True),
+    "--early-stopping-patience": Config(early_stopping_patience=3, training_only=True),
     "--optim.warmup": Config(epochs=8),
     "--optim.lr": Config(optim=OptimConfig(lr=math.nan)),
     "--optim.lr-per-256": Config(optim=OptimConfig(lr_per_256=math.inf)),

@@ -1,47 +1,94 @@
 """Several real processes on this machine: one training run, stopped together, never hanging."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from seresnext_jax.errors import UserError
+from seresnext_jax.mesh import EXIT_OTHERS_LOST, initialize_distributed
 from tests.programs import (
     COMPILE_FAST,
+    EPOCHS,
     STEPS,
     TWO,
     arrays,
+    error_line,
     event,
     finish,
     on_two_devices,
     read_until,
     records,
+    same_bits,
+    shared,
     simulated,
     start,
     tiny,
 )
 
-READ = """
+TRAIN = """
 import json, sys
-from seresnext_jax.data.sampler import Sampler
-from seresnext_jax.mesh import initialize_distributed, local_columns, make_mesh
-port, count, rank = map(int, sys.argv[1:])
-initialize_distributed(coordinator=f"127.0.0.1:{port}", num_processes=count, process_id=rank)
-columns = local_columns(make_mesh(), 8)
-train = Sampler("train", 50, 3, 2, 8, columns)
-val = Sampler("val", 50, 3, 1, 8, columns)
-steps = [rows for rows, _ in zip(train.rows(0), range(train.num_steps))]
-seen = {
-    "columns": [columns.start, columns.stop],
-    "train": [int(i) for rows in steps for i in rows.index],
-    "val": [int(i) for rows in val.rows(0) for i in rows.index[rows.mask]],
-}
-print(json.dumps(seen))
+import flax.linen as nn, jax, numpy as np
+from pathlib import Path
+from seresnext_jax import mesh as devices, optim
+from seresnext_jax.config import DataConfig, OptimConfig
+from seresnext_jax.data.folder import ImageReader
+from seresnext_jax.data.open import open_loader
+from seresnext_jax.evaluate import evaluate
+from seresnext_jax.layers import BatchNorm
+from seresnext_jax.precision import POLICIES, init_loss_scale
+from seresnext_jax.state import create
+from seresnext_jax.steps import StepOptions, make_eval_step, make_train_step
+root, port, count, rank = sys.argv[1], *map(int, sys.argv[2:])
+devices.initialize_distributed(
+    coordinator=f"127.0.0.1:{port}", num_processes=count, process_id=rank
+)
+mesh = devices.make_mesh()
+fp32 = POLICIES["fp32"]
+read = {"train": [], "val": []}
+image = ImageReader.image
+def recording(self, index, draws):
+    read[self.transform.split].append(index)
+    return image(self, index, draws)
+ImageReader.image = recording
+data = DataConfig(root, "folder", 16, 0, on_bad_image="skip", workers=1)
+def open_split(split, accumulation):
+    return open_loader(data, split=split, mesh=mesh, accumulation=accumulation,
+                       images_per_pass=8, seed=3, num_classes=2)
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = BatchNorm(2, name="bn")(x, train=train)
+        return nn.Dense(2, name="fc")(x.reshape(x.shape[0], -1))
+net, optimizer = Net(), optim.make_optimizer(OptimConfig())
+state = devices.replicate(mesh, create(
+    net.init(jax.random.key(0), np.zeros((2, 16, 16, 3), np.float32), train=False),
+    optimizer=optimizer, loss_scale=init_loss_scale(fp32, 1.0), seed=0, with_ema=False))
+train, val = open_split("train", 2), open_split("val", 1)
+step = make_train_step(net.apply, optimizer, StepOptions(2, fp32), mesh)
+losses = []
+for _, batch in zip(range(train.num_steps), train.batches(0)):
+    state, metrics = step(state, batch, np.float32(0.01))
+    losses.append(float(metrics["loss"]))
+seen = sorted(read["train"][: train.num_steps * 16 // count])
+check = make_eval_step(net.apply, policy=fp32, topk=2, smoothing=0.0, mesh=mesh)
+result = evaluate(check, state.variables, val, topk=2)
+train.close(), val.close()
+print(json.dumps({
+    "train": seen, "val": read["val"], "losses": losses,
+    "bad": val.bad_files, "count": result["count"], "top1": result["top1"],
+    "kernel": np.asarray(state.params["fc"]["kernel"]).ravel().tolist(),
+}))
 """
-"""One process of a run: which of 50 images it reads in an epoch."""
+"""One process of a run with the real loader and steps and a network that compiles in no time."""
 
 
 def free_port() -> int:
@@ -49,6 +96,44 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def two_digits(folder: Path) -> Path:
+    """25 images of each of two digits for training, and for validation, where one is no image."""
+    for split in ("train", "val"):
+        for digit in ("0", "1"):
+            (folder / split / digit).mkdir(parents=True)
+            for path in sorted((shared() / "digits" / split / digit).iterdir())[:25]:
+                shutil.copy(path, folder / split / digit)
+    min((folder / "val/0").iterdir()).write_bytes(b"not an image")
+    return folder
+
+
+def train_together(data: Path, processes: int, devices: int) -> list[dict[str, Any]]:
+    """What each process of `TRAIN` prints."""
+    command = ["-c", TRAIN, str(data), str(free_port()), str(processes)]
+    ranks = [start([*command, str(rank)], env=simulated(devices)) for rank in range(processes)]
+    results = [finish(rank) for rank in ranks]
+    assert [r.returncode for r in results] == [0] * processes, [r.stderr for r in results]
+    return [json.loads(result.stdout.splitlines()[-1]) for result in results]
+
+
+def test_processes_equal_one_and_read_every_image_once(tmp_path: Path) -> None:
+    """Two with two devices and four with one, against one with four; one image is broken."""
+    data = two_digits(tmp_path)
+    images = sum(1 for _ in data.glob("val/*/*"))
+    (alone,) = train_together(data, 1, 4)
+    for processes, devices in ((2, 2), (4, 1)):
+        seen = train_together(data, processes, devices)
+        train = [i for s in seen for i in s["train"]]
+        assert sorted(train) == alone["train"] and len(set(train)) == 48  # three steps of 2 x 8
+        assert {i for s in seen for i in s["val"]} == set(range(images))
+        assert sum(len(s["bad"]) for s in seen) == 1
+        for one in seen:
+            assert one["count"] == alone["count"] == images - 1
+            assert one["top1"] == alone["top1"]
+            np.testing.assert_allclose(one["losses"], alone["losses"], rtol=1e-5)
+            np.testing.assert_allclose(one["kernel"], alone["kernel"], rtol=1e-5, atol=1e-6)
 
 
 def start_two(
@@ -61,46 +146,46 @@ def start_two(
     return [start([*program, *options, str(rank)], env=COMPILE_FAST) for rank in range(2)]
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
-def test_every_image_is_read_once(processes: int, devices: int) -> None:
-    port = str(free_port())
-    ranks = [
-        start(["-c", READ, port, str(processes), str(rank)], env=simulated(devices))
-        for rank in range(processes)
-    ]
-    results = [finish(rank) for rank in ranks]
-    assert [result.returncode for result in results] == [0] * processes, results[0].stderr
-    seen = [json.loads(result.stdout.splitlines()[-1]) for result in results]
-    width = 8 // processes
-    assert [s["columns"] for s in seen] == [[r * width, (r + 1) * width] for r in range(processes)]
-    assert sorted(i for s in seen for i in s["val"]) == list(range(50))
-    train = [i for s in seen for i in s["train"]]
-    assert len(set(train)) == len(train) == 48  # three steps of two passes of eight
+def finish_two(processes: list["subprocess.Popen[str]"], status: int, seen: str = "") -> str:
+    """Wait for both, which must end with `status`; returns what the first one printed."""
+    results = [finish(processes[0], seen), finish(processes[1])]
+    assert [r.returncode for r in results] == [status] * 2, [r.stderr for r in results]
+    assert "step" not in results[1].stdout, "one process speaks"
+    return results[0].stdout
 
 
-def test_two_processes_stop_together_and_equal_one(tmp_path: Path) -> None:
-    """SIGTERM to one of them; continued, they end where one process with two devices does."""
-    workspace = tmp_path / "run"
-    first, second = start_two(workspace)
-    seen = read_until(first, f"step 2/{STEPS}")
-    second.send_signal(signal.SIGTERM)
-    stopped = [finish(first, seen), finish(second)]
-    assert [result.returncode for result in stopped] == [75, 75], stopped[0].stderr
-    assert "stopped; continue with" in stopped[0].stdout
-    assert "step" not in stopped[1].stdout  # one process speaks
+@cache
+def stopped_twice() -> Path:
+    """The workspace of a run in two processes, told to stop in training and in an evaluation."""
+    workspace = shared() / "two-processes"
+    processes = start_two(workspace)
+    seen = read_until(processes[0], f"step 2/{STEPS}")
+    processes[1].send_signal(signal.SIGTERM)
+    assert "stopped; continue with" in finish_two(processes, 75, seen)
+    assert not event(workspace, "epoch")
 
-    finished = [finish(process) for process in start_two(workspace, "--resume", "auto")]
-    assert [result.returncode for result in finished] == [0, 0], finished[0].stderr
-    state, expected = arrays(workspace), arrays(on_two_devices())
+    processes = start_two(workspace, "--resume", "auto")
+    seen = read_until(processes[0], f"epoch {EPOCHS}/{EPOCHS} step {STEPS}/{STEPS}")
+    processes[0].send_signal(signal.SIGINT)
+    finish_two(processes, 75, seen)
+    assert len(event(workspace, "epoch")) == EPOCHS - 1
+
+    finish_two(start_two(workspace, "--resume", "auto"), 0)
+    return workspace
+
+
+def test_two_processes_stop_together_and_equal_one() -> None:
+    """A signal to either of them, in training and in the last evaluation, stops both."""
+    state, expected = arrays(stopped_twice()), arrays(on_two_devices())
     assert state.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(state[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
-    for one, other in zip(records(workspace), records(on_two_devices()), strict=True):
+    for one, other in zip(records(stopped_twice()), records(on_two_devices()), strict=True):
         assert one.get("step") == other.get("step")
         assert one["metrics"].get("val.count") == other["metrics"].get("val.count")
     mine, theirs = (
         [record["metrics"]["train.loss"] for record in event(folder, "train")]
-        for folder in (workspace, on_two_devices())
+        for folder in (stopped_twice(), on_two_devices())
     )
     np.testing.assert_allclose(mine, theirs, rtol=1e-5)
 
@@ -113,49 +198,106 @@ train.run(train.main)
 """
 
 
+def finish_lost(process: "subprocess.Popen[str]") -> None:
+    """The other process is gone: this one ends soon, not as if it were done or told to stop."""
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    # Either its computation fails first, or the runtime ends it.
+    assert process.returncode in (EXIT_OTHERS_LOST, -signal.SIGABRT), err
+    if process.returncode == EXIT_OTHERS_LOST:
+        (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert "one of them has ended" in line and "--resume auto" in line
+        assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("dead", [0, 1])
-def test_others_stop_when_a_process_dies(dead: int, tmp_path: Path) -> None:
-    """With a signal or an error, not as if they were done or told to stop."""
-    processes = start_two(tmp_path / "run", "--epochs", "500", program=("-c", IMPATIENT))
-    read_until(processes[0], f"step 2/{STEPS}")
+def test_others_stop_when_a_process_dies_and_both_continue(dead: int, tmp_path: Path) -> None:
+    workspace = tmp_path / "run"
+    processes = start_two(workspace, program=("-c", IMPATIENT))
+    read_until(processes[0], f"epoch 2/{EPOCHS} step 2/{STEPS}")
     processes[dead].kill()
     finish(processes[dead])
-    other = processes[1 - dead]
-    try:
-        other.communicate(timeout=60)
-    finally:
-        other.kill()
-    assert other.returncode not in (0, 2, 75)
+    finish_lost(processes[1 - dead])
+    if dead == 1:
+        # Another course than that of the other run, and every bit the same.
+        finish_two(start_two(workspace, "--resume", "auto"), 0)
+        same_bits(arrays(workspace), arrays(stopped_twice()))
+        assert records(workspace) == records(stopped_twice())
 
 
-ALONE = """
+FAILING = """
 import sys
-from jax.experimental import multihost_utils
-from seresnext_jax import mesh
-from seresnext_jax.cli import run
+import train
+from seresnext_jax.data.dali import DaliLoader
 from seresnext_jax.errors import UserError
-mesh.SHUTDOWN_TIMEOUT = 5
-def main(argv):
-    port, rank = map(int, argv)
-    mesh.initialize_distributed(
-        coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=rank
-    )
-    multihost_utils.sync_global_devices("together")
-    if rank == 1:
-        raise UserError("an image of mine is broken")
-    multihost_utils.sync_global_devices("alone")
-run(main)
+batches = DaliLoader.batches
+def failing(self, start):
+    for number, batch in enumerate(batches(self, start)):
+        if number == 4 and sys.argv[-1] == "1":
+            raise UserError("an image of mine is broken")
+        yield batch
+DaliLoader.batches = failing
+train.run(train.main)
 """
 
 
-def test_others_stop_when_one_has_an_error() -> None:
-    """It says its line, and nobody waits for it for ever."""
-    port = str(free_port())
-    ranks = [start(["-c", ALONE, port, str(rank)]) for rank in range(2)]
-    try:
-        errors = [rank.communicate(timeout=60)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert "error: an image of mine is broken\n" in errors[1]
-    assert 0 not in [rank.returncode for rank in ranks]
+def test_others_stop_when_one_has_an_error(tmp_path: Path) -> None:
+    """It says its line and ends at once, though the other is in the middle of a step."""
+    processes = start_two(tmp_path / "run", program=("-c", FAILING))
+    assert error_line(finish(processes[1])) == "error: an image of mine is broken"
+    finish_lost(processes[0])
+
+
+# ---- joining -----------------------------------------------------------------------------------
+
+TORCHRUN = {"MASTER_ADDR": "node1", "MASTER_PORT": "1234", "WORLD_SIZE": "4", "RANK": "3"}
+
+
+def joined(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], **given: Any) -> dict[str, Any]:
+    """What JAX is told under an environment."""
+    told: dict[str, Any] = {}
+    for name in (*TORCHRUN, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: told.update(options))
+    arguments = {"coordinator": "", "num_processes": 0, "process_id": -1} | given
+    initialize_distributed(**arguments)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("local", "device"),
+    [
+        ({}, None),
+        ({"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}, None),
+        ({"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 1),
+    ],
+)
+def test_torchruns_variables(
+    local: dict[str, str], device: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = joined(monkeypatch, TORCHRUN | local)
+    assert told["coordinator_address"] == "node1:1234"
+    assert (told["num_processes"], told["process_id"]) == (4, 3)
+    assert told["local_device_ids"] == device
+
+
+@pytest.mark.parametrize(
+    ("env", "given", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, {}, "WORLD_SIZE is 'two'"),
+        ({"SLURM_NTASKS": ""}, {}, "SLURM_NTASKS is ''"),
+        (TORCHRUN | {"RANK": "4"}, {}, "number 4 of 4"),
+        ({}, {"coordinator": "node1:1", "num_processes": 2}, "belong together"),
+        ({}, {"coordinator": "node1:1", "num_processes": 2, "process_id": 2}, "number 2 of 2"),
+        ({}, {"coordinator": "node1", "num_processes": 2, "process_id": 0}, "no host:port"),
+    ],
+)
+def test_a_wrong_address_is_one_line(
+    env: dict[str, str], given: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=message):
+        joined(monkeypatch, env, **given)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seresnext_jax.losses import masked_mean, smoothed_cross_entropy
+from seresnext_jax.losses import smoothed_cross_entropy
 from seresnext_jax.metrics import evaluation_sums, label_rank
 from seresnext_jax.mixup import mixup
 
@@ -27,12 +27,6 @@ def test_smoothed_cross_entropy_is_torchs(smoothing: float) -> None:
         reduction="none",
     )
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
-
-
-def test_masked_mean_counts_only_what_the_mask_shows() -> None:
-    values, mask = jnp.array([1.0, jnp.nan, 3.0]), jnp.array([True, False, True])
-    assert float(masked_mean(values, mask)) == 2.0
-    assert float(masked_mean(values, jnp.zeros(3, bool))) == 0.0
 
 
 @pytest.mark.parametrize("k", [1, 5])

@@ -8,8 +8,10 @@ import resource
 import shlex
 import shutil
 import signal
+import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +19,18 @@ import optax
 import pytest
 
 from seresnext_jax.checkpoint import Checkpoints, read_meta
+from seresnext_jax.config import CheckpointConfig, Config, resolve
+from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.precision import POLICIES, init_loss_scale
+from seresnext_jax.report.console import Console
+from seresnext_jax.saver import Saver
 from seresnext_jax.state import create
 from tests import soak
 from tests.programs import (
     COMPILE_FAST,
     EPOCHS,
+    ROOT,
     STEPS,
     TWO,
     arrays,
@@ -45,8 +52,9 @@ from tests.programs import (
 OPTIONS = (
     *("--precision", "fp16", "--mixup", "0.2", "--use-ema", "0.9"),
     *("--loss-scale.growth-interval", "5", "--checkpoint.every-steps", "2"),
-    *("--checkpoint.keep", "-1"),
+    *("--checkpoint.keep", "-1", "--print-freq", "3"),
 )
+"""Reports and checkpoints fall on different steps, so the mean of an interval is saved too."""
 KILLED_AFTER = STEPS + 2
 """The checkpoint in the middle of the second epoch."""
 STOPPED = 75
@@ -65,7 +73,7 @@ def killed() -> Path:
     """A run that was killed just after its checkpoint in the middle of the second epoch."""
     workspace = shared() / "killed"
     process = start(tiny(workspace, *OPTIONS))
-    wait_for(process, workspace / "checkpoints" / str(KILLED_AFTER))
+    wait_for(process, workspace / "checkpoints", str(KILLED_AFTER))
     process.kill()
     assert finish(process).returncode == -signal.SIGKILL
     keep_until(workspace, KILLED_AFTER)
@@ -85,24 +93,12 @@ def copy_of_killed(folder: Path) -> Path:
 
 
 def exactly_like_whole(workspace: Path) -> None:
-    """Same arrays at the end, and each step reported once with the same losses and accuracies."""
+    """Same arrays at the end, and each step reported once with all that no clock decides."""
     state = arrays(workspace)
     same_bits(state, arrays(whole()))
     for part in ("params", "batch_stats", "opt_state", "ema", "loss_scale", "seed"):
         assert [name for name in state if part in name], part
-    assert measured(workspace) == measured(whole())
-
-
-def measured(workspace: Path) -> list[tuple[str, int | None, dict[str, float]]]:
-    """What a report says of the losses and accuracies of each step."""
-    return [
-        (
-            record["event"],
-            record.get("step"),
-            {k: v for k, v in record["metrics"].items() if k.startswith(("train.loss", "val"))},
-        )
-        for record in records(workspace)
-    ]
+    assert records(workspace) == records(whole())
 
 
 def test_the_uninterrupted_run_uses_all_that_is_saved() -> None:
@@ -134,8 +130,8 @@ def test_killed_while_saving_and_damaged_checkpoints_fall_back(tmp_path: Path) -
     (saved / "999").mkdir()
 
     result = done(tiny(workspace, *OPTIONS, "--resume", "auto"))
-    assert f"warning: checkpoint {KILLED_AFTER} can't be read" in result.stderr
-    assert "warning: checkpoint 999 can't be read" in result.stderr
+    assert f"warning: checkpoint {newest} can't be read" in result.stderr
+    assert f"warning: checkpoint {saved / '999'} can't be read" in result.stderr
     assert f"continuing after step {KILLED_AFTER - 2} (epoch 1)" in result.stdout
     exactly_like_whole(workspace)
     assert not list(saved.glob("*orbax-checkpoint-tmp*"))
@@ -170,27 +166,48 @@ def test_a_step_that_is_saved_again_is_never_missing(
         assert checkpoints.steps() == [0]
 
 
-def test_stop_signals_in_training_and_evaluation(tmp_path: Path) -> None:
-    """SIGTERM within an epoch, then SIGINT in an evaluation; each time the printed command."""
+def test_a_named_checkpoint_is_gone_back_to(tmp_path: Path) -> None:
+    """From the end of the first epoch; what lies behind it is set aside."""
+    workspace = copy_of_killed(tmp_path)
+    named = workspace / "checkpoints" / str(STEPS)
+    out = done(tiny(workspace, *OPTIONS, "--resume", str(named))).stdout
+    assert f"set aside as {KILLED_AFTER}.later" in out
+    assert f"continuing after step {STEPS} (epoch 1)" in out
+    exactly_like_whole(workspace)
+
+
+def test_stop_signals_in_compilation_saving_and_evaluation(tmp_path: Path) -> None:
+    """Each time the run goes on by the printed command."""
     workspace = tmp_path / "run"
     process = start(tiny(workspace, *OPTIONS))
-    seen = read_until(process, f"step 2/{STEPS}")
+    seen = read_until(process, "compiling the training step")
     process.send_signal(signal.SIGTERM)
     first = finish(process, seen)
     assert first.returncode == STOPPED, first.stderr
     assert "SIGTERM: stopping after this step" in first.stderr
-    assert len(event(workspace, "epoch")) == 0
+    assert saved_steps(workspace) == {1}
 
     process = start(continuation(first.stdout))
+    wait_for(process, workspace / "checkpoints", "2*")  # under way, or just whole
+    process.send_signal(signal.SIGTERM)
+    second = finish(process)
+    assert second.returncode == STOPPED, second.stderr
+    assert 2 in saved_steps(workspace) and not event(workspace, "epoch")
+
+    process = start(continuation(second.stdout))
     seen = read_until(process, f"epoch 2/{EPOCHS} step {STEPS}/{STEPS}")
     process.send_signal(signal.SIGINT)
-    second = finish(process, seen)
-    assert second.returncode == STOPPED, second.stderr
+    third = finish(process, seen)
+    assert third.returncode == STOPPED, third.stderr
     assert len(event(workspace, "epoch")) == 1
-    assert [int(p.name) for p in (workspace / "checkpoints").iterdir()].count(2 * STEPS) == 1
+    assert max(saved_steps(workspace)) == 2 * STEPS
 
-    done(continuation(second.stdout))
+    done(continuation(third.stdout))
     exactly_like_whole(workspace)
+
+
+def saved_steps(workspace: Path) -> set[int]:
+    return {int(p.name) for p in (workspace / "checkpoints").iterdir() if p.name.isdigit()}
 
 
 def continuation(out: str) -> list[str]:
@@ -201,15 +218,21 @@ def continuation(out: str) -> list[str]:
     return command
 
 
-def test_second_signal_ends_the_program_at_once(tmp_path: Path) -> None:
-    """Both arrive while a step is compiled: no step is made and nothing saved."""
-    process = start(tiny(tmp_path / "run", *OPTIONS))
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_ends_the_program_at_once(second: signal.Signals, tmp_path: Path) -> None:
+    """In the middle of a compilation: it does not come to its end."""
+    folder = tmp_path / "run"
+    process = start([*tiny(folder, *OPTIONS), "--compilation-cache", str(tmp_path / "empty")])
     read_until(process, "compiling the training step")
     process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    while "SIGINT: stopping after this step" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(second)
     result = finish(process)
-    assert result.returncode == 128 + signal.SIGTERM
-    assert not list((tmp_path / "run/checkpoints").iterdir())
+    assert result.returncode == 128 + second
+    assert "compiled the training step" not in result.stdout
+    assert not list((folder / "checkpoints").iterdir())
 
 
 def test_no_space_for_a_checkpoint(tmp_path: Path) -> None:
@@ -227,13 +250,35 @@ def test_no_space_for_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_steps_without_finite_gradients_stop_the_run(tmp_path: Path) -> None:
-    """A learning rate that blows the weights up; what was good before is kept."""
+    """A learning rate that blows the weights up; what was saved before is kept, and not more."""
     options = ("--optim.lr", "1e6", "--max-bad-steps", "3", "--prof", "10")
+    options += ("--checkpoint.every-steps", "1", "--checkpoint.keep", "0")
     line = error_line(run(tiny(tmp_path / "run", *OPTIONS, *options)))
     assert "3 steps in a row" in line
     assert "lower the learning rate" in line
-    kept = arrays(tmp_path / "run")
-    assert all(np.isfinite(array).all() for name, array in kept.items() if "params" in name)
+    (kept,) = (tmp_path / "run/checkpoints").iterdir()
+    assert read_meta(kept)["bad_steps"] == 0
+    state = arrays(tmp_path / "run")
+    assert all(np.isfinite(array).all() for name, array in state.items() if "params" in name)
+
+
+def saver(folder: Path, **options: Any) -> Saver:
+    config = Config(workspace=str(folder), checkpoint=CheckpointConfig(**options))
+    plan = resolve(config, num_images=100 * config.batch_size, num_devices=1)
+    return Saver(config, plan, cast(Loader, None), Console(enabled=False))
+
+
+def test_minutes_between_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at every tenth step; due until saved."""
+    now = 1000.0
+    monkeypatch.setattr("seresnext_jax.saver.time.monotonic", lambda: now)
+    saving = saver(tmp_path, every_minutes=2.0)
+    assert not saving.due(10)
+    now += 119
+    assert not saving.due(20)
+    now += 1
+    assert [saving.due(step) for step in (21, 30, 31)] == [False, True, True]
+    assert not saving.due(100), "the epoch's end saves anyway"
 
 
 def test_short_soak() -> None:
@@ -243,13 +288,33 @@ def test_short_soak() -> None:
     assert outcome.differences == ()
 
 
+@pytest.mark.parametrize(
+    ("status", "restarts", "again"),
+    [(0, 0, False), (2, 0, False), (75, 19, True), (137, 3, True), (137, 20, False)]
+    + [(134, 0, False), (76, 0, False), (143, 0, True)],
+)
+def test_the_slurm_example(status: int, restarts: int, again: bool, tmp_path: Path) -> None:
+    """It begins again after a stop or a kill, some times, and not after an error."""
+    text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    script = text[text.index("#!/bin/bash") :].partition("```")[0]
+    for name, body in (("srun", f"exit {status}"), ("scontrol", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": "/", "SLURM_JOB_ID": "17"}
+    env["SLURM_RESTART_COUNT"] = str(restarts)
+    result = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
+    assert result.stdout == ("requeue 17\n" if again else "")
+    assert result.returncode == status
+
+
 def test_another_number_of_devices_continues(tmp_path: Path) -> None:
     """Twice the batch on one of two devices, normalised in groups of the same size."""
     one = Path(shutil.copytree(on_two_devices(), tmp_path / "run"))
     keep_until(one, STEPS + 4)
     options = ("--batch-size", "32", "--model.bn-group-size", "16", "--run-epochs", "1")
-    out = done(tiny(one, *TWO, *options, "--resume", "auto"), env=COMPILE_FAST).stdout
-    assert f"continuing after step {STEPS + 4} (epoch 1)" in out
+    result = done(tiny(one, *TWO, *options, "--resume", "auto"), env=COMPILE_FAST)
+    assert f"continuing after step {STEPS + 4} (epoch 1)" in result.stdout
+    assert "--model.bn-group-size" not in result.stderr
     state, expected = arrays(one), arrays(on_two_devices(), 2 * STEPS)
     assert state.keys() == expected.keys()
     for name, array in expected.items():

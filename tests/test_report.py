@@ -292,10 +292,10 @@ def test_the_summary_stands_until_training_goes_on(tmp_path: Path) -> None:
     second.parameters({"seed": 1})
     second.evaluation(1, 0, 3, VAL)
     events = [r["event"] for r in plain(tmp_path)]
-    assert events.count("summary") == 1
+    assert events.count("summary") == 1 and second.has_summary
     assert events.count("parameters") == 2  # one for each start
     run_epoch(second, 1)
-    assert "summary" not in [r["event"] for r in plain(tmp_path)]
+    assert "summary" not in [r["event"] for r in plain(tmp_path)] and not second.has_summary
     second.summary(TRAIN)
     assert [r["event"] for r in plain(tmp_path)].count("summary") == 1
     assert len(read_report(tmp_path / RAPORT)) > before
@@ -371,6 +371,18 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         open_report(tmp_path / "file" / "run").parameters({})
 
 
+def test_files_beside_the_report_that_cannot_be_written(tmp_path: Path) -> None:
+    report = open_report(tmp_path)
+    run_epoch(report, 0)
+    report.attach("plan.json", "{}")
+    assert (tmp_path / "plan.json").read_text() == "{}"
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match="config.json can't be written"):
+        report.attach("config.json", "{}")
+    with pytest.raises(UserError, match="nowhere/report.png can't be written"):
+        plot_report(report.jsonl_path, tmp_path / "nowhere/report.png")
+
+
 @pytest.mark.parametrize("name", ["", ".", "checkpoints"])
 @pytest.mark.parametrize("until", [None, STEPS])
 def test_a_folder_is_not_moved_aside(tmp_path: Path, name: str, until: int | None) -> None:
@@ -401,23 +413,16 @@ def test_both_files_need_their_own_name(tmp_path: Path) -> None:
 # ---- meters ------------------------------------------------------------------------------------
 
 
-def test_mean_is_weighted() -> None:
-    values, weights = [3.0, 5.0, 11.0], [1.0, 2.0, 0.5]
-    mean = Mean()
-    for value, weight in zip(values, weights, strict=True):
-        mean.add(value, weight)
-    assert mean.value == pytest.approx(np.average(values, weights=weights))
-    mean.reset()
-    assert math.isnan(mean.value)
-
-
 def test_mean_survives_json_exactly() -> None:
+    values = np.random.default_rng(0).normal(size=20)
     first, second = Mean(), Mean()
-    for value in np.random.default_rng(0).normal(size=20):
-        first.add(value, 0.1)
-        second.add(value, 0.1)
+    for value in values:
+        first.add(value)
+        second.add(value)
         second = Mean(**json.loads(json.dumps(vars(second))))
-    assert second.value == first.value
+    assert second.value == first.value == pytest.approx(np.mean(values))
+    first.reset()
+    assert math.isnan(first.value)
 
 
 def test_clock_counts_from_mark_to_mark(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from seresnext_jax import optim
 from seresnext_jax.config import OptimConfig, Precision
 from seresnext_jax.layers import BatchNorm, Conv, Dense
 from seresnext_jax.mesh import local_columns, local_value_and_grad, make_mesh, put_batch, replicate
+from seresnext_jax.model import Architecture, Block, Options
 from seresnext_jax.ops.pooling import global_mean
 from seresnext_jax.precision import POLICIES, init_loss_scale
 from seresnext_jax.state import TrainState, create
@@ -42,8 +43,19 @@ class Toy(nn.Module):
         return Dense(CLASSES, name="fc")(global_mean(x))
 
 
+class Narrow(nn.Module):
+    """The stem and a real block, with its downsample, grouped convolution and SE gate."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        arch = Architecture("bottleneck", (1,), (8,), 2, 4, squeeze=4)
+        x = nn.relu(BatchNorm(GROUP, name="bn1")(Conv(8, 7, 2, name="conv1")(x), train=train))
+        x = Block(Options(arch, "fan_in", bn_group_size=GROUP), 8, 2, name="0")(x, train=train)
+        return Dense(CLASSES, name="fc")(global_mean(x))
+
+
 class Run:
-    """A toy network on some devices."""
+    """A small network on some devices."""
 
     def __init__(
         self,
@@ -52,10 +64,11 @@ class Run:
         options: StepOptions = OPTIONS,
         config: OptimConfig = OptimConfig(weight_decay=1e-3),  # noqa: B008 (frozen)
         scale: float = 128.0,
+        network: nn.Module | None = None,
     ) -> None:
         self.mesh = make_mesh(jax.devices()[:devices])
         self.passes = passes
-        network = Toy(dtype=options.policy.compute_dtype)
+        network = network or Toy(dtype=options.policy.compute_dtype)
         image = jnp.zeros((GROUP, SIZE, SIZE, 3))
         optimizer = optim.make_optimizer(config)
         state = create(
@@ -66,7 +79,7 @@ class Run:
             with_ema=True,
         )
         self.state: TrainState = replicate(self.mesh, state)
-        self.step = make_train_step(network.apply, optimizer, options, self.mesh)
+        self.step: Any = make_train_step(network.apply, optimizer, options, self.mesh)
         self.eval_step = make_eval_step(
             network.apply, policy=options.policy, topk=2, smoothing=0.1, mesh=self.mesh
         )
@@ -77,10 +90,12 @@ class Run:
         images = PIXELS[index].reshape(*shape, SIZE, SIZE, 3)
         return put_batch(self.mesh, images, LABELS[index].reshape(shape), mask.reshape(shape))
 
-    def train(self, steps: int = 4, lr: float = 0.05) -> list[dict[str, float]]:
+    def train(
+        self, steps: int = 5, lr: float = 0.05, mask: np.ndarray | None = None
+    ) -> list[dict[str, float]]:
         lines = []
         for index in range(steps):
-            self.state, metrics = self.step(self.state, self.batch(index), np.float32(lr))
+            self.state, metrics = self.step(self.state, self.batch(index, mask), np.float32(lr))
             lines.append({name: float(x) for name, x in metrics.items()})
         return lines
 
@@ -95,17 +110,66 @@ def assert_same(a: Any, b: Any, *, relative: float = 1e-5) -> None:
         assert np.abs(np.float64(x) - np.float64(y)).max() <= relative * scale, path
 
 
+def assert_same_runs(runs: list[Run], mask: np.ndarray | None = None) -> None:
+    """Five steps give the same state and metrics in each."""
+    lines = [run.train(mask=mask) for run in runs]
+    for run, line in zip(runs[1:], lines[1:], strict=True):
+        assert_same(run.state, runs[0].state)
+        for found, wanted in zip(line, lines[0], strict=True):
+            assert found == pytest.approx(wanted, rel=1e-5)
+
+
 @pytest.mark.parametrize("mixed", [0.0, 0.2])
 def test_a_step_is_the_same_on_any_division_into_devices_and_passes(mixed: float) -> None:
     options = replace(OPTIONS, mixup=mixed)
     # Mixup draws once per device and pass; without it one device may take all groups at once.
     divisions = [(4, 1), (1, 4), (2, 2)] if mixed else [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)]
     runs = [Run(devices, passes, options) for devices, passes in divisions]
-    lines = [run.train() for run in runs]
-    for run, line in zip(runs[1:], lines[1:], strict=True):
-        assert_same(run.state, runs[0].state)
-        for found, wanted in zip(line, lines[0], strict=True):
-            assert found == pytest.approx(wanted, rel=1e-5)
+    assert_same_runs(runs)
+    if not mixed:
+        # Left-out images, all of them on one device of four, half of the next one's.
+        assert_same_runs(runs, mask=np.arange(IMAGES) >= 6)
+        assert runs[0].train(steps=1, mask=np.arange(IMAGES) >= 6)[0]["readable"] == 10 / 16
+
+
+def test_a_step_of_the_real_block_is_the_same_on_any_division() -> None:
+    """And it gathers nothing, and donates its state."""
+    runs = [Run(*division, network=Narrow()) for division in [(1, 4), (2, 2), (4, 1)]]
+    for run in runs:
+        run.step = run.step.lower(run.state, run.batch(0), np.float32(0)).compile()
+    before = jax.tree.leaves(runs[-1].state)
+    assert_same_runs(runs)
+    assert all(leaf.is_deleted() for leaf in before)
+    text = runs[-1].step.as_text()
+    assert "all-gather" not in text and "all-to-all" not in text
+    assert re.search(r"all-reduce", text)
+
+
+def test_a_loss_that_is_no_number_costs_the_update_though_the_gradients_are() -> None:
+    """Logits so far apart that their logarithms overflow."""
+    apart = jnp.full((IMAGES, CLASSES), -3e38).at[:, 0].set(3e38)
+
+    def apply(variables: Any, images: jax.Array, **_: Any) -> Any:
+        logits = apart + variables["params"]["fc"]["bias"]
+        return logits, {"batch_stats": {"mean": jnp.mean(images)}}
+
+    policy = POLICIES["fp16"]
+    optimizer = optim.make_optimizer(OptimConfig())
+    state = create(
+        {"params": {"fc": {"bias": jnp.zeros(CLASSES)}}, "batch_stats": {"mean": jnp.float32(0)}},
+        optimizer=optimizer,
+        loss_scale=init_loss_scale(policy, 128.0),
+        seed=0,
+        with_ema=False,
+    )
+    run = Run()
+    options = replace(OPTIONS, policy=policy, ema_decay=None)
+    step = make_train_step(apply, optimizer, options, run.mesh)
+    state, metrics = step(replicate(run.mesh, state), run.batch(0), np.float32(1))
+    assert not np.isfinite(float(metrics["loss"]))
+    assert int(metrics["bad_steps"]) == int(metrics["skipped_steps"]) == 1
+    assert not np.any(state.params["fc"]["bias"])
+    assert float(state.loss_scale.scale) == 128, "torch's scaler looks at gradients only"
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
@@ -125,16 +189,6 @@ def test_the_gradient_is_the_mean_over_devices(devices: int) -> None:
         out_specs=jax.sharding.PartitionSpec(),
     )
     assert float(jax.jit(mapped)(jnp.float32(2), x)) == pytest.approx(np.mean(x**2))
-
-
-def test_the_compiled_step_gathers_nothing_and_donates_its_state() -> None:
-    run = Run(devices=4)
-    before = jax.tree.leaves(run.state)
-    text = run.step.lower(run.state, run.batch(0), np.float32(0)).compile().as_text()
-    assert "all-gather" not in text and "all-to-all" not in text
-    assert re.search(r"all-reduce", text)
-    run.train(steps=1)
-    assert all(leaf.is_deleted() for leaf in before)
 
 
 def test_masked_images_do_not_train() -> None:

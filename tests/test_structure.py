@@ -22,7 +22,14 @@ RANKS: dict[int, set[str]] = {
         "ops.pooling",
         "ops.fusion",
     }
-    | {"report", "report.console", "report.dllogger", "report.meters", "report.plot"},
+    | {
+        "report",
+        "report.console",
+        "report.dllogger",
+        "report.meters",
+        "report.plot",
+        "report.files",
+    },
     1: {"layers", "optim", "state"}
     | {
         "data.dali",

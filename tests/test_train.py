@@ -114,12 +114,19 @@ def test_evaluate_of_a_finished_run_gives_its_last_numbers() -> None:
     workspace, _ = whole()
     copy = shared() / "evaluated"
     shutil.copytree(workspace, copy)
+    # A live run would still be writing these.
+    (copy / "checkpoints/99.orbax-checkpoint-tmp").mkdir()
+    (copy / "checkpoints/98.replaced").mkdir()
+    before = sorted((copy / "checkpoints").rglob("*"))
     out = done(tiny(copy, "--resume", "auto", "--evaluate")).stdout
     last = event(workspace, "epoch")[-1]["metrics"]
     again = event(copy, "evaluation")[-1]["metrics"]
     assert again == {name: value for name, value in last.items() if name.startswith("val.")}
     assert records(copy)[:-1] == records(workspace), "an evaluation is only added"
     assert f"{last['val.loss']:.5g}" in out[out.index("Evaluation") :]
+    assert sorted((copy / "checkpoints").rglob("*")) == before, "nothing is written there"
+    for name in ("config.json", "plan.json"):
+        assert (copy / name).read_text() == (workspace / name).read_text()
     same_bits(arrays(copy), arrays(workspace))
 
 
@@ -133,14 +140,22 @@ def test_one_epoch_at_a_time_equals_an_uninterrupted_run() -> None:
     assert records(parts) == records(workspace)
 
 
-def test_resuming_a_finished_run_changes_nothing() -> None:
+def test_resuming_a_finished_run_only_writes_a_summary_that_is_missing() -> None:
+    """It was killed between its last checkpoint and the summary."""
     workspace, _ = whole()
     copy = shared() / "finished"
     shutil.copytree(workspace, copy)
-    out = done(tiny(copy, "--resume", "auto")).stdout
-    assert "best top-1" in out[out.index("Outcome") :]
-    same_bits(arrays(copy), arrays(workspace))
-    assert records(copy) == records(workspace)
+    for name, summary in (("report.jsonl", '"summary"'), ("experiment_raport.json", '"step": []')):
+        lines = (copy / name).read_text().splitlines(keepends=True)
+        (copy / name).write_text("".join(line for line in lines if summary not in line))
+    assert not event(copy, "summary")
+    for _ in range(2):  # the second time it stands
+        out = done(tiny(copy, "--resume", "auto")).stdout
+        assert "best top-1" in out[out.index("Outcome") :]
+        same_bits(arrays(copy), arrays(workspace))
+        assert records(copy) == records(workspace)
+    dlll = [r for r in read_report(copy / "experiment_raport.json") if r.get("step") == []]
+    assert len(dlll) == 2  # the metrics for the console, the others
 
 
 def test_without_files_evaluation_or_checkpoints(tmp_path: Path) -> None:
@@ -165,6 +180,9 @@ def test_bf16_average_and_early_stopping(tmp_path: Path) -> None:
     assert epoch["metrics"]["val_ema.loss"] != epoch["metrics"]["val.loss"]
     assert "no better top-1" in out
     assert "top-1 of the average" in out[out.index("Outcome") :]
+    again = done(tiny(tmp_path / "run", *options, "--resume", "auto"), env=COMPILE_FAST).stdout
+    assert "no better top-1" in again
+    assert event(tmp_path / "run", "epoch") == [epoch], "stopped stays stopped"
     state = arrays(tmp_path / "run")
     assert {str(array.dtype) for name, array in state.items() if "params" in name} == {"float32"}
 
@@ -199,7 +217,8 @@ def _without_a_val_class(folder: Path) -> str:
         (["--init-from", "WHOLE", "--model.arch", "resnet18"], "se-resnext-tiny", "--model.arch"),
         (["--init-from", "/nowhere"], "/nowhere", ""),
         (["--workspace", "WHOLE"], "checkpoints of an earlier run", "--resume auto"),
-        (["--resume", "/nowhere"], "--resume /nowhere", "check the path"),
+        (["--resume", "~nouser/run"], "--resume ~nouser/run", "check the path"),
+        (["--workspace", "/dev/null/run"], "/dev/null/run", "choose another --workspace"),
         (["--optim.warmpu", "3"], "--optim.warmpu", "did you mean --optim.warmup?"),
         (["--optimizer-batch-size", "100"], "not a multiple", "--batch-size 25"),
     ],

@@ -40,7 +40,7 @@ def split_folder(config: DataConfig, split: Split) -> Path:
             "--data.root is missing: name the folder that holds train/ and val/, or give "
             "--data.backend synthetic"
         )
-    return Path(config.root).expanduser() / split
+    return Path(os.path.expanduser(config.root)) / split
 
 
 def decoding_threads(config: DataConfig, local_devices: int) -> int:

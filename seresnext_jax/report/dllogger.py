@@ -8,12 +8,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from seresnext_jax.errors import UserError
+from seresnext_jax.report.files import writing
 from seresnext_jax.report.meters import description, is_verbose, json_number
 
 PREFIX = "DLLL "
@@ -50,6 +50,7 @@ class Report:
           UserError: the files can't be written (this and every later call), `raport_file` is a
             folder or the second report, or a file that is continued is no report.
         """
+        self._folder = folder
         self.dlll_path = folder / raport_file
         self.jsonl_path = folder / JSONL_NAME
         self._steps_per_epoch = steps_per_epoch
@@ -61,7 +62,7 @@ class Report:
             raise UserError(f"--raport-file {raport_file} is the second report: choose another")
         if not enabled:
             return
-        with _writing(folder):
+        with writing(folder):
             for path in (self.dlll_path, self.jsonl_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
             if self.dlll_path.is_dir():  # it would be moved aside with all that it holds
@@ -91,6 +92,17 @@ class Report:
     def summary(self, metrics: Metrics) -> None:
         """Record the run's outcome."""
         self._log("summary", (), metrics)
+
+    @property
+    def has_summary(self) -> bool:
+        """Whether the files that are continued have a summary that stands."""
+        return () in self._kept
+
+    def attach(self, name: str, text: str) -> None:
+        """Write a file of its own beside the report."""
+        if self._enabled:
+            with writing(self._folder / name):
+                (self._folder / name).write_text(text, encoding="utf-8")
 
     def _log(self, event: str, position: Position, metrics: Metrics) -> None:
         # The run was stopped between this record and its checkpoint, or goes on after its summary.
@@ -127,7 +139,7 @@ class Report:
         plain_lines = [json.dumps(plain, allow_nan=False)]
         for path, lines in ((self.dlll_path, dlll_lines), (self.jsonl_path, plain_lines)):
             if self._enabled:
-                with _writing(path), path.open("a", encoding="utf-8") as file:
+                with writing(path), path.open("a", encoding="utf-8") as file:
                     file.write("".join(line + "\n" for line in lines))
 
     def _rewrite(self, keep: Callable[[Position], bool]) -> None:
@@ -142,7 +154,7 @@ class Report:
                     self._kept.add(position)
                     self._described.add(record.get("metric", ""))
             temporary = path.with_name(path.name + ".tmp")
-            with _writing(path):
+            with writing(path):
                 temporary.write_text("".join(kept), encoding="utf-8")
                 os.replace(temporary, path)
 
@@ -192,12 +204,3 @@ def _move_aside(*paths: Path) -> None:
     for path in paths:
         if path.exists():
             path.rename(path.with_name(f"{path.name}.{number}"))
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        mend = "free space there, mend its permissions or choose another --workspace"
-        raise UserError(f"the report {path} can't be written ({error.strerror}): {mend}") from error

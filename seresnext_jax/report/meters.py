@@ -46,24 +46,24 @@ def json_number(value: float) -> float | None:
 
 @dataclass
 class Mean:
-    """A weighted mean of what was added since the last reset."""
+    """The mean of what was added since the last reset."""
 
     total: float = 0.0
-    weight: float = 0.0
+    count: int = 0
 
-    def add(self, value: float, weight: float = 1.0) -> None:
-        """Count `value` as `weight` observations."""
-        self.total += value * weight
-        self.weight += weight
+    def add(self, value: float) -> None:
+        """Count one observation."""
+        self.total += value
+        self.count += 1
 
     @property
     def value(self) -> float:
         """The mean; NaN of nothing."""
-        return self.total / self.weight if self.weight else float("nan")
+        return self.total / self.count if self.count else float("nan")
 
     def reset(self) -> None:
         """Forget everything."""
-        self.total = self.weight = 0.0
+        self.total, self.count = 0.0, 0
 
 
 class Clock:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from seresnext_jax.report.dllogger import read_report
+from seresnext_jax.report.files import writing
 
 _PANELS = {"loss": ".loss", "accuracy (%)": ".top", "learning rate": ".lr"}
 """Title of a panel: what the names of its metrics hold."""
@@ -23,7 +24,7 @@ def plot_report(report: Path, png: Path) -> None:
       png: the picture to write.
 
     Raises:
-      UserError: the report is damaged.
+      UserError: the report is damaged, or the picture can't be written.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -49,7 +50,8 @@ def plot_report(report: Path, png: Path) -> None:
         axis.grid(alpha=0.3)
         if len(axis.lines) > 1:
             axis.legend(frameon=False)
-    figure.savefig(png, dpi=120)
+    with writing(png):
+        figure.savefig(png, dpi=120)
 
 
 def _names(epochs: list[dict[str, Any]], part: str) -> list[str]:
