@@ -2,7 +2,7 @@
 
     python benchmark.py train --batch-sizes 8 --against torch
     python benchmark.py infer --batch-sizes 1 8 --against torch
-    python benchmark.py data --data-root /imagenet
+    python benchmark.py data --against torch
 
 Programs that are compared run in turn, step by step, in one process. Warm-up and compilation are
 not in the figures; compilation has its own.
@@ -14,6 +14,7 @@ import platform
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import jax
@@ -55,7 +56,7 @@ class BenchmarkConfig:
     against: Literal["", "torch"] = ""
     """Measure PyTorch in turn with JAX: channels_last; on a GPU autocast and torch.compile too."""
     data_root: str = ""
-    """Dataset for `data`: a folder that holds train/ and val/."""
+    """Dataset for `data`: a folder that holds train/; empty: 256 photographs of 500 x 375."""
     workers: int = 2
     """Decoding threads or processes for `data`."""
     compilation_cache: str = "~/.cache/seresnext_jax"
@@ -196,19 +197,23 @@ def against(timings: dict[str, Timing], images: int) -> Row:
 
 def measure_data(options: BenchmarkConfig) -> list[Row]:
     """Images per second that each input backend decodes and crops for training."""
-    from benchmarks.input import measure_backends
+    from benchmarks.input import measure_backends, write_photographs
 
-    if not options.data_root:
-        raise UserError("--data-root is missing: name the folder that holds train/ and val/")
-    size = options.image_size or 224
-    data = DataConfig(root=options.data_root, image_size=size, workers=options.workers)
-    return measure_backends(
-        data,
-        batch_size=max(options.batch_sizes),
-        warmup=options.warmup,
-        steps=options.steps,
-        with_torch=bool(options.against),
-    )
+    with TemporaryDirectory() as photographs:
+        if not options.data_root:
+            write_photographs(Path(photographs))
+        data = DataConfig(
+            root=options.data_root or photographs,
+            image_size=options.image_size or 224,
+            workers=options.workers,
+        )
+        return measure_backends(
+            data,
+            batch_size=max(options.batch_sizes),
+            warmup=options.warmup,
+            steps=options.steps,
+            with_torch=bool(options.against),
+        )
 
 
 def print_table(rows: list[Row]) -> None:

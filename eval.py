@@ -21,7 +21,7 @@ from seresnext_jax.data.files import check_classes
 from seresnext_jax.data.open import open_loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.evaluate import evaluate, validation_smoothing
-from seresnext_jax.mesh import abstract_batch, make_mesh, replicate
+from seresnext_jax.mesh import abstract_batch, fails_alone, make_mesh, replicate
 from seresnext_jax.model import build
 from seresnext_jax.precision import POLICIES
 from seresnext_jax.report.console import Console
@@ -41,6 +41,7 @@ class EvalConfig(Config):
     """Also write the results to this file."""
 
 
+@fails_alone
 def main(argv: list[str]) -> int:
     """Run the program; returns its exit status."""
     config = parse_config(argv, program="eval.py", description=__doc__ or "", schema=EvalConfig)

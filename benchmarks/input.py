@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from PIL import Image
 
 from seresnext_jax.config import DataConfig
 from seresnext_jax.data.files import FileList, scan_folder
@@ -16,6 +17,26 @@ from seresnext_jax.data.sampler import crop_draws
 from seresnext_jax.mesh import make_mesh
 
 Row = dict[str, Any]
+
+PHOTOGRAPHS = 256
+"""Images of `write_photographs`; (width, height) below, that of an average ImageNet photo."""
+_SIZE = (500, 375)
+
+
+def write_photographs(folder: Path) -> None:
+    """Write train/<class>/*.jpg: random windows of the two photographs inside scikit-learn."""
+    from sklearn.datasets import load_sample_images
+
+    generator = np.random.default_rng(0)
+    for label, photograph in enumerate(load_sample_images().images):
+        target = folder / "train" / str(label)
+        target.mkdir(parents=True)
+        height, width = photograph.shape[:2]
+        for index in range(PHOTOGRAPHS // 2):
+            left = int(generator.integers(width - _SIZE[0] + 1))
+            top = int(generator.integers(height - _SIZE[1] + 1))
+            window = photograph[top : top + _SIZE[1], left : left + _SIZE[0]]
+            Image.fromarray(window).save(target / f"{index:03}.jpg", quality=95)
 
 
 def measure_backends(

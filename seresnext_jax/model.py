@@ -131,7 +131,9 @@ class Block(nn.Module):
             scale_init = 0.0 if last and options.last_bn_0_init else 1.0
             out = Conv(channels, size, stride, groups, options.init_mode, name=f"conv{i}")(out)
             out = BatchNorm(options.bn_group_size, scale_init, name=f"bn{i}")(out, train=train)
-            out = out if last else relu_once(out)
+            if not last:
+                # Without a gradient it is better computed where it is used.
+                out = relu_once(out) if train else nn.relu(out)
         if self.stride != 1 or x.shape[-1] != features:
             residual = Downsample(options, features, self.stride, name="downsample")(x, train=train)
         if arch.squeeze is not None:

@@ -9,13 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seresnext_jax.ops.convolution import conv2d, conv2d_reference
+from seresnext_jax.ops.convolution import conv2d
 from seresnext_jax.ops.fusion import computed_once, relu_once
 from seresnext_jax.ops.pooling import max_pool, max_pool_reference
+from seresnext_jax.ops.reference import conv2d_reference
 
 CASES = [
     # (kernel size, stride, padding, groups, channels in, channels out, height, width)
     (7, 2, 3, 1, 3, 8, 15, 18),
+    (3, 1, 1, 1, 3, 8, 9, 7),
+    (5, 3, 2, 1, 4, 8, 11, 9),
     (3, 1, 1, 8, 32, 32, 9, 7),
     (3, 2, 1, 8, 32, 32, 8, 8),
     (3, 2, 1, 8, 32, 32, 9, 7),

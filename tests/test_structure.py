@@ -19,6 +19,8 @@ RANKS: dict[int, set[str]] = {
         "data.files",
         "data.sampler",
         "ops.convolution",
+        "ops.grouped",
+        "ops.reference",
         "ops.pooling",
         "ops.fusion",
     }

@@ -1,20 +1,20 @@
 """2-D convolution in the formulation that is fastest on the backend at hand.
 
 Arrays are NHWC, kernels HWIO with I = channels / groups, whatever the formulation: the choice never
-shows in the parameters. `conv2d_reference` is the plain XLA convolution and the specification.
+shows in the parameters.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from seresnext_jax.ops.fusion import computed_once
+from seresnext_jax.ops.grouped import grouped_in_blocks
+from seresnext_jax.ops.reference import conv2d_reference
 
-_INFERENCE_WIDTH, _TRAINING_WIDTH = 16, 32
-"""Channels of one dense block of a grouped convolution on the CPU (docs/performance.md)."""
+_FEW_CHANNELS = 4
+"""An image's: a convolution of no more than these is the network's first."""
 
 
 def conv2d(
@@ -29,25 +29,14 @@ def conv2d(
     Returns:
       (N, (H + 2 padding - kh) // stride + 1, likewise, O), of x's dtype.
     """
+    on_cpu = jax.default_backend() == "cpu"
     if kernel.shape[:2] == (1, 1) and groups == 1 and padding == 0:
         return _pointwise(x, kernel, stride)
-    if groups > 1 and jax.default_backend() == "cpu":
-        return _grouped_in_blocks(x, kernel, stride, padding, groups)
+    if groups > 1 and on_cpu:
+        return grouped_in_blocks(x, kernel, stride, padding, groups)
+    if x.shape[-1] <= _FEW_CHANNELS and on_cpu:
+        return _of_few_channels(x, kernel, stride, padding)
     return conv2d_reference(x, kernel, stride=stride, padding=padding, groups=groups)
-
-
-def conv2d_reference(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, groups: int = 1
-) -> jax.Array:
-    """The same convolution as one XLA operation."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -57,121 +46,94 @@ def _pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     activations.
     """
     x = x[:, ::stride, ::stride]
-    pixels = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0])
+    product = _product if jax.default_backend() == "cpu" else jnp.dot
+    pixels = product(x.reshape(-1, x.shape[-1]), kernel[0, 0])
     return pixels.reshape(*x.shape[:-1], -1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _grouped_in_blocks(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int
-) -> jax.Array:
-    """A grouped convolution as dense convolutions of neighbouring groups.
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(P, C) @ (C, O), whose kernel gradient is again a product of rows and columns.
 
-    XLA's CPU backend has no fast gradient of a grouped convolution. Each block of 16 or
-    32 channels gets an ordinary convolution whose kernel is block-diagonal over its groups. The
-    gradients are written out so that the blocks' kernels are made, turned and taken apart all at
-    once: left to autodiff, each block's small transposes cost more than its convolutions.
+    XLA's CPU backend has a faster library for that than for a product of two transposed arrays,
+    by more than it costs to transpose x.
     """
-    return _convolve_blocks(x, _dense_blocks(kernel, groups, _INFERENCE_WIDTH), stride, padding)
+    return jnp.dot(x, kernel)
 
 
-def _grouped_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int
+def _product_forward(
+    x: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    blocks = _dense_blocks(kernel, groups, _TRAINING_WIDTH)
-    return _convolve_blocks(x, blocks, stride, padding), (x, kernel)
+    return jnp.dot(x, kernel), (x, kernel)
 
 
-def _grouped_backward(
-    stride: int,
-    padding: int,
-    groups: int,
-    saved: tuple[jax.Array, jax.Array],
-    gradient: jax.Array,
+def _product_backward(
+    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    gradient = computed_once(gradient)
-    blocks = _dense_blocks(kernel, groups, _TRAINING_WIDTH)
-    size = (x.shape[1], x.shape[2])
-    turned = lax.optimization_barrier(blocks[:, ::-1, ::-1].swapaxes(3, 4))
-    x_gradient = _by_block(
-        lambda piece, block: _spread(piece, block, stride, padding, size), gradient, turned
+    return jnp.dot(gradient, kernel.T), jnp.dot(lax.optimization_barrier(x.T), gradient)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _of_few_channels(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """The network's first convolution, whose kernel gradient is a product here.
+
+    XLA's CPU backend computes it as a convolution whose window is the whole image, twenty times
+    slower.
+    """
+    return conv2d_reference(x, kernel, stride=stride, padding=padding)
+
+
+def _few_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _of_few_channels(x, kernel, stride, padding), (x, kernel)
+
+
+def _few_backward(
+    stride: int, padding: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+
+    def of_x(x: jax.Array) -> jax.Array:
+        return conv2d_reference(x, kernel, stride=stride, padding=padding)
+
+    (x_gradient,) = jax.linear_transpose(of_x, x)(gradient)
+    kh, kw, channels, out = kernel.shape
+    taps_h, taps_w = -(-kh // stride), -(-kw // stride)
+    patches = _patches(x, (taps_h, taps_w), gradient.shape[1:3], stride, padding)
+    product = jnp.dot(patches.T, gradient.reshape(-1, out))
+    # (row of cells, column of cells, row in the cell, column in the cell, C, O)
+    cells = product.reshape(taps_h, taps_w, stride, stride, channels, out)
+    taps = cells.transpose(0, 2, 1, 3, 4, 5).reshape(
+        taps_h * stride, taps_w * stride, channels, out
     )
-
-    def kernel_gradient(piece: jax.Array, piece_gradient: jax.Array) -> jax.Array:
-        def convolve(block: jax.Array) -> jax.Array:
-            return conv2d_reference(piece, block, stride=stride, padding=padding)
-
-        (result,) = jax.linear_transpose(convolve, blocks[0])(piece_gradient)
-        return result
-
-    pieces = zip(
-        jnp.split(x, len(blocks), axis=-1), jnp.split(gradient, len(blocks), axis=-1), strict=True
-    )
-    dense = lax.optimization_barrier(jnp.stack([kernel_gradient(*pair) for pair in pieces]))
-    return x_gradient, _diagonal(dense, kernel.shape, groups, _TRAINING_WIDTH)
+    return x_gradient, taps[:kh, :kw]
 
 
-_grouped_in_blocks.defvjp(_grouped_forward, _grouped_backward)
+_of_few_channels.defvjp(_few_forward, _few_backward)
 
 
-def _convolve_blocks(x: jax.Array, blocks: jax.Array, stride: int, padding: int) -> jax.Array:
-    return _by_block(
-        lambda piece, block: conv2d_reference(piece, block, stride=stride, padding=padding),
-        x,
-        blocks,
-    )
-
-
-def _by_block(
-    function: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, blocks: jax.Array
+def _patches(
+    x: jax.Array, taps: tuple[int, int], size: tuple[int, ...], stride: int, padding: int
 ) -> jax.Array:
-    """Apply `function` to each block of channels of x and its kernel, and join the results."""
-    pieces = jnp.split(x, len(blocks), axis=-1)
-    return jnp.concatenate([function(p, blocks[i]) for i, p in enumerate(pieces)], axis=-1)
+    """What each output pixel sees: (N, H, W, C) → (N · out H · out W, taps · stride² · C).
 
-
-def _spread(
-    gradient: jax.Array, turned: jax.Array, stride: int, padding: int, size: tuple[int, int]
-) -> jax.Array:
-    """The gradient of a convolution's input of `size` (H, W), from its turned kernel."""
-    edges = []
-    for length, taps, out in zip(size, turned.shape[:2], gradient.shape[1:3], strict=True):
-        before = taps - 1 - padding
-        edges.append((before, length + taps - 1 - ((out - 1) * stride + 1) - before))
-    return lax.conv_general_dilated(
-        gradient,
-        turned,
-        window_strides=(1, 1),
-        padding=edges,
-        lhs_dilation=(stride, stride),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-def _merged_groups(group_in: int, groups: int, width: int) -> int:
-    """How many neighbouring groups share a block of about `width` channels."""
-    merged = max(1, width // group_in)
-    while groups % merged:
-        merged -= 1
-    return merged
-
-
-def _dense_blocks(kernel: jax.Array, groups: int, width: int) -> jax.Array:
-    """(kh, kw, C / groups, O) → one block-diagonal kernel per block, (B, kh, kw, C / B, O / B)."""
-    kh, kw, group_in, out = kernel.shape
-    merged = _merged_groups(group_in, groups, width)
-    blocks, group_out = groups // merged, out // groups
-    split = kernel.reshape(kh, kw, group_in, blocks, merged, group_out)
-    dense = jnp.einsum("hwibmo,nm->bhwnimo", split, jnp.eye(merged, dtype=kernel.dtype))
-    dense = dense.reshape(blocks, kh, kw, merged * group_in, merged * group_out)
-    return lax.optimization_barrier(dense)
-
-
-def _diagonal(dense: jax.Array, shape: tuple[int, ...], groups: int, width: int) -> jax.Array:
-    """The inverse of `_dense_blocks`: what lies off the diagonal belongs to no parameter."""
-    kh, kw, group_in, out = shape
-    merged = _merged_groups(group_in, groups, width)
-    split = dense.reshape(-1, kh, kw, merged, group_in, merged, out // groups)
-    diagonal = jnp.eye(merged, dtype=dense.dtype)
-    return jnp.einsum("bhwnimo,nm->hwibmo", split, diagonal).reshape(shape)
+    Cells of stride × stride pixels become channels first, so that a tap is a slice without stride.
+    """
+    n, h, w, c = x.shape
+    edges = [(0, 0)]
+    for length, count, out in zip((h, w), taps, size, strict=True):
+        whole = (out + count - 1) * stride
+        edges.append((padding, whole - length - padding))
+    padded = lax.pad(x, jnp.zeros((), x.dtype), [(*edge, 0) for edge in [*edges, (0, 0)]])
+    rows, columns = padded.shape[1] // stride, padded.shape[2] // stride
+    cells = padded.reshape(n, rows, stride, columns, stride, c).transpose(0, 1, 3, 2, 4, 5)
+    cells = cells.reshape(n, rows, columns, stride * stride * c)
+    seen = [
+        cells[:, i : i + size[0], j : j + size[1]] for i in range(taps[0]) for j in range(taps[1])
+    ]
+    return jnp.concatenate(seen, axis=-1).reshape(n * size[0] * size[1], -1)

@@ -1,0 +1,18 @@
+"""The plain XLA convolution: what the fast forms compute, and what runs on a GPU."""
+
+import jax
+from jax import lax
+
+
+def conv2d_reference(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, groups: int = 1
+) -> jax.Array:
+    """`conv2d` of convolution.py as one XLA operation."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
