@@ -22,7 +22,7 @@ demo: $(VENV)/.demo
 	    $$(find $(DATA)/val -name '*.jpg' | sort | awk 'NR % 60 == 1')
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # On a machine with an NVIDIA GPU: every figure of docs/performance.md that is missing there.
 bench-gpu: $(VENV)/.gpu
