@@ -21,9 +21,10 @@ from seresnext_jax.data.files import check_classes
 from seresnext_jax.data.open import open_loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.evaluate import evaluate, validation_smoothing
-from seresnext_jax.mesh import abstract_batch, fails_alone, make_mesh, replicate
+from seresnext_jax.mesh import abstract_batch, make_mesh, replicate
 from seresnext_jax.model import build
 from seresnext_jax.precision import POLICIES
+from seresnext_jax.processes import fails_alone
 from seresnext_jax.report.console import Console
 from seresnext_jax.steps import make_eval_step
 from seresnext_jax.weights import WeightsInfo

@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 from convert.weights import read_weights
 from seresnext_jax import optim, runtime
-from seresnext_jax.checkpoint import find_checkpoint
 from seresnext_jax.cli import parse_config, run
 from seresnext_jax.config import Config, Plan, flatten, resolve, to_dict
 from seresnext_jax.data.batch import Batch, Loader
@@ -25,13 +24,15 @@ from seresnext_jax.data.files import check_classes, check_same_classes
 from seresnext_jax.data.open import Split, count_images, open_loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.evaluate import evaluate, validation_smoothing
-from seresnext_jax.mesh import abstract_batch, fails_alone, make_mesh, replicate
+from seresnext_jax.mesh import abstract_batch, make_mesh, replicate
 from seresnext_jax.model import ResNet, build
 from seresnext_jax.precision import POLICIES, init_loss_scale
+from seresnext_jax.processes import fails_alone
 from seresnext_jax.progress import Progress, TrainLog
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.dllogger import Report
 from seresnext_jax.report.plot import plot_report
+from seresnext_jax.restore import find_checkpoint
 from seresnext_jax.saver import Saver
 from seresnext_jax.signals import EXIT_STOPPED, StopRequest
 from seresnext_jax.state import TrainState, create

@@ -19,7 +19,7 @@ from convert.weights import (
     to_state_dict,
     torch_io,
 )
-from seresnext_jax import checkpoint
+from seresnext_jax import restore
 from seresnext_jax.cli import parse_config, run
 from seresnext_jax.errors import UserError, shown
 from seresnext_jax.weights import WeightsInfo, flatten, save_weights, weights_folder
@@ -73,7 +73,7 @@ def to_torch(options: argparse.Namespace) -> int:
             raise UserError(
                 "--checkpoint goes with neither --safetensors nor --ema: leave them out"
             )
-        folder = checkpoint.find_checkpoint(options.source)
+        folder = restore.find_checkpoint(options.source)
         if folder is None:
             raise UserError(f"{options.source} is no checkpoint: leave --checkpoint out")
         content, notes = training.to_torch(folder, layout=options.layout, prefix=prefix)
@@ -120,9 +120,9 @@ def _inspect(path: Path) -> Facts:
     facts = _facts(variables, info)
     if weights_folder(path):
         return {**facts, "kind": "weights folder"}
-    found = checkpoint.find_checkpoint(path)
+    found = restore.find_checkpoint(path)
     assert found is not None  # or read_weights would have refused
-    return {**facts, "kind": "checkpoint", "has_ema": "ema" in checkpoint.read_weights(found)}
+    return {**facts, "kind": "checkpoint", "has_ema": "ema" in restore.read_weights(found)}
 
 
 def _facts(variables: dict[str, Any], info: WeightsInfo) -> Facts:

@@ -47,7 +47,6 @@ _DAMAGE = (
     MemoryError,
     OverflowError,
     struct.error,
-    zipfile.BadZipFile,
 )
 _OLDEST_TORCH = (2, 10)
 """Before it, a crafted file got past ``weights_only=True`` (CVE-2026-24747)."""
@@ -101,8 +100,10 @@ def read(path: Path) -> TorchFile:
         raise UserError(
             f"{path} is no whole safetensors file ({shown(error)}): get it again"
         ) from error
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path} is cut off: get it again") from error
     except _DAMAGE as error:
-        raise UserError(f"{path} {_damage(path, head)}") from error
+        raise UserError(f"{path} is no PyTorch file, or a damaged one: get it again") from error
 
 
 def _head(path: Path) -> bytes:
@@ -129,7 +130,8 @@ def _load(path: Path, head: bytes) -> Any:
             f"{path}: PyTorch {torch.__version__} can't open files of others safely: "
             "pip install 'torch>=2.10'"
         )
-    _check_archive(path)
+    if _is_zip(head):
+        _check_archive(path)
     with torch.serialization.safe_globals(_SAFE_GLOBALS):
         # Only the zip format, not that of torch < 1.6, can be mapped into memory.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(head))
@@ -140,8 +142,14 @@ def _is_zip(head: bytes) -> bool:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse zip archives that torch.save did not write."""
-    entries = _archived(path)
+    """Refuse zip archives that torch.save did not write.
+
+    Raises:
+      UserError: it is one of them.
+      zipfile.BadZipFile: it is none, or cut off; torch would look for its parts in its own way.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise UserError(f"{path} is a TorchScript program: save the model's state_dict() instead")
     weights = (".pth.tar", ".pth", ".pt", ".safetensors")
@@ -156,15 +164,6 @@ def _check_archive(path: Path) -> None:
         )
 
 
-def _archived(path: Path) -> list[zipfile.ZipInfo]:
-    """The entries of a zip archive; none in any other file, a cut one included."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.infolist()
-    except _DAMAGE:
-        return []
-
-
 def _refusal(message: str) -> str:
     """Why the restricted unpickler stopped, and the mend."""
     if found := re.search(r"(?:GLOBAL |but got <class ')([\w.]+)", message):
@@ -172,13 +171,6 @@ def _refusal(message: str) -> str:
             f"would call {shown(found[1])} when loaded, so it was not opened: "
             "get the weights from a source you trust, as a plain state dict"
         )
-    return "is no PyTorch file, or a damaged one: get it again"
-
-
-def _damage(path: Path, head: bytes) -> str:
-    """What is wrong with a file that torch can't read, and the mend."""
-    if _is_zip(head) and not _archived(path):
-        return "is cut off: get it again"
     return "is no PyTorch file, or a damaged one: get it again"
 
 

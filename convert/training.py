@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from convert.weights import Layout, from_state_dict, from_torch_file, to_state_dict
-from seresnext_jax import checkpoint, names
+from seresnext_jax import checkpoint, names, restore
 from seresnext_jax.config import Config, OptimConfig, Plan, resolve, to_dict
 from seresnext_jax.errors import UserError
 from seresnext_jax.optim import learning_rate, make_optimizer
@@ -305,7 +305,7 @@ def save(folder: Path, state: TrainState, meta: Meta) -> None:
     Raises:
       UserError: `folder` has checkpoints already, or can't be written.
     """
-    if checkpoint.find_checkpoint(folder):
+    if restore.find_checkpoint(folder):
         raise UserError(f"{folder} has checkpoints already: give a new folder")
     with checkpoint.Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(state, meta)
@@ -319,8 +319,8 @@ def to_torch(folder: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, An
       ``epoch, state_dict, best_prec1, optimizer`` and, where kept, ``state_dict_ema``; and a line
       for each thing that the original will read differently.
     """
-    weights, training = (checkpoint.read_weights(folder), checkpoint.read_training(folder))
-    meta = checkpoint.read_meta(folder)
+    weights, training = (restore.read_weights(folder), restore.read_training(folder))
+    meta = restore.read_meta(folder)
     plan = Plan(**meta["plan"])
     optim = OptimConfig(**meta["config"]["optim"])
     step = int(training["step"])

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seresnext_jax import checkpoint, names
+from seresnext_jax import names, restore
 from seresnext_jax.config import ModelConfig
 from seresnext_jax.errors import UserError, shown
 from seresnext_jax.model import ARCHITECTURES, Architecture, ResNet, build
@@ -229,7 +229,7 @@ def read_weights(path: Path | str, *, ema: bool = False) -> tuple[Tree, WeightsI
     """Read weights from a weights folder, a checkpoint or a torch file.
 
     Args:
-      path: a folder of `save_weights`, anything `checkpoint.find_checkpoint` understands, or a
+      path: a folder of `save_weights`, anything `restore.find_checkpoint` understands, or a
         file that `torch_file.read` does.
       ema: the moving average instead of the weights. Where there is nothing else, it is taken
         without asking, and the result says so.
@@ -247,7 +247,7 @@ def read_weights(path: Path | str, *, ema: bool = False) -> tuple[Tree, WeightsI
             raise UserError(f"{path} holds no moving average: leave --ema out")
         _check_variables(variables, info, path)
         return variables, info
-    if found := checkpoint.find_checkpoint(path):
+    if found := restore.find_checkpoint(path):
         return _from_checkpoint(found, ema=ema)
     if not path.is_file():
         raise UserError(f"{path} holds neither weights nor a checkpoint: check the path")
@@ -274,7 +274,7 @@ def _check_variables(variables: Tree, info: WeightsInfo, path: Path) -> None:
 
 
 def _from_checkpoint(folder: Path, *, ema: bool) -> tuple[Tree, WeightsInfo]:
-    weights, meta = checkpoint.read_weights(folder), checkpoint.read_meta(folder)
+    weights, meta = restore.read_weights(folder), restore.read_meta(folder)
     if ema and "ema" not in weights:
         raise UserError(f"{folder} holds no moving average: leave --ema out")
     variables = weights["ema"] if ema else weights

@@ -8,7 +8,7 @@ import jax
 
 from seresnext_jax.config import Config
 from seresnext_jax.data.batch import Batch, Loader
-from seresnext_jax.mesh import sum_over_processes
+from seresnext_jax.processes import sum_over_processes
 from seresnext_jax.report.meters import percentile
 
 LATENCY_PERCENTILES = (50, 90, 95, 99, 100)

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from seresnext_jax.config import Config
-from seresnext_jax.mesh import initialize_distributed
+from seresnext_jax.processes import initialize_distributed
 
 # The names of glibc's malloc.h. Only the main arena can grow without mmap: hence one arena.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8

@@ -9,19 +9,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from seresnext_jax.checkpoint import (
-    Checkpoints,
-    Meta,
-    find_checkpoint,
-    read_checkpoint,
-    read_newest,
-    step_folders,
-)
+from seresnext_jax.checkpoint import Checkpoints
 from seresnext_jax.config import Config, Plan, to_dict
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.progress import Progress
 from seresnext_jax.report.console import Console
+from seresnext_jax.restore import Meta, find_checkpoint, read_checkpoint, read_newest, step_folders
 from seresnext_jax.state import TrainState
 
 STEPS_BETWEEN_CLOCKS = 10

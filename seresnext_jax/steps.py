@@ -135,8 +135,8 @@ def _accumulate(state: TrainState, batch: Batch, apply: Apply, options: StepOpti
         index, images = inputs
         return jax.tree.map(jnp.add, total, one_pass(index, images)), None
 
-    scalars = jnp.zeros((3,))
-    zero = vary(jax.tree.map(jnp.zeros_like, Means(state.params, state.batch_stats, *scalars)))
+    like = Means(state.params, state.batch_stats, *3 * (jnp.float32(0),))
+    zero = vary(jax.tree.map(jnp.zeros_like, like))
     total, _ = jax.lax.scan(body, zero, (jnp.arange(passes), batch))
     return jax.tree.map(lambda x: x / passes, total)
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from seresnext_jax import optim
-from seresnext_jax.checkpoint import (
-    Checkpoints,
+from seresnext_jax.checkpoint import Checkpoints
+from seresnext_jax.config import OptimConfig
+from seresnext_jax.errors import UserError
+from seresnext_jax.mesh import make_mesh, replicate
+from seresnext_jax.precision import POLICIES, init_loss_scale
+from seresnext_jax.restore import (
     find_checkpoint,
     read_checkpoint,
     read_meta,
     read_newest,
     read_weights,
 )
-from seresnext_jax.config import OptimConfig
-from seresnext_jax.errors import UserError
-from seresnext_jax.mesh import make_mesh, replicate
-from seresnext_jax.precision import POLICIES, init_loss_scale
 from seresnext_jax.state import TrainState, create
 
 
@@ -83,6 +83,13 @@ def test_a_step_can_be_saved_again_with_its_evaluation(tmp_path: Path) -> None:
         checkpoints.save(state(3), {"evaluated": True}, top1=50.0)
     meta = read_meta(tmp_path / "3")
     assert (meta["evaluated"], meta["top1"]) == (True, 50.0)
+
+
+def test_what_is_best_is_not_guessed_past_a_damaged_result(tmp_path: Path) -> None:
+    fill(tmp_path, -1, [10.0, 30.0, 20.0])
+    (tmp_path / "2" / "meta" / "metadata").write_text("{")
+    with pytest.raises(UserError, match="2 can't be read"):
+        find_checkpoint(tmp_path / "best")
 
 
 def test_of_equal_results_the_first_is_best(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from seresnext_jax.errors import UserError
-from seresnext_jax.mesh import EXIT_OTHERS_LOST, initialize_distributed
+from seresnext_jax.processes import EXIT_OTHERS_LOST, initialize_distributed
 from tests.programs import (
     COMPILE_FAST,
     EPOCHS,
@@ -38,20 +38,22 @@ TRAIN = """
 import json, sys
 import flax.linen as nn, jax, numpy as np
 from pathlib import Path
-from seresnext_jax import mesh as devices, optim
+from seresnext_jax import optim
 from seresnext_jax.config import DataConfig, OptimConfig
 from seresnext_jax.data.folder import ImageReader
 from seresnext_jax.data.open import open_loader
 from seresnext_jax.evaluate import evaluate
 from seresnext_jax.layers import BatchNorm
+from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.precision import POLICIES, init_loss_scale
+from seresnext_jax.processes import initialize_distributed
 from seresnext_jax.state import create
 from seresnext_jax.steps import StepOptions, make_eval_step, make_train_step
 root, port, count, rank = sys.argv[1], *map(int, sys.argv[2:])
-devices.initialize_distributed(
+initialize_distributed(
     coordinator=f"127.0.0.1:{port}", num_processes=count, process_id=rank
 )
-mesh = devices.make_mesh()
+mesh = make_mesh()
 fp32 = POLICIES["fp32"]
 read = {"train": [], "val": []}
 image = ImageReader.image
@@ -69,7 +71,7 @@ class Net(nn.Module):
         x = BatchNorm(2, name="bn")(x, train=train)
         return nn.Dense(2, name="fc")(x.reshape(x.shape[0], -1))
 net, optimizer = Net(), optim.make_optimizer(OptimConfig())
-state = devices.replicate(mesh, create(
+state = replicate(mesh, create(
     net.init(jax.random.key(0), np.zeros((2, 16, 16, 3), np.float32), train=False),
     optimizer=optimizer, loss_scale=init_loss_scale(fp32, 1.0), seed=0, with_ema=False))
 train, val = open_split("train", 2), open_split("val", 1)
@@ -191,8 +193,8 @@ def test_two_processes_stop_together_and_equal_one() -> None:
 
 
 IMPATIENT = """
-from seresnext_jax import mesh
-mesh.HEARTBEAT_TIMEOUT = 5
+from seresnext_jax import processes
+processes.HEARTBEAT_TIMEOUT = 5
 import train
 train.run(train.main)
 """

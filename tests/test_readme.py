@@ -95,7 +95,6 @@ print([line for line in open("/proc/self/status") if line.startswith("VmHWM")][0
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the memory from /proc")
 def test_full_size_training_states_word_for_word_and_their_memory(tmp_path: Path) -> None:
     """545 MB with a moving average; the same tensors come back, and neither way takes 2.5 GB."""
     flat, to_flax, to_torch = (

@@ -18,12 +18,13 @@ import numpy as np
 import optax
 import pytest
 
-from seresnext_jax.checkpoint import Checkpoints, read_meta
+from seresnext_jax.checkpoint import Checkpoints
 from seresnext_jax.config import CheckpointConfig, Config, resolve
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.precision import POLICIES, init_loss_scale
 from seresnext_jax.report.console import Console
+from seresnext_jax.restore import read_meta
 from seresnext_jax.saver import Saver
 from seresnext_jax.state import create
 from tests import soak

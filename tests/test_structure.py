@@ -12,7 +12,17 @@ SHARED = {"__init__", "config", "errors", "data", "data.batch", "ops", "convert"
 """Plain data and package files, open to all."""
 
 RANKS: dict[int, set[str]] = {
-    0: {"names", "precision", "losses", "mixup", "metrics", "images", "mesh", "signals"}
+    0: {
+        "names",
+        "precision",
+        "losses",
+        "mixup",
+        "metrics",
+        "images",
+        "mesh",
+        "processes",
+        "signals",
+    }
     | {
         "class_names",
         "weights",
@@ -42,7 +52,7 @@ RANKS: dict[int, set[str]] = {
         "data.check",
         "data.pictures",
     },
-    2: {"model", "steps", "checkpoint"},
+    2: {"model", "steps", "checkpoint", "restore"},
     3: {"cli", "evaluate", "progress", "runtime", "saver"}
     | {"convert.torch_file", "convert.torch_forward"}
     | {"convert.weights", "convert.training", "convert.compare"},
@@ -52,7 +62,7 @@ RANK = {name: rank for rank, names in RANKS.items() for name in names}
 
 ONLY_IN = {
     "nvidia.dali": {"data.dali"},
-    "orbax": {"checkpoint"},
+    "orbax": {"checkpoint", "restore"},
     "flax.linen": {"layers", "model"},
     "torch": {"convert.torch_file", "convert.torch_forward"},
 }
