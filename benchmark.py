@@ -26,7 +26,7 @@ from seresnext_jax.cli import load_config, parse, run
 from seresnext_jax.config import Config, DataConfig, Precision
 from seresnext_jax.errors import UserError
 from seresnext_jax.model import ARCHITECTURES
-from seresnext_jax.runtime import keep_freed_memory
+from seresnext_jax.runtime import keep_freed_memory, use_compilation_cache
 
 Row = dict[str, Any]
 
@@ -59,7 +59,7 @@ class BenchmarkConfig:
     """Dataset for `data`: a folder that holds train/; empty: 256 photographs of 500 x 375."""
     workers: int = 2
     """Decoding threads or processes for `data`."""
-    compilation_cache: str = "~/.cache/seresnext_jax"
+    compilation_cache: str = Config.compilation_cache
     """Folder of JAX's persistent compilation cache; empty: none, to see a cold compilation."""
     json: str = ""
     """Also write the rows to this file."""
@@ -73,9 +73,7 @@ def main(argv: list[str]) -> int:
     if options.steps < 1 or options.warmup < 0 or min(options.batch_sizes + options.devices) < 1:
         raise UserError("--steps, --batch-sizes and --devices take numbers from 1 on")
     keep_freed_memory()
-    if options.compilation_cache:
-        cache = Path(options.compilation_cache).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    use_compilation_cache(options.compilation_cache)
     if max(options.devices) > jax.device_count():
         raise UserError(
             f"--devices {max(options.devices)} but there are {jax.device_count()}: on a CPU set "
