@@ -21,6 +21,12 @@ SHUTDOWN_TIMEOUT = 60
 EXIT_OTHERS_LOST = 76
 """Exit status of a process whose computation with the others failed (sysexits: EX_PROTOCOL)."""
 
+_COMMUNICATION = (
+    *("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "FAILED_PRECONDITION"),
+    *("INTERNAL", "UNAVAILABLE", "UNKNOWN"),
+)
+"""How XLA names the errors of a transport: Gloo's, NCCL's, the coordination service's."""
+
 
 def sum_over_processes(number: int) -> int:
     """The sum of every process's number; all of them must ask."""
@@ -116,7 +122,7 @@ def fails_alone(main: Main) -> Main:
 
 def _explain(error: Exception, *, debug: bool) -> int:
     """Print why this process ends before the others; returns its exit status."""
-    expected = isinstance(error, UserError | jax.errors.JaxRuntimeError)
+    expected = isinstance(error, UserError) or _is_of_communication(error)
     if debug or not expected:
         traceback.print_exc()
     if not expected:
@@ -131,3 +137,14 @@ def _explain(error: Exception, *, debug: bool) -> int:
         file=sys.stderr,
     )
     return EXIT_OTHERS_LOST
+
+
+def _is_of_communication(error: Exception) -> bool:
+    """Whether the runtime failed to exchange arrays or messages with the other processes.
+
+    JAX raises that as its own error or, from Gloo, as a ValueError; either begins with XLA's name
+    of the kind. An exhausted memory, say, is this process's own.
+    """
+    if not isinstance(error, jax.errors.JaxRuntimeError | ValueError):
+        return False
+    return str(error).partition(":")[0] in _COMMUNICATION

@@ -11,16 +11,18 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from seresnext_jax.restore import step_folders
-from tests.programs import arrays, done, finish, records, start, tiny
+from tests.programs import DIGITS, arrays, done, finish, records, start, tiny
 
 STOPPED = 75
 DEMO = ("--epochs", "20", "--optim.warmup", "2", "--prof", "-1", "--checkpoint.every-steps", "10")
 """The digits demo, whole, which also saves within its epochs."""
+OPTIMISED = {"XLA_FLAGS": ""}
+"""The environment of a program that is compiled as a user's."""
 
 
 @dataclass
@@ -43,19 +45,22 @@ class Outcome:
 def soak(
     calm: Path,
     rough: Path,
+    command: Sequence[str],
     *,
     kills: int,
     seed: int,
     longest: float,
-    options: Sequence[str] = DEMO,
+    env: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Disturb a run until it had `kills` kills with a checkpoint, let it finish, and compare.
 
     Args:
       calm: the workspace of an undisturbed run with the same options.
       rough: the workspace of the disturbed one.
+      command: starts or continues the disturbed run.
       seed: decides signals and moments, as far as the machine's speed lets it.
       longest: seconds; a signal comes at most so long after a start, later after early kills.
+      env: further variables of the program's environment.
     """
     outcome = Outcome()
     generator = random.Random(seed)
@@ -66,9 +71,7 @@ def soak(
         disturbing = outcome.kills < kills
         number = generator.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
         moment = generator.uniform(0.1, 1.0) * longest
-        status = _start_once(
-            tiny(rough, *options, "--resume", "auto"), number, moment if disturbing else None
-        )
+        status = _start_once(command, env, number, moment if disturbing else None)
         outcome.starts += 1
         outcome.statuses[status] += 1
         if status == -signal.SIGKILL:
@@ -83,13 +86,18 @@ def soak(
     return outcome
 
 
-def _start_once(command: Sequence[str], number: signal.Signals, moment: float | None) -> int:
+def _start_once(
+    command: Sequence[str],
+    env: Mapping[str, str] | None,
+    number: signal.Signals,
+    moment: float | None,
+) -> int:
     """Start the run and send it `number` after `moment` seconds; None: let it end by itself.
 
     Returns:
       its exit status.
     """
-    process = start(command)
+    process = start(command, env=env)
     if moment is not None:
         try:
             process.wait(moment)
@@ -122,12 +130,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        calm, rough = Path(folder) / "calm", Path(folder) / "rough"
-        done(tiny(Path(folder) / "compiled", *DEMO, "--run-epochs", "1"))
+        compiled, calm, rough = (Path(folder) / name for name in ("compiled", "calm", "rough"))
+        done(tiny(compiled, *DEMO, "--run-epochs", "1", config=DIGITS), env=OPTIMISED)
         began = time.monotonic()
-        done(tiny(calm, *DEMO))
+        done(tiny(calm, *DEMO, config=DIGITS), env=OPTIMISED)
         calm_seconds = time.monotonic() - began
-        outcome = soak(calm, rough, kills=options.kills, seed=options.seed, longest=calm_seconds)
+        outcome = soak(
+            calm,
+            rough,
+            tiny(rough, *DEMO, "--resume", "auto", config=DIGITS),
+            kills=options.kills,
+            seed=options.seed,
+            longest=calm_seconds / 4,  # a start takes half of that: many kills fall into one run
+            env=OPTIMISED,
+        )
     print(f"kills         {outcome.kills}, and {outcome.early_kills} before the first checkpoint")
     print(f"stops         {outcome.stops}")
     print(f"starts        {outcome.starts} (exit statuses {dict(outcome.statuses)})")

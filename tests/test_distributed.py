@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from seresnext_jax.errors import UserError
-from seresnext_jax.processes import EXIT_OTHERS_LOST, initialize_distributed
+from seresnext_jax.processes import EXIT_OTHERS_LOST, fails_alone, initialize_distributed
 from tests.programs import (
-    COMPILE_FAST,
     EPOCHS,
     STEPS,
     TWO,
@@ -145,7 +144,7 @@ def start_two(
     _, *options = tiny(workspace, *TWO, *more)
     options += ["--distributed.coordinator", f"127.0.0.1:{free_port()}"]
     options += ["--distributed.num-processes", "2", "--distributed.process-id"]
-    return [start([*program, *options, str(rank)], env=COMPILE_FAST) for rank in range(2)]
+    return [start([*program, *options, str(rank)]) for rank in range(2)]
 
 
 def finish_two(processes: list["subprocess.Popen[str]"], status: int, seen: str = "") -> str:
@@ -250,6 +249,46 @@ def test_others_stop_when_one_has_an_error(tmp_path: Path) -> None:
     processes = start_two(tmp_path / "run", program=("-c", FAILING))
     assert error_line(finish(processes[1])) == "error: an image of mine is broken"
     finish_lost(processes[0])
+
+
+RAISED = {
+    "other": jax.errors.JaxRuntimeError("FAILED_PRECONDITION: Buffer Definition Event: Gloo"),
+    "dispatch": ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"),
+    "memory": jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+    "bug": ValueError("not enough values to unpack"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        ("other", EXIT_OTHERS_LOST, "error: a computation with the other processes failed"),
+        ("dispatch", EXIT_OTHERS_LOST, "error: a computation with the other processes failed"),
+        ("memory", 1, "RESOURCE_EXHAUSTED"),
+        ("bug", 1, "Traceback"),
+    ],
+)
+def test_what_is_the_others_fault(
+    name: str,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The runtime's errors of a transport, however raised, and no others."""
+
+    def main(argv: list[str]) -> int:
+        raise RAISED[name]
+
+    def exit_at_once(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr("seresnext_jax.processes.os._exit", exit_at_once)
+    with pytest.raises(SystemExit) as ended:
+        fails_alone(main)([])
+    assert ended.value.code == status
+    assert said in capsys.readouterr().err
 
 
 # ---- joining -----------------------------------------------------------------------------------

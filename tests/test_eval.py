@@ -13,7 +13,7 @@ from seresnext_jax.errors import UserError
 from seresnext_jax.evaluate import validation_smoothing
 from seresnext_jax.model import ARCHITECTURES
 from seresnext_jax.weights import WeightsInfo
-from tests.programs import COMPILE_FAST, done, event, shared, tiny
+from tests.programs import DIGITS, done, event, shared, tiny
 from tests.reference import torch_model, torch_training
 
 TINY = "se-resnext-tiny"
@@ -73,19 +73,18 @@ def test_a_checkpoint_of_pytorch_is_evaluated_and_trained_on(
             *("--compilation-cache", str(shared() / "cache"), "--prof", "1"),
             *("--json", str(tmp_path / "r.json")),
         ],
-        env=COMPILE_FAST,
     )
     result = json.loads((tmp_path / "r.json").read_text())
     assert (result["architecture"], result["image_size"], result["count"]) == (TINY, 32, 32)
 
     run = tmp_path / "run"
-    program_name, flag, config, *options = tiny(run, "--optimizer-batch-size", "32")
+    program_name, flag, config, *options = tiny(run, "--optimizer-batch-size", "32", config=DIGITS)
     assert (program_name, flag) == ("train.py", "--config")
     words = ["to-flax", str(file), str(run), "--training", config, "--steps-per-epoch", "6"]
     assert convert([*words, *options]) == 0
     printed = capsys.readouterr().out
     assert "after epoch 2, step 12" in printed
     command = printed.partition("go on with: python ")[2].split()
-    out = done(command, env=COMPILE_FAST).stdout
+    out = done(command).stdout
     assert "continuing after step 12 (epoch 2)" in out
     assert [record["epoch"] for record in event(run, "epoch")] == [2]

@@ -23,7 +23,7 @@ from seresnext_jax.config import DecayMask, ModelConfig, OptimConfig
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from seresnext_jax.losses import smoothed_cross_entropy
-from seresnext_jax.mesh import make_mesh, put_batch, replicate
+from seresnext_jax.mesh import abstract_batch, make_mesh, put_batch, replicate
 from seresnext_jax.mixup import mix
 from seresnext_jax.model import build
 from seresnext_jax.precision import POLICIES, init_loss_scale
@@ -133,7 +133,12 @@ class Twins:
         self.mesh = make_mesh(jax.devices()[:1])
         self.state: TrainState = replicate(self.mesh, jax.tree.map(jnp.asarray, state))
         options = StepOptions(num_classes=CLASSES, policy=FP32, label_smoothing=SMOOTHING)
-        self.step = make_train_step(network.apply, optimizer, options, self.mesh)
+        step = make_train_step(network.apply, optimizer, options, self.mesh)
+        batch = abstract_batch(self.mesh, passes=1, batch_size=IMAGES, image_size=SIZE)
+        # As users' programs are: without optimisation, long sums are less exact.
+        self.step = step.lower(self.state, batch, np.float32(LR)).compile(
+            compiler_options={"xla_backend_optimization_level": 3}
+        )
         self.seeds = count()
 
     def train(self) -> tuple[float, float]:
@@ -156,7 +161,7 @@ class Twins:
 
 @pytest.mark.parametrize(
     ("rule", "nesterov"),
-    [("no-bn", False), ("nvidia-names", False), ("all", False), ("no-bn", True)],
+    [("no-bn", False), ("nvidia-names", True)],
 )
 def test_five_training_steps_are_pytorchs(rule: DecayMask, nesterov: bool) -> None:
     twins = Twins(rule, nesterov)

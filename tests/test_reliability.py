@@ -29,7 +29,6 @@ from seresnext_jax.saver import Saver
 from seresnext_jax.state import create
 from tests import soak
 from tests.programs import (
-    COMPILE_FAST,
     EPOCHS,
     ROOT,
     STEPS,
@@ -284,7 +283,9 @@ def test_minutes_between_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_short_soak() -> None:
     """Killed twice at random moments, the run ends bit for bit like an undisturbed one."""
-    outcome = soak.soak(whole(), shared() / "soaked", kills=2, seed=1, longest=7.0, options=OPTIONS)
+    soaked = shared() / "soaked"
+    command = tiny(soaked, *OPTIONS, "--resume", "auto")
+    outcome = soak.soak(whole(), soaked, command, kills=2, seed=1, longest=7.0)
     assert outcome.kills >= 2
     assert outcome.differences == ()
 
@@ -313,7 +314,7 @@ def test_another_number_of_devices_continues(tmp_path: Path) -> None:
     one = Path(shutil.copytree(on_two_devices(), tmp_path / "run"))
     keep_until(one, STEPS + 4)
     options = ("--batch-size", "32", "--model.bn-group-size", "16", "--run-epochs", "1")
-    result = done(tiny(one, *TWO, *options, "--resume", "auto"), env=COMPILE_FAST)
+    result = done(tiny(one, *TWO, *options, "--resume", "auto"))
     assert f"continuing after step {STEPS + 4} (epoch 1)" in result.stdout
     assert "--model.bn-group-size" not in result.stderr
     state, expected = arrays(one), arrays(on_two_devices(), 2 * STEPS)

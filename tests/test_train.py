@@ -12,7 +12,7 @@ from PIL import Image
 
 from seresnext_jax.report.dllogger import read_report
 from tests.programs import (
-    COMPILE_FAST,
+    DIGITS,
     EPOCHS,
     STEPS,
     arrays,
@@ -28,14 +28,22 @@ from tests.programs import (
 
 
 @cache
-def whole() -> tuple[Path, str]:
-    """An uninterrupted run and what it printed."""
+def demo() -> tuple[Path, str]:
+    """A run of the demo's network and what it printed."""
+    workspace = shared() / "demo"
+    return workspace, done(tiny(workspace, config=DIGITS)).stdout
+
+
+@cache
+def whole() -> Path:
+    """An uninterrupted run of the smallest network."""
     workspace = shared() / "whole"
-    return workspace, done(tiny(workspace)).stdout
+    done(tiny(workspace))
+    return workspace
 
 
 def test_run_prints_its_outcome_and_writes_every_file() -> None:
-    workspace, out = whole()
+    workspace, out = demo()
     best = max(event(workspace, "epoch"), key=lambda record: record["metrics"]["val.top1"])
     table = out[out.index("Outcome") :]
     assert f"{best['metrics']['val.top1']:.2f} % (epoch {best['epoch'] + 1})" in table
@@ -56,7 +64,7 @@ def test_run_prints_its_outcome_and_writes_every_file() -> None:
 
 
 def test_both_reports_say_each_step_once_and_the_same() -> None:
-    workspace, _ = whole()
+    workspace = whole()
     plain = records(workspace)
     trained = [record["step"] for record in plain if record["event"] == "train"]
     assert trained == list(range(2, STEPS * EPOCHS + 1, 2))
@@ -78,12 +86,12 @@ def test_both_reports_say_each_step_once_and_the_same() -> None:
 
 
 def test_the_network_learns() -> None:
-    losses = [record["metrics"]["train.loss"] for record in event(whole()[0], "epoch")]
+    losses = [record["metrics"]["train.loss"] for record in event(demo()[0], "epoch")]
     assert losses == sorted(losses, reverse=True)
 
 
 def test_eval_of_the_best_checkpoint_gives_the_reports_numbers(tmp_path: Path) -> None:
-    workspace, _ = whole()
+    workspace, _ = demo()
     best = max(event(workspace, "epoch"), key=lambda record: record["metrics"]["val.top1"])
     out = done(
         [
@@ -100,7 +108,7 @@ def test_eval_of_the_best_checkpoint_gives_the_reports_numbers(tmp_path: Path) -
 
 
 def test_classify_names_the_digits() -> None:
-    workspace, _ = whole()
+    workspace, _ = demo()
     image = min((shared() / "digits/val/7").iterdir())
     weights = str(workspace / "checkpoints/best")
     out = done(["classify.py", "--weights", weights, "--topk", "10", str(image)]).stdout
@@ -111,7 +119,7 @@ def test_classify_names_the_digits() -> None:
 
 
 def test_evaluate_of_a_finished_run_gives_its_last_numbers() -> None:
-    workspace, _ = whole()
+    workspace = whole()
     copy = shared() / "evaluated"
     shutil.copytree(workspace, copy)
     # A live run would still be writing these.
@@ -131,7 +139,7 @@ def test_evaluate_of_a_finished_run_gives_its_last_numbers() -> None:
 
 
 def test_one_epoch_at_a_time_equals_an_uninterrupted_run() -> None:
-    workspace, _ = whole()
+    workspace = whole()
     parts = shared() / "parts"
     done(tiny(parts, "--run-epochs", "1"))
     assert len(event(parts, "epoch")) == 1
@@ -142,7 +150,7 @@ def test_one_epoch_at_a_time_equals_an_uninterrupted_run() -> None:
 
 def test_resuming_a_finished_run_only_writes_a_summary_that_is_missing() -> None:
     """It was killed between its last checkpoint and the summary."""
-    workspace, _ = whole()
+    workspace = whole()
     copy = shared() / "finished"
     shutil.copytree(workspace, copy)
     for name, summary in (("report.jsonl", '"summary"'), ("experiment_raport.json", '"step": []')):
@@ -174,13 +182,13 @@ def test_without_files_evaluation_or_checkpoints(tmp_path: Path) -> None:
 def test_bf16_average_and_early_stopping(tmp_path: Path) -> None:
     """Patience 0 ends a run after its first epoch: no later one can be better by then."""
     options = ("--precision", "bf16", "--use-ema", "0.5", "--early-stopping-patience", "0")
-    out = done(tiny(tmp_path / "run", *options), env=COMPILE_FAST).stdout
+    out = done(tiny(tmp_path / "run", *options)).stdout
     (epoch,) = event(tmp_path / "run", "epoch")
     assert {"val.top1", "val.loss", "val_ema.top1", "val_ema.loss"} <= epoch["metrics"].keys()
     assert epoch["metrics"]["val_ema.loss"] != epoch["metrics"]["val.loss"]
     assert "no better top-1" in out
     assert "top-1 of the average" in out[out.index("Outcome") :]
-    again = done(tiny(tmp_path / "run", *options, "--resume", "auto"), env=COMPILE_FAST).stdout
+    again = done(tiny(tmp_path / "run", *options, "--resume", "auto")).stdout
     assert "no better top-1" in again
     assert event(tmp_path / "run", "epoch") == [epoch], "stopped stays stopped"
     state = arrays(tmp_path / "run")
@@ -194,10 +202,10 @@ def test_other_number_of_classes_gets_a_new_classifier(tmp_path: Path) -> None:
         for digit in ("0", "1"):
             source = shared() / "digits" / split / digit
             shutil.copytree(source, data / split / digit, copy_function=os.link)
-    weights = str(whole()[0] / "checkpoints/best")
+    weights = str(demo()[0] / "checkpoints/best")
     options = ("--init-from", weights, "--model.num-classes", "2", "--topk", "2")
     options += ("--data.root", str(data), "--evaluate")
-    out = done(tiny(tmp_path / "run", *options), env=COMPILE_FAST).stdout
+    out = done(tiny(tmp_path / "run", *options, config=DIGITS)).stdout
     assert f"starting from {weights} (se-resnext-tiny)" in out
     assert "new classifier for 2 classes (the weights have 10)" in out
 
@@ -229,7 +237,7 @@ def test_error_is_one_line_that_says_how_to_mend_it(
 ) -> None:
     if "RENAMED" in options:
         options = [options[0], _without_a_val_class(tmp_path / "data")]
-    options = [str(whole()[0]) if word == "WHOLE" else word for word in options]
+    options = [str(demo()[0]) if word == "WHOLE" else word for word in options]
     line = error_line(run(tiny(tmp_path / "run", *options)))
     assert problem in line
     assert mend in line

@@ -1,0 +1,21 @@
+"""The handwritten digits with a network of one block, which compiles in seconds.
+
+For what no network changes: signals, checkpoints, processes. A config file is Python, so it may add
+a row to the table of architectures.
+"""
+
+from dataclasses import replace
+
+from configs import digits
+from seresnext_jax.config import Config
+from seresnext_jax.model import ARCHITECTURES, Architecture
+
+ARCHITECTURES["one-block"] = Architecture(
+    "bottleneck", (1, 0, 0, 0), (16, 16, 16, 16), 2, 4, stem_width=16, squeeze=4
+)
+
+
+def get_config() -> Config:
+    """`configs/digits.py` with another network."""
+    config = digits.get_config()
+    return replace(config, model=replace(config.model, arch="one-block"))
