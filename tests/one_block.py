@@ -11,7 +11,7 @@ from seresnext_jax.config import Config
 from seresnext_jax.model import ARCHITECTURES, Architecture
 
 ARCHITECTURES["one-block"] = Architecture(
-    "bottleneck", (1, 0, 0, 0), (16, 16, 16, 16), 2, 4, stem_width=16, squeeze=4
+    "bottleneck", (1, 0, 0, 0), (64, 64, 64, 64), 2, 4, squeeze=4
 )
 
 

@@ -285,7 +285,7 @@ def test_short_soak() -> None:
     """Killed twice at random moments, the run ends bit for bit like an undisturbed one."""
     soaked = shared() / "soaked"
     command = tiny(soaked, *OPTIONS, "--resume", "auto")
-    outcome = soak.soak(whole(), soaked, command, kills=2, seed=1, longest=7.0)
+    outcome = soak.soak(whole(), soaked, command, kills=2, seed=1, longest=10.0)
     assert outcome.kills >= 2
     assert outcome.differences == ()
 
