@@ -158,6 +158,13 @@ def arrays(workspace: Path, step: int | None = None) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(tree)}
 
 
+def keep_until(workspace: Path, step: int) -> None:
+    """Delete the checkpoints behind `step`."""
+    for newer in (workspace / "checkpoints").iterdir():
+        if newer.name.isdigit() and int(newer.name) > step:
+            shutil.rmtree(newer)
+
+
 def same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
     """Two states have the same arrays, bit for bit."""
     assert a.keys() == b.keys()

@@ -20,9 +20,11 @@ from tests.programs import (
     STEPS,
     TWO,
     arrays,
+    done,
     error_line,
     event,
     finish,
+    keep_until,
     on_two_devices,
     read_until,
     records,
@@ -189,6 +191,21 @@ def test_two_processes_stop_together_and_equal_one() -> None:
         for folder in (stopped_twice(), on_two_devices())
     )
     np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+
+
+def test_another_number_of_devices_continues(tmp_path: Path) -> None:
+    """Twice the batch on one of two devices, normalised in groups of the same size."""
+    one = Path(shutil.copytree(on_two_devices(), tmp_path / "run"))
+    keep_until(one, STEPS + 4)
+    options = ("--batch-size", "32", "--model.bn-group-size", "16", "--run-epochs", "1")
+    result = done(tiny(one, *TWO, *options, "--resume", "auto"))
+    assert f"continuing after step {STEPS + 4} (epoch 1)" in result.stdout
+    assert "--model.bn-group-size" not in result.stderr
+    state, expected = arrays(one), arrays(on_two_devices(), 2 * STEPS)
+    assert state.keys() == expected.keys()
+    for name, array in expected.items():
+        distance = np.linalg.norm(np.subtract(state[name], array, dtype=np.float64))
+        assert distance <= 1e-3 * np.linalg.norm(array), name
 
 
 IMPATIENT = """

@@ -32,13 +32,12 @@ from tests.programs import (
     EPOCHS,
     ROOT,
     STEPS,
-    TWO,
     arrays,
     done,
     error_line,
     event,
     finish,
-    on_two_devices,
+    keep_until,
     read_until,
     records,
     run,
@@ -78,13 +77,6 @@ def killed() -> Path:
     assert finish(process).returncode == -signal.SIGKILL
     keep_until(workspace, KILLED_AFTER)
     return workspace
-
-
-def keep_until(workspace: Path, step: int) -> None:
-    """Delete the checkpoints behind `step`."""
-    for newer in (workspace / "checkpoints").iterdir():
-        if newer.name.isdigit() and int(newer.name) > step:
-            shutil.rmtree(newer)
 
 
 def copy_of_killed(folder: Path) -> Path:
@@ -307,18 +299,3 @@ def test_the_slurm_example(status: int, restarts: int, again: bool, tmp_path: Pa
     result = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
     assert result.stdout == ("requeue 17\n" if again else "")
     assert result.returncode == status
-
-
-def test_another_number_of_devices_continues(tmp_path: Path) -> None:
-    """Twice the batch on one of two devices, normalised in groups of the same size."""
-    one = Path(shutil.copytree(on_two_devices(), tmp_path / "run"))
-    keep_until(one, STEPS + 4)
-    options = ("--batch-size", "32", "--model.bn-group-size", "16", "--run-epochs", "1")
-    result = done(tiny(one, *TWO, *options, "--resume", "auto"))
-    assert f"continuing after step {STEPS + 4} (epoch 1)" in result.stdout
-    assert "--model.bn-group-size" not in result.stderr
-    state, expected = arrays(one), arrays(on_two_devices(), 2 * STEPS)
-    assert state.keys() == expected.keys()
-    for name, array in expected.items():
-        distance = np.linalg.norm(np.subtract(state[name], array, dtype=np.float64))
-        assert distance <= 1e-3 * np.linalg.norm(array), name
