@@ -6,7 +6,6 @@ thousand times what they are off otherwise.
 """
 
 from copy import deepcopy
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -26,7 +25,7 @@ from seresnext_jax.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from seresnext_jax.losses import smoothed_cross_entropy
 from seresnext_jax.mesh import abstract_batch, make_mesh, put_batch, replicate
 from seresnext_jax.mixup import mix
-from seresnext_jax.model import Architecture, Options, ResNet, build
+from seresnext_jax.model import build
 from seresnext_jax.precision import POLICIES, init_loss_scale
 from seresnext_jax.state import TrainState, create
 from seresnext_jax.steps import StepOptions, make_train_step
@@ -41,8 +40,6 @@ TINY = torch_model.Architecture(
     "bottleneck", (1, 1, 1, 1), (32, 64, 128, 256), 2, 8, stem_width=32, squeeze=16
 )
 """What se-resnext-tiny has to be."""
-NARROW = replace(TINY, layers=(1, 1, 0, 0), widths=(32, 64, 64, 64))
-"""Two stages with a stride between them."""
 
 
 def pixels(seed: int, n: int = IMAGES, size: int = SIZE) -> np.ndarray:
@@ -84,10 +81,10 @@ def is_clear(model: torch_model.ResNet, batch: torch_training.MicroBatch) -> boo
     return inputs.nearest > RELU_MARGIN
 
 
-def small_torch(arch: torch_model.Architecture, seed: int = 0) -> torch_model.ResNet:
+def tiny_torch(seed: int = 0) -> torch_model.ResNet:
     with torch.no_grad():
         torch.manual_seed(seed)
-        model = torch_model.ResNet(arch, CLASSES)
+        model = torch_model.ResNet(TINY, CLASSES)
         torch_model.randomize_like_trained(model, seed, image_size=SIZE)
     return model
 
@@ -114,7 +111,7 @@ class Twins:
     """One PyTorch network and its Flax copy, trained on the same batches."""
 
     def __init__(self, rule: DecayMask, nesterov: bool) -> None:
-        self.model = small_torch(NARROW)
+        self.model = tiny_torch()
         variables = to_variables(self.model)
         self.model.double()
         # A decay this strong shows at once which tensors it is applied to.
@@ -122,7 +119,9 @@ class Twins:
         self.sgd = torch_training.sgd(
             self.model, LR, weight_decay=0.05, decay=rule, nesterov=nesterov
         )
-        network = ResNet(Options(Architecture(**vars(NARROW))), CLASSES, FP32.compute_dtype)
+        network = build(
+            ModelConfig(arch="se-resnext-tiny", num_classes=CLASSES), dtype=FP32.compute_dtype
+        )
         optimizer = optim.make_optimizer(config)
         state = create(
             variables,
@@ -186,7 +185,7 @@ def test_five_training_steps_are_pytorchs(rule: DecayMask, nesterov: bool) -> No
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_loss_and_every_gradient_are_pytorchs(mixed: bool) -> None:
-    model = small_torch(TINY, seed=1)
+    model = tiny_torch(seed=1)
     labels = np.random.default_rng(4).integers(0, CLASSES, IMAGES)
     order, c = np.random.default_rng(5).permutation(IMAGES), 0.3
     draw = torch_training.Mixup(c, torch.from_numpy(order)) if mixed else None
