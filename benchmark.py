@@ -20,7 +20,8 @@ from typing import Any, Literal
 import jax
 import tyro
 
-from benchmarks.flops import forward_macs
+from benchmarks.flops import forward_macs, peak_tflops
+from benchmarks.programs import Program, jax_infer, jax_train, torch_infer, torch_train
 from benchmarks.timing import Timing, interleave
 from seresnext_jax.cli import load_config, parse, run
 from seresnext_jax.config import Config, DataConfig, Precision
@@ -129,10 +130,19 @@ def gigaflops(config: Config, *, training: bool) -> float:
     return 2e-9 * macs * (3 if training else 1)
 
 
+def rates(config: Config, program: Program, timing: Timing, *, training: bool) -> Row:
+    """Arithmetic and memory traffic per second and device, and what share of the peak it is."""
+    per_call = config.batch_size * gigaflops(config, training=training) / 1e3
+    row: Row = {"TFLOP/s": per_call / timing.median}
+    if peak := peak_tflops(jax.devices()[0].device_kind, config.precision):
+        row["MFU"] = row["TFLOP/s"] / peak
+    if program.bytes_accessed:
+        row["GB/s"] = program.bytes_accessed / timing.median / 1e9
+    return row
+
+
 def measure_train(options: BenchmarkConfig) -> list[Row]:
     """Training throughput for each precision, batch size and number of devices."""
-    from benchmarks.programs import jax_train, torch_train
-
     rows = []
     for config in configs(options):
         for devices in options.devices:
@@ -150,7 +160,7 @@ def measure_train(options: BenchmarkConfig) -> list[Row]:
                 "batch": config.batch_size,
                 "devices": devices,
                 "img/s": images / timings["jax"].median,
-                "TFLOP/s": images / timings["jax"].median * gigaflops(config, training=True) / 1e3,
+                **rates(config, programs["jax"], timings["jax"], training=True),
                 "compile s": programs["jax"].compile_seconds,
                 "temporary MiB": (programs["jax"].memory_bytes or 0) / 2**20,
             }
@@ -160,8 +170,6 @@ def measure_train(options: BenchmarkConfig) -> list[Row]:
 
 def measure_infer(options: BenchmarkConfig) -> list[Row]:
     """Inference throughput and latency for each precision and batch size."""
-    from benchmarks.programs import jax_infer, torch_infer
-
     rows = []
     for config in configs(options):
         programs = {"jax": jax_infer(config)}
@@ -179,6 +187,7 @@ def measure_infer(options: BenchmarkConfig) -> list[Row]:
             "img/s": config.batch_size / ours.median,
             "avg ms": 1e3 * ours.mean,
             **{f"p{p} ms": 1e3 * ours.at(p) for p in (50, 90, 95, 99)},
+            **rates(config, programs["jax"], ours, training=False),
             "compile s": programs["jax"].compile_seconds,
         }
         rows.append(row | against(timings, config.batch_size))

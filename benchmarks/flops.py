@@ -1,6 +1,24 @@
-"""How much arithmetic a network is, counted from its architecture."""
+"""How much arithmetic a network is, counted from its architecture, and what devices can do."""
 
+from seresnext_jax.config import Precision
 from seresnext_jax.model import Architecture
+
+PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
+    "H200": {"fp16": 989, "bf16": 989, "tf32": 495, "fp32": 67},
+    "H100": {"fp16": 989, "bf16": 989, "tf32": 495, "fp32": 67},
+    "A100": {"fp16": 312, "bf16": 312, "tf32": 156, "fp32": 19.5},
+    "V100": {"fp16": 125, "fp32": 15.7},
+    "T4": {"fp16": 65, "fp32": 8.1},
+}
+"""Dense peak of each device by a part of its name, from NVIDIA's data sheets (SXM boards)."""
+
+
+def peak_tflops(device_kind: str, precision: Precision) -> float | None:
+    """A device's dense peak in TFLOP/s; None where it is not known."""
+    for name, peaks in PEAK_TFLOPS.items():
+        if name in device_kind:
+            return peaks.get(precision)
+    return None
 
 
 def forward_macs(arch: Architecture, *, num_classes: int, image_size: int) -> int:

@@ -29,8 +29,10 @@ class Program:
 
     work: Work
     compile_seconds: float
-    memory_bytes: int | None
+    memory_bytes: int | None = None
     """Peak of temporary buffers per device, where the compiler tells."""
+    bytes_accessed: float | None = None
+    """Memory traffic of one call per device by the compiler's count, where it tells."""
 
 
 def _images(config: Config, devices: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +85,7 @@ def jax_train(config: Config, *, devices: int) -> Program:
         holder[0], metrics = compiled(holder[0], batch, lr)
         jax.block_until_ready((holder[0], metrics))
 
-    return Program(work, seconds, _temporary_bytes(compiled))
+    return Program(work, seconds, *_memory(compiled))
 
 
 def jax_infer(config: Config) -> Program:
@@ -104,13 +106,15 @@ def jax_infer(config: Config) -> Program:
     return Program(
         lambda: jax.block_until_ready(compiled(variables, images)),
         seconds,
-        _temporary_bytes(compiled),
+        *_memory(compiled),
     )
 
 
-def _temporary_bytes(compiled: Any) -> int | None:
-    analysis = compiled.memory_analysis()
-    return None if analysis is None else int(analysis.temp_size_in_bytes)
+def _memory(compiled: Any) -> tuple[int | None, float | None]:
+    """A program's `memory_bytes` and `bytes_accessed`."""
+    analysis, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    temporary = None if analysis is None else int(analysis.temp_size_in_bytes)
+    return temporary, (cost or {}).get("bytes accessed")
 
 
 def torch_train(config: Config) -> Program:
@@ -136,7 +140,7 @@ def torch_train(config: Config) -> Program:
         scaler.update()
         loss.item()
 
-    return Program(work, _first_call(work), None)
+    return Program(work, _first_call(work))
 
 
 def torch_infer(config: Config) -> Program:
@@ -154,7 +158,7 @@ def torch_infer(config: Config) -> Program:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return Program(work, _first_call(work), None)
+    return Program(work, _first_call(work))
 
 
 def _torch_network(config: Config) -> Any:

@@ -1,0 +1,47 @@
+"""What benchmark.py counts and prints; how fast anything is, no test asks."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.flops import forward_macs, peak_tflops
+from seresnext_jax.model import ARCHITECTURES
+from tests.programs import done
+
+
+@pytest.mark.parametrize(
+    ("arch", "giga_macs"),
+    [
+        ("resnet18", 1.814),
+        ("resnet50", 4.089),
+        ("resnet152", 11.514),
+        ("resnext50-32x4d", 4.23),
+        ("resnext101-32x8d", 16.414),
+    ],
+)
+def test_the_arithmetic_is_what_torchvision_publishes(arch: str, giga_macs: float) -> None:
+    macs = forward_macs(ARCHITECTURES[arch], num_classes=1000, image_size=224)
+    assert macs / 1e9 == pytest.approx(giga_macs, rel=2e-3)
+
+
+def test_only_known_devices_have_a_peak() -> None:
+    assert peak_tflops("NVIDIA H100 80GB HBM3", "bf16") == 989
+    assert peak_tflops("Tesla V100-SXM2-16GB", "bf16") is None
+    assert peak_tflops("cpu", "fp32") is None
+
+
+def test_inference_beside_pytorch(tmp_path: Path) -> None:
+    """The table and the JSON have the same row, with rates, latencies and the ratio."""
+    words = "infer --arch se-resnext-tiny --image-size 32 --batch-sizes 2 --steps 3 --warmup 0"
+    more = ["--against", "torch", "--json", str(tmp_path / "a.json"), "--compilation-cache", ""]
+    out = done(["benchmark.py", *words.split(), *more]).stdout
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["machine"]["jax"] in out.splitlines()[0]
+    assert [row["batch"] for row in found["rows"]] == [2]
+    for row in found["rows"]:
+        assert 0 < row["p50 ms"] <= row["p90 ms"] <= row["p95 ms"] <= row["p99 ms"]
+        assert row["img/s"] == pytest.approx(1e3 * row["batch"] / row["p50 ms"])
+        assert row["jax / torch"] == pytest.approx(row["img/s"] / row["torch img/s"])
+        assert row["TFLOP/s"] > 0 and row["GB/s"] > 0 and "MFU" not in row
+        assert f"{row['img/s']:.4g}" in out
