@@ -69,12 +69,14 @@ def whole() -> Path:
 
 @cache
 def killed() -> Path:
-    """A run that was killed just after its checkpoint in the middle of the second epoch."""
+    """A run that was killed when its report was ahead of its newest checkpoint."""
     workspace = shared() / "killed"
     process = start(tiny(workspace, *OPTIONS))
+    read_until(process, f"epoch 2/{EPOCHS} step {KILLED_AFTER + 1 - STEPS}/{STEPS}")
     wait_for(process, workspace / "checkpoints", str(KILLED_AFTER))
     process.kill()
     assert finish(process).returncode == -signal.SIGKILL
+    assert event(workspace, "train")[-1]["step"] > KILLED_AFTER
     keep_until(workspace, KILLED_AFTER)
     return workspace
 
