@@ -22,7 +22,7 @@ import tyro
 from typing_extensions import TypeVar
 
 from seresnext_jax.config import Config, check, flatten, option_name
-from seresnext_jax.errors import UserError
+from seresnext_jax.errors import UserError, of_the_surroundings
 from seresnext_jax.model import find_architecture
 
 T = TypeVar("T")
@@ -39,8 +39,8 @@ The defaults shown are those of """
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a program and exit: 0 or what `main` returns, 2 on a `UserError`, 130 on Ctrl-C.
 
-    A `UserError` is one line on stderr, preceded by its traceback where the command line has
-    ``--debug``. Every other exception is a bug in this project and passes through.
+    An error of the surroundings is one line on stderr, preceded by its traceback where the command
+    line has ``--debug``. Every other exception is a bug in this project and passes through.
     """
     argv = sys.argv[1:]
     try:
@@ -48,12 +48,21 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except BrokenPipeError:  # ... | head; the exit must not write to the pipe again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (UserError, KeyboardInterrupt) as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        interrupted = isinstance(error, KeyboardInterrupt)
-        print(f"error: {'interrupted' if interrupted else error}", file=sys.stderr)
-        sys.exit(130 if interrupted else 2)
+    except KeyboardInterrupt:
+        _end("interrupted", 130, debug="--debug" in argv)
+    except Exception as error:
+        known = of_the_surroundings(error)
+        if known is None:
+            raise
+        _end(str(known), 2, debug="--debug" in argv)
+
+
+def _end(line: str, status: int, *, debug: bool) -> NoReturn:
+    """Exit with a line about the exception at hand."""
+    if debug:
+        traceback.print_exc()
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(status)
 
 
 def parse_config(

@@ -15,3 +15,19 @@ def shown(text: object) -> str:
     """Text out of a file as it may stand in a line: control characters escaped, cut to 80."""
     plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
     return plain if len(plain) <= _SHOWN else plain[: _SHOWN - 3] + "..."
+
+
+def of_the_surroundings(error: Exception) -> UserError | None:
+    """What a program says of an error in one line; None: it is a bug.
+
+    That a device's memory does not suffice reaches Python as a runtime error of JAX.
+    """
+    if isinstance(error, UserError):
+        return error
+    if str(error).startswith("RESOURCE_EXHAUSTED"):
+        return UserError(
+            f"the device's memory does not suffice ({shown(str(error).partition(': ')[2])}): lower "
+            "--batch-size; in training, --optimizer-batch-size keeps the step's images in several "
+            "passes"
+        )
+    return None

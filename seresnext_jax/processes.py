@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from seresnext_jax.errors import UserError
+from seresnext_jax.errors import UserError, of_the_surroundings
 
 HEARTBEAT_TIMEOUT = 30
 """Seconds without a sign of life from one process after which the others abort; JAX says 100."""
@@ -122,14 +122,14 @@ def fails_alone(main: Main) -> Main:
 
 def _explain(error: Exception, *, debug: bool) -> int:
     """Print why this process ends before the others; returns its exit status."""
-    expected = isinstance(error, UserError) or _is_of_communication(error)
-    if debug or not expected:
+    known, lost = of_the_surroundings(error), _is_of_communication(error)
+    if debug or not (known or lost):
         traceback.print_exc()
-    if not expected:
-        return 1
-    if isinstance(error, UserError):
-        print(f"error: {error}", file=sys.stderr)
+    if known:
+        print(f"error: {known}", file=sys.stderr)
         return 2
+    if not lost:
+        return 1
     cause = str(error).partition("\n")[0][:200]
     print(
         f"error: a computation with the other processes failed ({cause}): one of them has ended, "
@@ -143,7 +143,7 @@ def _is_of_communication(error: Exception) -> bool:
     """Whether the runtime failed to exchange arrays or messages with the other processes.
 
     JAX raises that as its own error or, from Gloo, as a ValueError; either begins with XLA's name
-    of the kind. An exhausted memory, say, is this process's own.
+    of the kind.
     """
     if not isinstance(error, jax.errors.JaxRuntimeError | ValueError):
         return False

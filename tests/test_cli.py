@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -476,6 +477,20 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 
     assert exit_of(monkeypatch, main) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_a_device_without_enough_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told by the runtime, and asks for smaller batches."""
+
+    def main(argv: list[str]) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    assert exit_of(monkeypatch, main) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: the device's memory does not suffice (Out of memory allocating 9")
+    assert "--batch-size" in err and err.count("\n") == 1
 
 
 def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
