@@ -38,8 +38,15 @@ class Outcome:
     """Starts ended by SIGTERM."""
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: float = 0.0
+    runs: int = 0
+    """Runs that came to their end."""
     differences: tuple[str, ...] = ()
-    """Arrays and report records that are not those of the undisturbed run."""
+    """Arrays and report records of any of them that are not those of the undisturbed run."""
+
+    def add_run(self, calm: Path, rough: Path) -> None:
+        """Compare a run that came to its end."""
+        self.runs += 1
+        self.differences += _differences(calm, rough)
 
 
 def soak(
@@ -54,6 +61,8 @@ def soak(
 ) -> Outcome:
     """Disturb a run until it had `kills` kills with a checkpoint, let it finish, and compare.
 
+    A run that finishes before is compared too, and begun again.
+
     Args:
       calm: the workspace of an undisturbed run with the same options.
       rough: the workspace of the disturbed one.
@@ -67,6 +76,7 @@ def soak(
     began = time.monotonic()
     while not (outcome.kills >= kills and _finished(rough)):
         if _finished(rough):  # too early: run it once more, with the kills that are left
+            outcome.add_run(calm, rough)
             shutil.rmtree(rough)
         disturbing = outcome.kills < kills
         number = generator.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
@@ -81,8 +91,8 @@ def soak(
             longest *= 1 if saved else 1.3  # on a slow machine a run must get anywhere at all
         elif status:
             outcome.stops += 1
+    outcome.add_run(calm, rough)
     outcome.seconds = time.monotonic() - began
-    outcome.differences = _differences(calm, rough)
     return outcome
 
 
@@ -147,6 +157,7 @@ def main() -> int:
     print(f"kills         {outcome.kills}, and {outcome.early_kills} before the first checkpoint")
     print(f"stops         {outcome.stops}")
     print(f"starts        {outcome.starts} (exit statuses {dict(outcome.statuses)})")
+    print(f"runs          {outcome.runs}, each compared")
     print(f"undisturbed   {calm_seconds:.0f} s")
     print(f"disturbed     {outcome.seconds:.0f} s")
     print(f"differences   {len(outcome.differences)}")
