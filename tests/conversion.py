@@ -19,6 +19,17 @@ def reference(arch: str, num_classes: int) -> torch_model.ResNet:
     return torch_model.ResNet(torch_model.Architecture(**vars(ARCHITECTURES[arch])), num_classes)
 
 
+def trained_like() -> torch_model.ResNet:
+    """A tiny network in which no two channels are alike, with counters of its own."""
+    torch.manual_seed(0)
+    made = reference(TINY, CLASSES)
+    torch_model.randomize_like_trained(made, seed=0, image_size=64)
+    for name, counter in made.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            counter.fill_(1234)
+    return made
+
+
 def as_numpy(state: StateDict) -> dict[str, Any]:
     return {name: tensor.numpy() for name, tensor in state.items()}
 

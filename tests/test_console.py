@@ -11,6 +11,14 @@ STEPS = 4
 """Steps of an epoch."""
 
 
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consoles opened from now on believe to have a terminal of 80 columns."""
+    real = console_module.Terminal
+    monkeypatch.setattr(
+        console_module, "Terminal", lambda **kw: real(**kw, force_terminal=True, width=80)
+    )
+
+
 def use_console(console: Console) -> None:
     """Everything a run shows."""
     with console.compiling("the [training] step"):
@@ -46,10 +54,7 @@ def test_a_log_file_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_terminal_gets_a_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = console_module.Terminal
-    monkeypatch.setattr(
-        console_module, "Terminal", lambda **kw: real(**kw, force_terminal=True, width=80)
-    )
+    on_a_terminal(monkeypatch)
     console = Console(enabled=True)
     with console.epoch(4, 90, done=1, steps=STEPS):
         console.step(3)
@@ -65,10 +70,7 @@ def test_a_terminal_gets_a_bar(
 def test_an_error_inside_an_epoch_ends_the_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = console_module.Terminal
-    monkeypatch.setattr(
-        console_module, "Terminal", lambda **kw: real(**kw, force_terminal=True, width=80)
-    )
+    on_a_terminal(monkeypatch)
     console = Console(enabled=True)
     with pytest.raises(ZeroDivisionError), console.epoch(0, 1, done=0, steps=1):
         raise ZeroDivisionError
@@ -90,10 +92,7 @@ def test_another_task_has_a_bar_or_ten_lines(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10
     assert (lines[0], lines[-1]) == ("checking: 3 of 25", "checking: 25 of 25")
-    real = console_module.Terminal
-    monkeypatch.setattr(
-        console_module, "Terminal", lambda **kw: real(**kw, force_terminal=True, width=80)
-    )
+    on_a_terminal(monkeypatch)
     show_bar(Console(enabled=True))
     out = capsys.readouterr().out
     assert "checking" in out and "25/25" in out and "checking: " not in out

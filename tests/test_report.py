@@ -1,4 +1,4 @@
-"""The report's files line by line, their continuation after a stop, and their plot."""
+"""The report's files line by line, and their continuation after a stop."""
 
 import json
 import math
@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.dllogger import PREFIX, Report, read_report
-from seresnext_jax.report.plot import plot_report
 
 RAPORT = "experiment_raport.json"
 STEPS = 4
@@ -375,8 +373,6 @@ def test_files_beside_the_report_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
     with pytest.raises(UserError, match="config.json can't be written"):
         report.attach("config.json", "{}")
-    with pytest.raises(UserError, match="nowhere/report.png can't be written"):
-        plot_report(report.jsonl_path, tmp_path / "nowhere/report.png")
 
 
 @pytest.mark.parametrize("name", ["", ".", "checkpoints"])
@@ -404,30 +400,3 @@ def test_a_report_beside_a_new_workspace(tmp_path: Path) -> None:
 def test_both_files_need_their_own_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--raport-file report.jsonl"):
         Report(tmp_path, "report.jsonl", steps_per_epoch=1, keep_until_step=None)
-
-
-# ---- plot --------------------------------------------------------------------------------------
-
-
-def test_the_plot_is_a_picture_of_the_epochs(tmp_path: Path) -> None:
-    report = open_report(tmp_path)
-    run_epoch(report, 0)
-    plot_report(report.jsonl_path, tmp_path / "one.png")
-    run_epoch(report, 1)
-    report.epoch(2, {"train.loss": math.nan, "train.lr": 0.1, "val.top1": 3.0})
-    plot_report(report.jsonl_path, tmp_path / "three.png")
-    pictures = []
-    for name in ("one.png", "three.png"):
-        with Image.open(tmp_path / name) as image:
-            assert image.format == "PNG" and image.width > 2 * image.height > 600
-            pictures.append(np.asarray(image.convert("L")))
-    assert pictures[0].std() > 5  # something is drawn
-    assert not np.array_equal(pictures[0], pictures[1])
-
-
-def test_a_plot_before_the_first_epoch(tmp_path: Path) -> None:
-    report = open_report(tmp_path)
-    report.train(0, 2, TRAIN)
-    plot_report(report.jsonl_path, tmp_path / "none.png")
-    with Image.open(tmp_path / "none.png") as image:
-        assert image.format == "PNG"
