@@ -20,7 +20,7 @@ from typing import Any, Literal
 import jax
 import tyro
 
-from benchmarks.flops import forward_macs, peak_tflops
+from benchmarks.flops import PEAK_TFLOPS, forward_macs
 from benchmarks.programs import Program, jax_infer, jax_train, torch_infer, torch_train
 from benchmarks.timing import Timing, interleave
 from seresnext_jax.cli import load_config, parse, run
@@ -134,7 +134,7 @@ def rates(config: Config, program: Program, timing: Timing, *, training: bool) -
     """Arithmetic and memory traffic per second and device, and what share of the peak it is."""
     per_call = config.batch_size * gigaflops(config, training=training) / 1e3
     row: Row = {"TFLOP/s": per_call / timing.median}
-    if peak := peak_tflops(jax.devices()[0].device_kind, config.precision):
+    if peak := PEAK_TFLOPS.get(jax.devices()[0].device_kind, {}).get(config.precision):
         row["MFU"] = row["TFLOP/s"] / peak
     if program.bytes_accessed:
         row["GB/s"] = program.bytes_accessed / timing.median / 1e9

@@ -3,22 +3,19 @@
 from seresnext_jax.config import Precision
 from seresnext_jax.model import Architecture
 
+_HOPPER: dict[Precision, float] = {"fp16": 989, "bf16": 989, "tf32": 495, "fp32": 67}
+_AMPERE: dict[Precision, float] = {"fp16": 312, "bf16": 312, "tf32": 156, "fp32": 19.5}
 PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
-    "H200": {"fp16": 989, "bf16": 989, "tf32": 495, "fp32": 67},
-    "H100": {"fp16": 989, "bf16": 989, "tf32": 495, "fp32": 67},
-    "A100": {"fp16": 312, "bf16": 312, "tf32": 156, "fp32": 19.5},
-    "V100": {"fp16": 125, "fp32": 15.7},
-    "T4": {"fp16": 65, "fp32": 8.1},
+    "NVIDIA H200": _HOPPER,
+    "NVIDIA H100 80GB HBM3": _HOPPER,
+    "NVIDIA A100-SXM4-40GB": _AMPERE,
+    "NVIDIA A100-SXM4-80GB": _AMPERE,
+    "Tesla V100-SXM2-16GB": {"fp16": 125, "fp32": 15.7},
+    "Tesla V100-SXM2-32GB": {"fp16": 125, "fp32": 15.7},
+    "Tesla T4": {"fp16": 65, "fp32": 8.1},
 }
-"""Dense peak of each device by a part of its name, from NVIDIA's data sheets (SXM boards)."""
-
-
-def peak_tflops(device_kind: str, precision: Precision) -> float | None:
-    """A device's dense peak in TFLOP/s; None where it is not known."""
-    for name, peaks in PEAK_TFLOPS.items():
-        if name in device_kind:
-            return peaks.get(precision)
-    return None
+"""Dense peak of a device in TFLOP/s by JAX's name for it, from NVIDIA's data sheets. Other boards
+of the same chip are slower."""
 
 
 def forward_macs(arch: Architecture, *, num_classes: int, image_size: int) -> int:
