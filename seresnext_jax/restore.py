@@ -234,5 +234,6 @@ def _unreadable(checkpoint: Path, error: Exception) -> UserError:
 
 
 def first_line(error: BaseException) -> str:
+    """An error's type and the beginning of its message, as it may stand in a line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -73,10 +73,10 @@ def test_last_batch_norm_starts_at_one_unless_told(last_bn_0_init: bool, value: 
     assert np.all(params["bn2"]["scale"] == 1.0)
 
 
-def test_features_have_the_strides_of_the_stages() -> None:
+def test_features_have_the_strides_of_the_stages_and_the_logits_come_last() -> None:
     network, variables = tiny()
     images = jnp.ones((2, 64, 64, 3))
-    features = jax.eval_shape(partial(network.apply, method="extract_features"), variables, images)
+    features = jax.jit(partial(network.apply, method="extract_features"))(variables, images)
     assert {name: x.shape for name, x in features.items()} == {
         "layer1": (2, 16, 16, 64),
         "layer2": (2, 8, 8, 128),
@@ -84,6 +84,8 @@ def test_features_have_the_strides_of_the_stages() -> None:
         "layer4": (2, 2, 2, 512),
         "classifier": (2, 10),
     }
+    logits = jax.jit(partial(network.apply, train=False))(variables, images)
+    np.testing.assert_allclose(features["classifier"], logits, rtol=1e-5)
 
 
 def test_features_stop_where_they_were_asked_to() -> None:

@@ -161,7 +161,7 @@ class Twins:
 
 @pytest.mark.parametrize(
     ("rule", "nesterov"),
-    [("no-bn", False), ("nvidia-names", True)],
+    [("no-bn", False), ("nvidia-names", False), ("all", False), ("no-bn", True)],
 )
 def test_five_training_steps_are_pytorchs(rule: DecayMask, nesterov: bool) -> None:
     twins = Twins(rule, nesterov)
