@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import takewhile
@@ -40,9 +41,11 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a program and exit: 0 or what `main` returns, 2 on a `UserError`, 130 on Ctrl-C.
 
     An error of the surroundings is one line on stderr, preceded by its traceback where the command
-    line has ``--debug``. Every other exception is a bug in this project and passes through.
+    line has ``--debug``. Every other exception is a bug in this project and passes through. A
+    warning is one line, too.
     """
     argv = sys.argv[1:]
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         sys.exit(main(argv))
     except BrokenPipeError:  # ... | head; the exit must not write to the pipe again

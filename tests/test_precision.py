@@ -105,7 +105,7 @@ def test_every_product_has_the_policy_s_precision(
 ) -> None:
     text = trace(precision, training=training).lower().as_text()
     products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", text)
-    assert len(products) > 40
+    assert len(products) > 20
     for line in products:
         assert re.findall(r"\b(?:DEFAULT|HIGH|HIGHEST)\b", line) == [word, word], line
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from seresnext_jax.ops.grouped import grouped_in_blocks
+from seresnext_jax.ops.grouped_blocks import grouped_in_blocks
+from seresnext_jax.ops.grouped_native import grouped_by_kernel, is_available, is_supported
 from seresnext_jax.ops.reference import conv2d_reference
 
 _FEW_CHANNELS = 4
@@ -33,6 +34,8 @@ def conv2d(
     if kernel.shape[:2] == (1, 1) and groups == 1 and padding == 0:
         return _pointwise(x, kernel, stride)
     if groups > 1 and on_cpu:
+        if is_supported(x, kernel, padding, groups) and is_available():
+            return grouped_by_kernel(x, kernel, stride)
         return grouped_in_blocks(x, kernel, stride, padding, groups)
     if x.shape[-1] <= _FEW_CHANNELS and on_cpu:
         return _of_few_channels(x, kernel, stride, padding)
