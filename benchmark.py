@@ -1,6 +1,7 @@
 """Measure training, inference and the input pipeline; beside PyTorch with ``--against torch``.
 
     python benchmark.py train --batch-sizes 8 --against torch
+    python benchmark.py train --batch-sizes 8 --data-root /imagenet
     python benchmark.py infer --batch-sizes 1 8 --against torch
     python benchmark.py data --against torch
 
@@ -11,6 +12,7 @@ not in the figures; compilation has its own.
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,9 +59,10 @@ class BenchmarkConfig:
     against: Literal["", "torch"] = ""
     """Measure PyTorch in turn with JAX: channels_last; on a GPU autocast and torch.compile too."""
     data_root: str = ""
-    """Dataset for `data`: a folder that holds train/; empty: 256 photographs of 500 x 375."""
+    """A folder that holds train/, for `data` and `train`. Empty: 256 photographs of 500 x 375 for
+    `data`, synthetic images on the device for `train`."""
     workers: int = 2
-    """Decoding threads or processes for `data`."""
+    """Decoding threads, or processes, that read the dataset."""
     compilation_cache: str = Config.compilation_cache
     """Folder of JAX's persistent compilation cache; empty: none, to see a cold compilation."""
     json: str = ""
@@ -146,7 +149,8 @@ def measure_train(options: BenchmarkConfig) -> list[Row]:
     rows = []
     for config in configs(options):
         for devices in options.devices:
-            programs = {"jax": jax_train(config, devices=devices)}
+            program = jax_train(with_dataset(config, options), devices=devices)
+            programs = {"jax": program}
             if options.against and devices == 1:
                 programs["torch"] = torch_train(config)
             timings = interleave(
@@ -160,12 +164,30 @@ def measure_train(options: BenchmarkConfig) -> list[Row]:
                 "batch": config.batch_size,
                 "devices": devices,
                 "img/s": images / timings["jax"].median,
-                **rates(config, programs["jax"], timings["jax"], training=True),
-                "compile s": programs["jax"].compile_seconds,
-                "temporary MiB": (programs["jax"].memory_bytes or 0) / 2**20,
+                **rates(config, program, timings["jax"], training=True),
+                "compile s": program.compile_seconds,
+                "temporary MiB": (program.memory_bytes or 0) / 2**20,
             }
+            if options.data_root:
+                waits = program.waits[-options.steps :]
+                row |= waiting(timings["jax"], waits, images)
             rows.append(row | against(timings, images))
     return rows
+
+
+def with_dataset(config: Config, options: BenchmarkConfig) -> Config:
+    """The configuration that reads the dataset asked for, if any, with the config's backend."""
+    data = replace(config.data, root=options.data_root, workers=options.workers)
+    return replace(config, data=data)
+
+
+def waiting(timing: Timing, waits: Sequence[float], images: int) -> Row:
+    """Throughput without the time that steps waited for images, and the share of that time."""
+    computing = Timing(tuple(s - w for s, w in zip(timing.seconds, waits, strict=True)))
+    return {
+        "compute img/s": images / computing.median,
+        "waiting": sum(waits) / sum(timing.seconds),
+    }
 
 
 def measure_infer(options: BenchmarkConfig) -> list[Row]:

@@ -1,11 +1,14 @@
 """A training step and a forward pass of one network, in JAX and in PyTorch, as timed work.
 
-Images are synthetic and lie on the device, so that arithmetic is measured and nothing else. The
-PyTorch network is the one that the tests take as their yardstick.
+Images are synthetic and lie on the device, so that arithmetic is measured and nothing else, or
+come from the configuration's dataset to JAX's training step, as in `train.py`. The PyTorch
+network is the one that the tests take as their yardstick.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import jax
@@ -15,6 +18,7 @@ from benchmarks.timing import Work
 from seresnext_jax import optim
 from seresnext_jax.config import Config, resolve
 from seresnext_jax.data.batch import Batch
+from seresnext_jax.data.open import open_loader
 from seresnext_jax.images import normalize
 from seresnext_jax.mesh import make_mesh, put_batch, replicate
 from seresnext_jax.model import ARCHITECTURES, build
@@ -33,6 +37,8 @@ class Program:
     """Peak of temporary buffers per device, where the compiler tells."""
     bytes_accessed: float | None = None
     """Memory traffic of one call per device by the compiler's count, where it tells."""
+    waits: list[float] = field(default_factory=list)
+    """Seconds that each call waited for its images, if they are read from files."""
 
 
 def _images(config: Config, devices: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,9 +48,21 @@ def _images(config: Config, devices: int) -> tuple[np.ndarray, np.ndarray]:
     return images, generator.integers(0, config.model.num_classes, (1, n), np.int32)
 
 
-def _batch(config: Config, mesh: Any) -> Batch:
-    images, labels = _images(config, mesh.size)
-    return put_batch(mesh, images, labels, np.ones(labels.shape, bool))
+def _batches(config: Config, mesh: Any) -> Iterator[Batch]:
+    """Batches of the dataset at ``data.root``, or one synthetic batch again and again."""
+    if not config.data.root:
+        images, labels = _images(config, mesh.size)
+        return repeat(put_batch(mesh, images, labels, np.ones(labels.shape, bool)))
+    loader = open_loader(
+        config.data,
+        split="train",
+        mesh=mesh,
+        accumulation=1,
+        images_per_pass=config.batch_size * mesh.size,
+        seed=config.seed,
+        num_classes=config.model.num_classes,
+    )
+    return loader.batches(0)
 
 
 def _variables(network: Any, seed: int) -> Any:
@@ -67,7 +85,7 @@ def jax_train(config: Config, *, devices: int) -> Program:
         with_ema=False,
     )
     state = replicate(mesh, state)
-    batch = _batch(config, mesh)
+    batches = _batches(config, mesh)
     options = StepOptions(
         num_classes=config.model.num_classes,
         policy=policy,
@@ -77,15 +95,19 @@ def jax_train(config: Config, *, devices: int) -> Program:
     lr = np.float32(0.01)
     started = time.perf_counter()
     step = make_train_step(network.apply, optimizer, options, mesh)
-    compiled = step.lower(state, batch, lr).compile()
+    compiled = step.lower(state, next(batches), lr).compile()
     seconds = time.perf_counter() - started
     holder = [state]
+    waits: list[float] = []
 
     def work() -> None:
+        started = time.perf_counter()
+        batch = next(batches)
+        waits.append(time.perf_counter() - started)
         holder[0], metrics = compiled(holder[0], batch, lr)
         jax.block_until_ready((holder[0], metrics))
 
-    return Program(work, seconds, *_memory(compiled))
+    return Program(work, seconds, *_memory(compiled), waits)
 
 
 def jax_infer(config: Config) -> Program:

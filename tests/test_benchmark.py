@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmark import waiting
 from benchmarks.flops import PEAK_TFLOPS, forward_macs
+from benchmarks.timing import Timing
 from seresnext_jax.model import ARCHITECTURES
-from tests.programs import done
+from tests.programs import done, shared
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,17 @@ def test_inference_beside_pytorch(tmp_path: Path) -> None:
         assert row["jax / torch"] == pytest.approx(row["img/s"] / row["torch img/s"])
         assert row["TFLOP/s"] > 0 and row["GB/s"] > 0 and "MFU" not in row
         assert f"{row['img/s']:.4g}" in out
+
+
+def test_training_on_real_images_shows_what_waiting_for_them_costs(tmp_path: Path) -> None:
+    words = "train --arch se-resnext-tiny --image-size 32 --batch-sizes 4 --steps 3 --warmup 1"
+    options = ["--data-root", str(shared() / "digits"), "--json", str(tmp_path / "a.json")]
+    done(["benchmark.py", *words.split(), *options, "--compilation-cache", str(shared() / "cache")])
+    (row,) = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert row["compute img/s"] > row["img/s"] > 0
+    assert 0 < row["waiting"] < 1
+
+
+def test_waiting_for_images_is_not_computing() -> None:
+    row = waiting(Timing((1.0, 2.0, 1.0)), [0.5, 1.5, 0.5], images=8)
+    assert row == {"compute img/s": 16.0, "waiting": 0.625}
