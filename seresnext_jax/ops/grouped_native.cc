@@ -56,7 +56,7 @@ void Store(Vector value, float* to) {
   std::memcpy(to, &value, sizeof(value));
 }
 
-// An array (N, H, W, C), of which `data` may begin at a later channel.
+// An array (N, H, W, C).
 template <typename Float>
 struct Images {
   Float* data;

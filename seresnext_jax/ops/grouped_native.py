@@ -30,7 +30,7 @@ def is_available() -> bool:
     except CompilationError as error:
         warnings.warn(
             "grouped convolutions run without their C++ kernel, so that a training step on this "
-            f"CPU takes some 15 % longer: {error}",
+            f"CPU takes about a fifth longer: {error}",
             RuntimeWarning,
             stacklevel=2,
         )
