@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import waiting
+from benchmark import against, waiting
 from benchmarks.flops import PEAK_TFLOPS, forward_macs
 from benchmarks.timing import Timing
 from seresnext_jax.model import ARCHITECTURES
@@ -44,7 +44,7 @@ def test_inference_beside_pytorch(tmp_path: Path) -> None:
     for row in found["rows"]:
         assert 0 < row["p50 ms"] <= row["p90 ms"] <= row["p95 ms"] <= row["p99 ms"]
         assert row["img/s"] == pytest.approx(1e3 * row["batch"] / row["p50 ms"])
-        assert row["jax / torch"] == pytest.approx(row["img/s"] / row["torch img/s"])
+        assert row["jax / torch"] > 0 and row["torch img/s"] > 0
         assert row["TFLOP/s"] > 0 and row["GB/s"] > 0 and "MFU" not in row
         assert f"{row['img/s']:.4g}" in out
 
@@ -61,3 +61,10 @@ def test_training_on_real_images_shows_what_waiting_for_them_costs(tmp_path: Pat
 def test_waiting_for_images_is_not_computing() -> None:
     row = waiting(Timing((1.0, 2.0, 1.0)), [0.5, 1.5, 0.5], images=8)
     assert row == {"compute img/s": 16.0, "waiting": 0.625}
+
+
+def test_the_ratio_is_that_of_steps_side_by_side() -> None:
+    """Here each step is twice as fast as PyTorch's, while the machine slows down threefold."""
+    timings = {"jax": Timing((1.0, 1.0, 3.0)), "torch": Timing((2.0, 6.0, 6.0))}
+    assert against(timings, images=8) == {"torch img/s": 8 / 6, "jax / torch": 2.0}
+    assert against({"jax": Timing((1.0,))}, images=8) == {}
