@@ -115,6 +115,8 @@ def configs(options: BenchmarkConfig) -> list[Config]:
         base = replace(base, model=replace(base.model, arch=options.arch))
     if options.image_size:
         base = replace(base, data=replace(base.data, image_size=options.image_size))
+    data = replace(base.data, root=options.data_root, workers=options.workers)
+    base = replace(base, data=data)
     if base.model.arch not in ARCHITECTURES:
         raise UserError(f"--arch {base.model.arch} is unknown: {', '.join(ARCHITECTURES)}")
     return [
@@ -150,7 +152,7 @@ def measure_train(options: BenchmarkConfig) -> list[Row]:
     rows = []
     for config in configs(options):
         for devices in options.devices:
-            program = jax_train(with_dataset(config, options), devices=devices)
+            program = jax_train(config, devices=devices)
             programs = {"jax": program}
             if options.against and devices == 1:
                 programs["torch"] = torch_train(config)
@@ -174,12 +176,6 @@ def measure_train(options: BenchmarkConfig) -> list[Row]:
                 row |= waiting(timings["jax"], waits, images)
             rows.append(row | against(timings, images))
     return rows
-
-
-def with_dataset(config: Config, options: BenchmarkConfig) -> Config:
-    """The configuration that reads the dataset asked for, if any, with the config's backend."""
-    data = replace(config.data, root=options.data_root, workers=options.workers)
-    return replace(config, data=data)
 
 
 def waiting(timing: Timing, waits: Sequence[float], images: int) -> Row:

@@ -38,7 +38,7 @@ class Program:
     bytes_accessed: float | None = None
     """Memory traffic of one call per device by the compiler's count, where it tells."""
     waits: list[float] = field(default_factory=list)
-    """Seconds that each call waited for its images, if they are read from files."""
+    """Seconds that each call of a training step waited for its images; synthetic ones are there."""
 
 
 def _images(config: Config, devices: int) -> tuple[np.ndarray, np.ndarray]:

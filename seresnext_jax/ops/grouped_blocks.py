@@ -1,8 +1,9 @@
-"""Grouped convolution for XLA's CPU backend, which has no fast gradient of it.
+"""Grouped convolution of XLA's operations on a CPU, where grouped_native.py can't be used.
 
-Each block of neighbouring groups gets an ordinary convolution whose kernel is block-diagonal over
-them. The gradients are written out, so that the blocks' kernels are made, turned and taken apart
-all at once: left to autodiff, each block's small transposes cost more than its convolutions.
+XLA's CPU backend has no fast gradient of its own grouped convolution. So each block of neighbouring
+groups gets an ordinary convolution whose kernel is block-diagonal over them. The gradients are
+written out, so that the blocks' kernels are made, turned and taken apart all at once: left to
+autodiff, each block's small transposes cost more than its convolutions.
 """
 
 from collections.abc import Callable
