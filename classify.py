@@ -25,6 +25,7 @@ from seresnext_jax.config import Config, ModelConfig, Precision
 from seresnext_jax.data.folder import BadImage, Transform, open_rgb
 from seresnext_jax.data.pictures import pictures_below
 from seresnext_jax.errors import UserError, shown
+from seresnext_jax.fold import fold_batch_norm
 from seresnext_jax.images import normalize
 from seresnext_jax.model import build
 from seresnext_jax.precision import POLICIES
@@ -129,8 +130,8 @@ def make_predict(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """A compiled function from (N, H, W, 3) uint8 to probabilities (N, K) float32."""
     policy = POLICIES[precision]
-    network = build(model, dtype=policy.compute_dtype)
-    weights = jax.tree.map(jnp.asarray, variables)
+    network, weights = fold_batch_norm(build(model, dtype=policy.compute_dtype), variables)
+    weights = jax.tree.map(jnp.asarray, weights)
 
     @jax.jit
     def forward(weights: Any, images: jax.Array) -> jax.Array:

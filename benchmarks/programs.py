@@ -19,6 +19,7 @@ from seresnext_jax import optim
 from seresnext_jax.config import Config, resolve
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.open import open_loader
+from seresnext_jax.fold import fold_batch_norm
 from seresnext_jax.images import normalize
 from seresnext_jax.initial import init_variables
 from seresnext_jax.mesh import make_mesh, put_batch, replicate
@@ -107,10 +108,11 @@ def jax_train(config: Config, *, devices: int) -> Program:
 
 
 def jax_infer(config: Config) -> Program:
-    """The forward pass on one device."""
+    """The forward pass on one device, with BatchNorm folded, as in classify.py."""
     policy = POLICIES[config.precision]
     network = build(config.model, dtype=policy.compute_dtype)
-    variables = jax.device_put(init_variables(network, config.seed), jax.devices()[0])
+    network, variables = fold_batch_norm(network, init_variables(network, config.seed))
+    variables = jax.device_put(variables, jax.devices()[0])
     images = jax.device_put(_images(config, 1)[0][0], jax.devices()[0])
 
     @jax.jit

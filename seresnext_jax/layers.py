@@ -146,6 +146,28 @@ class BatchNorm(nn.Module):
         return (1 - self.momentum) * old + self.momentum * new
 
 
+class FoldedBatchNorm(nn.Module):
+    """What is left of a BatchNorm whose slope is part of the kernel before it (fold.py): a bias."""
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """As `BatchNorm`, in evaluation only."""
+        _, bias, _ = self.affine(x, train=train)
+        return x + bias.astype(x.dtype)
+
+    @nn.compact
+    def affine(self, x: jax.Array, *, train: bool) -> Affine:
+        """As `BatchNorm.affine`; the slope is 1.
+
+        Raises:
+          ValueError: in training.
+        """
+        if train:
+            raise ValueError("a network whose BatchNorm was folded can't be trained")
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), x.dtype)
+        bias = bias[None].astype(jnp.float32)
+        return Affine(jnp.ones_like(bias), bias, jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
+
+
 class SqueezeExcite(nn.Module):
     """Channel gate of Hu et al. 2018; `squeeze` is an absolute width, not a share of C."""
 

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 
 from seresnext_jax.config import ModelConfig
 from seresnext_jax.errors import UserError
-from seresnext_jax.layers import BatchNorm, Conv, Dense, FanMode, SqueezeExcite
+from seresnext_jax.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    FanMode,
+    FoldedBatchNorm,
+    SqueezeExcite,
+)
 from seresnext_jax.ops.activation import inner_relu, output_relu
 from seresnext_jax.ops.normalization import scale_shift_and_add
 from seresnext_jax.ops.pooling import global_mean, max_pool
@@ -88,6 +95,14 @@ class Options:
     last_bn_0_init: bool = False
     bn_group_size: int = 0
     """Images normalised together; 0: all of this device's."""
+    folded: bool = False
+    """Whether BatchNorm is part of the convolutions (fold.py): for inference only."""
+
+    def norm(self, name: str, scale_init: float = 1.0) -> BatchNorm | FoldedBatchNorm:
+        """The normalisation after a convolution."""
+        if self.folded:
+            return FoldedBatchNorm(name=name)
+        return BatchNorm(self.bn_group_size, scale_init, name=name)
 
 
 FEATURES = ("layer1", "layer2", "layer3", "layer4", "classifier")
@@ -106,7 +121,7 @@ class Downsample(nn.Module):
         """(N, H, W, C) → (N, ⌈H / stride⌉, ⌈W / stride⌉, features)."""
         init_mode = self.options.init_mode
         x = Conv(self.features, 1, self.stride, init_mode=init_mode, name="0")(x)
-        return BatchNorm(self.options.bn_group_size, name="1")(x, train=train)
+        return self.options.norm("1")(x, train=train)
 
 
 class Block(nn.Module):
@@ -139,11 +154,9 @@ class Block(nn.Module):
         for i, (channels, size, stride, groups) in enumerate(convs, start=1):
             x = Conv(channels, size, stride, groups, options.init_mode, name=f"conv{i}")(x)
             if i < last:
-                x = BatchNorm(options.bn_group_size, name=f"bn{i}")(x, train=train)
-                x = inner_relu(x)
+                x = inner_relu(options.norm(f"bn{i}")(x, train=train))
 
-        scale_init = 0.0 if options.last_bn_0_init else 1.0
-        norm = BatchNorm(options.bn_group_size, scale_init, name=arch.last_norm)
+        norm = options.norm(arch.last_norm, scale_init=0.0 if options.last_bn_0_init else 1.0)
         slope, offset, image_means = norm.affine(x, train=train)
         # BatchNorm, gate and addition are one pass over x, as all their factors are (N, C).
         slope, offset = (jnp.repeat(a, x.shape[0] // len(a), axis=0) for a in (slope, offset))
@@ -216,7 +229,7 @@ class ResNet(nn.Module):
         x = x.astype(self.dtype)
         options = self.options
         x = Conv(options.arch.stem_width, 7, 2, init_mode=options.init_mode, name="conv1")(x)
-        x = nn.relu(BatchNorm(options.bn_group_size, name="bn1")(x, train=train))
+        x = nn.relu(options.norm("bn1")(x, train=train))
         x = max_pool(x)
         depth = max(FEATURES.index(name) + 1 for name in layers)
         outputs = Stages(options, name="layers")(x, count=min(depth, 4), train=train)

@@ -1,4 +1,4 @@
-"""Where training starts: --init-from, a new head, a frozen backbone, a run that is continued."""
+"""Where training starts: random weights, --init-from, a new head, a frozen backbone, a resume."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,9 @@ from seresnext_jax.checkpoint import Checkpoints
 from seresnext_jax.config import Config, ModelConfig, OptimConfig
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.errors import UserError
+from seresnext_jax.initial import init_variables
 from seresnext_jax.mesh import make_mesh
+from seresnext_jax.model import abstract_variables, build
 from seresnext_jax.precision import POLICIES, init_loss_scale
 from seresnext_jax.report.console import Console
 from seresnext_jax.state import create
@@ -31,27 +33,13 @@ CONFIG = Config(model=ModelConfig(TINY, num_classes=3), seed=1)
 @pytest.fixture(scope="module")
 def loaded() -> Any:
     """Weights in which no two tensors are alike."""
-    model = network(TINY, 3)
-    image = jnp.zeros((1, 32, 32, 3))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
+    shapes = abstract_variables(network(TINY, 3))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: rng.uniform(0.01, 0.1, x.shape).astype(np.float32), shapes)
 
 
-class Zeros:
-    """In the network's place: weights that are zero before training, and compile at once."""
-
-    def __init__(self, like: Any, num_classes: int) -> None:
-        self.like, self.num_classes = like, num_classes
-
-    def init(self, *_: Any, train: bool) -> Any:
-        zeros = jax.tree.map(jnp.zeros_like, self.like)
-        head = {"kernel": jnp.zeros((512, self.num_classes)), "bias": jnp.zeros(self.num_classes)}
-        return {**zeros, "params": {**zeros["params"], "fc": head}}
-
-
-def initial(config: Config, loaded: Any, class_names: tuple[str, ...] = ()) -> Any:
-    model: Any = Zeros(loaded, config.model.num_classes)
+def initial(config: Config, class_names: tuple[str, ...] = ()) -> Any:
+    model = build(config.model, dtype=jnp.dtype("float32"))
     return train.initial_variables(config, model, class_names, Console(enabled=True))
 
 
@@ -62,6 +50,48 @@ def same(a: Any, b: Any) -> bool:
 def with_weights(folder: Path, variables: Any, names: tuple[str, ...] | None) -> Config:
     save_weights(folder, variables, WeightsInfo(TINY, 3, names))
     return replace(CONFIG, init_from=str(folder))
+
+
+@pytest.mark.parametrize("arch", [TINY, "resnet18"])
+@pytest.mark.parametrize(("conv_init", "zero"), [("fan_in", False), ("fan_out", True)])
+def test_random_weights_are_distributed_as_flaxs(arch: str, conv_init: Any, zero: bool) -> None:
+    """Constants are equal; draws have the same spread, sign and bound."""
+    model = build(ModelConfig(arch, 10, conv_init, last_bn_0_init=zero), dtype=np.dtype("float32"))
+    ours, theirs = init_variables(model, 0), abstract_variables(model)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 32, 32, 3)), train=False))
+    wanted = jax.device_get(init(jax.random.key(0)))
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(wanted), strict=True
+    ):
+        assert x.dtype == np.float32 and x.shape == y.shape
+        if np.ptp(y) == 0:
+            np.testing.assert_array_equal(x, y, err_msg=str(path))
+            continue
+        # Five standard errors of a spread, and of a mean.
+        noise = 5 / np.sqrt(x.size)
+        assert np.std(x) == pytest.approx(np.std(y), rel=max(2 * noise, 0.01)), path
+        assert abs(np.mean(x)) <= noise * np.std(y), path
+        # The share beyond two deviations: 0 if truncated or uniform.
+        tails = [np.mean(np.abs(a) > 2 * np.std(a)) for a in (x, y)]
+        assert abs(tails[0] - tails[1]) <= 0.3 * noise, path
+        if path[1].key == "fc":  # uniform
+            assert np.abs(x).max() <= x.shape[0] ** -0.5 or path[-1].key == "bias"
+
+
+def test_random_weights_depend_on_the_seed_and_on_nothing_else() -> None:
+    model, head = network(TINY, 3), network(TINY, 5)
+    first = init_variables(model, 0)
+    assert same(first, init_variables(model, 0))
+    other = init_variables(model, 1)
+    assert not np.array_equal(
+        first["params"]["conv1"]["kernel"], other["params"]["conv1"]["kernel"]
+    )
+    # Another classifier leaves the rest as it is.
+    assert same(first["params"]["layers"], init_variables(head, 0)["params"]["layers"])
+    kernels = [x for x in jax.tree.leaves(first["params"]) if x.ndim == 4]
+    starts = [tuple(x.reshape(-1)[:2] / np.std(x)) for x in kernels]
+    assert len(set(starts)) == len(starts), "no two kernels share their numbers"
 
 
 @pytest.mark.parametrize(
@@ -81,20 +111,18 @@ def test_the_head_is_kept_for_the_same_classes(
     here: tuple[str, ...],
     kept: bool,
 ) -> None:
-    found = initial(with_weights(tmp_path / "w", loaded, stored), loaded, here)
+    found = initial(with_weights(tmp_path / "w", loaded, stored), here)
     assert same(found["params"]["fc"], loaded["params"]["fc"]) == kept
     assert same(found["params"]["layers"], loaded["params"]["layers"])
     out = " ".join(capsys.readouterr().out.split())
     assert ("new classifier for 3 classes (the weights have other ones)" in out) == (not kept)
 
 
-def test_a_run_that_is_continued_needs_no_weights_to_start_from(
-    tmp_path: Path, loaded: Any
-) -> None:
+def test_a_run_that_is_continued_needs_no_weights_to_start_from(tmp_path: Path) -> None:
     config = replace(CONFIG, init_from=str(tmp_path / "gone"), workspace=str(tmp_path / "run"))
     with pytest.raises(UserError, match="gone"):
-        initial(replace(config, resume="auto"), loaded)
-    fresh = initial(replace(config, init_from=""), loaded)
+        initial(replace(config, resume="auto"))
+    fresh = initial(replace(config, init_from=""))
     state = create(
         fresh,
         optimizer=optim.make_optimizer(config.optim),
@@ -104,7 +132,7 @@ def test_a_run_that_is_continued_needs_no_weights_to_start_from(
     )
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         checkpoints.save(state, {})
-    assert same(initial(replace(config, resume="auto"), loaded), fresh)
+    assert same(initial(replace(config, resume="auto")), fresh)
 
 
 def test_a_frozen_backbone_is_that_of_the_torch_file_and_stays(tmp_path: Path, loaded: Any) -> None:
@@ -116,7 +144,7 @@ def test_a_frozen_backbone_is_that_of_the_torch_file_and_stays(tmp_path: Path, l
         optim=OptimConfig(freeze_backbone=True),
         init_from=str(tmp_path / "a.pth"),
     )
-    variables = initial(config, loaded)
+    variables = initial(config)
     assert variables["params"]["fc"]["kernel"].shape == (512, 5)
     head = np.array(variables["params"]["fc"]["kernel"])
 

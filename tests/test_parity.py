@@ -107,10 +107,14 @@ def test_full_size_network_gives_pytorchs_logits_and_stage_outputs() -> None:
     assert_close({k: np.asarray(v) for k, v in found.items()}, channels_last, relative=1e-4)
 
 
+OPTIMIZED = {"xla_backend_optimization_level": 3}
+"""As users' programs are: without optimisation, long sums are less exact."""
+
+
 class Twins:
     """One PyTorch network and its Flax copy, trained on the same batches."""
 
-    def __init__(self, rule: DecayMask, nesterov: bool) -> None:
+    def __init__(self, rule: DecayMask, nesterov: bool, compiler_options: Any = OPTIMIZED) -> None:
         self.model = tiny_torch()
         variables = to_variables(self.model)
         self.model.double()
@@ -135,10 +139,8 @@ class Twins:
         options = StepOptions(num_classes=CLASSES, policy=FP32, label_smoothing=SMOOTHING)
         step = make_train_step(network.apply, optimizer, options, self.mesh)
         batch = abstract_batch(self.mesh, passes=1, batch_size=IMAGES, image_size=SIZE)
-        # As users' programs are: without optimisation, long sums are less exact.
-        self.step = step.lower(self.state, batch, np.float32(LR)).compile(
-            compiler_options={"xla_backend_optimization_level": 3}
-        )
+        lowered = step.lower(self.state, batch, np.float32(LR))
+        self.step = lowered.compile(compiler_options=compiler_options)
         self.seeds = count()
 
     def train(self) -> tuple[float, float]:

@@ -71,7 +71,7 @@ RANKS: dict[int, set[str]] = {
         "data.check",
         "data.pictures",
     },
-    2: {"model", "initial", "steps", "checkpoint", "restore"},
+    2: {"model", "initial", "fold", "steps", "checkpoint", "restore"},
     3: {"cli", "evaluate", "progress", "runtime", "saver"}
     | {"convert.torch_file", "convert.torch_forward"}
     | {"convert.weights", "convert.training", "convert.compare"},
