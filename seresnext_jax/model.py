@@ -21,6 +21,7 @@ from seresnext_jax.layers import (
     Dense,
     FanMode,
     FoldedBatchNorm,
+    FoldedConv,
     SqueezeExcite,
 )
 from seresnext_jax.ops.activation import inner_relu, output_relu
@@ -98,6 +99,14 @@ class Options:
     folded: bool = False
     """Whether BatchNorm is part of the convolutions (fold.py): for inference only."""
 
+    def conv(
+        self, name: str, features: int, kernel_size: int, stride: int = 1, groups: int = 1
+    ) -> Conv | FoldedConv:
+        """A convolution without bias."""
+        if self.folded:
+            return FoldedConv(features, kernel_size, stride, groups, name=name)
+        return Conv(features, kernel_size, stride, groups, self.init_mode, name=name)
+
     def norm(self, name: str, scale_init: float = 1.0) -> BatchNorm | FoldedBatchNorm:
         """The normalisation after a convolution."""
         if self.folded:
@@ -119,8 +128,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(N, H, W, C) → (N, ⌈H / stride⌉, ⌈W / stride⌉, features)."""
-        init_mode = self.options.init_mode
-        x = Conv(self.features, 1, self.stride, init_mode=init_mode, name="0")(x)
+        x = self.options.conv("0", self.features, 1, self.stride)(x)
         return self.options.norm("1")(x, train=train)
 
 
@@ -152,7 +160,7 @@ class Block(nn.Module):
             ]
         last = len(convs)
         for i, (channels, size, stride, groups) in enumerate(convs, start=1):
-            x = Conv(channels, size, stride, groups, options.init_mode, name=f"conv{i}")(x)
+            x = options.conv(f"conv{i}", channels, size, stride, groups)(x)
             if i < last:
                 x = inner_relu(options.norm(f"bn{i}")(x, train=train))
 
@@ -228,7 +236,7 @@ class ResNet(nn.Module):
             raise ValueError(f"unknown features {sorted(unknown)}: choose from {FEATURES}")
         x = x.astype(self.dtype)
         options = self.options
-        x = Conv(options.arch.stem_width, 7, 2, init_mode=options.init_mode, name="conv1")(x)
+        x = options.conv("conv1", options.arch.stem_width, 7, 2)(x)
         x = nn.relu(options.norm("bn1")(x, train=train))
         x = max_pool(x)
         depth = max(FEATURES.index(name) + 1 for name in layers)
