@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -24,6 +23,7 @@ from seresnext_jax.data.files import check_classes, check_same_classes
 from seresnext_jax.data.open import Split, count_images, open_loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.evaluate import evaluate, validation_smoothing
+from seresnext_jax.initial import init_variables
 from seresnext_jax.mesh import abstract_batch, make_mesh, replicate
 from seresnext_jax.model import ResNet, build
 from seresnext_jax.precision import POLICIES, init_loss_scale
@@ -216,9 +216,7 @@ def initial_variables(
     Raises:
       UserError: the weights can't be read or are of another architecture.
     """
-    image = jnp.zeros((1, 32, 32, 3))
-    init = jax.jit(lambda key: network.init(key, image, train=False))
-    fresh = init(jax.random.key(config.seed))
+    fresh = init_variables(network, config.seed)
     resumed = config.resume and (
         config.resume != "auto" or find_checkpoint(Path(config.workspace) / "checkpoints")
     )

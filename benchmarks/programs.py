@@ -20,6 +20,7 @@ from seresnext_jax.config import Config, resolve
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.open import open_loader
 from seresnext_jax.images import normalize
+from seresnext_jax.initial import init_variables
 from seresnext_jax.mesh import make_mesh, put_batch, replicate
 from seresnext_jax.model import ARCHITECTURES, build
 from seresnext_jax.precision import POLICIES, init_loss_scale
@@ -65,11 +66,6 @@ def _batches(config: Config, mesh: Any) -> Iterator[Batch]:
     return loader.batches(0)
 
 
-def _variables(network: Any, seed: int) -> Any:
-    image = np.zeros((1, 32, 32, 3), np.float32)
-    return jax.jit(lambda key: network.init(key, image, train=False))(jax.random.key(seed))
-
-
 def jax_train(config: Config, *, devices: int) -> Program:
     """The training step of `train.py` on the first `devices` devices."""
     mesh = make_mesh(jax.devices()[:devices])
@@ -78,7 +74,7 @@ def jax_train(config: Config, *, devices: int) -> Program:
     network = build(config.model, dtype=policy.compute_dtype, bn_group_size=plan.bn_group_size)
     optimizer = optim.make_optimizer(config.optim)
     state = create(
-        _variables(network, config.seed),
+        init_variables(network, config.seed),
         optimizer=optimizer,
         loss_scale=init_loss_scale(policy, config.loss_scale.init),
         seed=config.seed,
@@ -114,7 +110,7 @@ def jax_infer(config: Config) -> Program:
     """The forward pass on one device."""
     policy = POLICIES[config.precision]
     network = build(config.model, dtype=policy.compute_dtype)
-    variables = jax.device_put(_variables(network, config.seed), jax.devices()[0])
+    variables = jax.device_put(init_variables(network, config.seed), jax.devices()[0])
     images = jax.device_put(_images(config, 1)[0][0], jax.devices()[0])
 
     @jax.jit

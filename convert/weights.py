@@ -13,14 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seresnext_jax import names, restore
 from seresnext_jax.config import ModelConfig
 from seresnext_jax.errors import UserError, shown
-from seresnext_jax.model import ARCHITECTURES, Architecture, ResNet, build
+from seresnext_jax.model import ARCHITECTURES, Architecture, ResNet, abstract_variables, build
 from seresnext_jax.weights import (
     WeightsInfo,
     check_info,
@@ -146,13 +145,7 @@ def network(architecture: str, num_classes: int) -> ResNet:
 @lru_cache
 def expected_shapes(architecture: str, num_classes: int) -> Shapes:
     """The shape of every entry of an architecture's state dict but the counters."""
-    model = network(architecture, num_classes)
-
-    def initialise() -> Tree:
-        images = jnp.zeros((1, 32, 32, 3))
-        return dict(model.init(jax.random.key(0), images, train=False))
-
-    return torch_shapes(jax.eval_shape(initialise))
+    return torch_shapes(abstract_variables(network(architecture, num_classes)))
 
 
 def torch_shapes(variables: Tree) -> Shapes:

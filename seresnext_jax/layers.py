@@ -4,16 +4,28 @@ Parameters are float32; each layer casts them to the type of its input. NHWC thr
 names are the original's, so that a path reads like its state-dict key.
 """
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from seresnext_jax.ops.convolution import conv2d
-from seresnext_jax.ops.pooling import global_mean
+from seresnext_jax.ops.normalization import batch_statistics, scale_and_shift
 
 FanMode = Literal["fan_in", "fan_out"]
+
+
+def kaiming_std(shape: tuple[int, ...], mode: FanMode) -> float:
+    """Standard deviation of a kernel (kh, kw, I, O) by He et al. 2015: √(2 / fan)."""
+    kh, kw, fan_in, fan_out = shape
+    return math.sqrt(2 / (kh * kw * (fan_in if mode == "fan_in" else fan_out)))
+
+
+def linear_bound(inputs: int) -> float:
+    """Bound of a linear layer's uniform kernel and bias, as in `torch.nn.Linear`: 1/√inputs."""
+    return inputs**-0.5
 
 
 class Conv(nn.Module):
@@ -29,8 +41,8 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, H, W, C) → (N, ⌈H / stride⌉, ⌈W / stride⌉, features); pads kernel_size // 2."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
-        initialiser = nn.initializers.variance_scaling(2.0, self.init_mode, "normal")
-        kernel = self.param("kernel", initialiser, shape, jnp.float32)
+        normal = nn.initializers.normal(kaiming_std(shape, self.init_mode))
+        kernel = self.param("kernel", normal, shape, jnp.float32)
         return conv2d(
             x,
             kernel.astype(x.dtype),
@@ -48,7 +60,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, C) of any float type → (N, features) float32."""
-        bound = x.shape[-1] ** -0.5
+        bound = linear_bound(x.shape[-1])
 
         def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
             return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
@@ -56,6 +68,17 @@ class Dense(nn.Module):
         kernel = self.param("kernel", uniform, (x.shape[-1], self.features))
         bias = self.param("bias", uniform, (self.features,))
         return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32) + bias
+
+
+class Affine(NamedTuple):
+    """What BatchNorm does to its input x: ``slope · x + offset``, and what it saw on the way."""
+
+    slope: jax.Array
+    """(G, C) float32; one row for each group of images that are normalised together."""
+    offset: jax.Array
+    """(G, C) float32."""
+    image_means: jax.Array
+    """(N, C) float32: the mean of x over each image's pixels."""
 
 
 class BatchNorm(nn.Module):
@@ -71,12 +94,24 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1
     epsilon: float = 1e-5
 
-    @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(N, H, W, C) → the same shape and type.
 
         Raises:
-          ValueError: in training, a group holds a single value per channel.
+          ValueError: in training, a group has a single value per channel.
+        """
+        slope, offset, _ = self.affine(x, train=train)
+        return scale_and_shift(x, slope, offset)
+
+    @nn.compact
+    def affine(self, x: jax.Array, *, train: bool) -> Affine:
+        """The normalisation of x (N, H, W, C) without its application.
+
+        For a caller that joins it with what comes next, in one pass over x. In training it updates
+        the running statistics.
+
+        Raises:
+          ValueError: in training, a group has a single value per channel.
         """
         channels = x.shape[-1]
         constant = nn.initializers.constant
@@ -85,40 +120,29 @@ class BatchNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         if not train:
-            return self._normalise(x, mean.value, var.value, scale, bias)
+            image_means = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+            slope, offset = self._affine(mean.value, var.value, scale, bias)
+            return Affine(slope[None], offset[None], image_means)
 
         groups = 1 if self.group_size == 0 else x.shape[0] // self.group_size
-        grouped = x.reshape(groups, -1, *x.shape[1:])
-        count = grouped.shape[1] * grouped.shape[2] * grouped.shape[3]
+        count = x.shape[0] // groups * x.shape[1] * x.shape[2]
         if count < 2:
             raise ValueError("BatchNorm in training needs more than one value per channel")
-        batch_mean, batch_var = self._statistics(grouped, shift=mean.value)
+        shift = jax.lax.stop_gradient(mean.value)
+        image_means, group_mean, group_var = batch_statistics(x, shift, groups=groups)
         if not self.is_initializing():
-            unbiased = batch_var * (count / (count - 1))
-            mean.value = self._running(mean.value, batch_mean)
-            var.value = self._running(var.value, unbiased)
-        return self._normalise(grouped, batch_mean, batch_var, scale, bias).reshape(x.shape)
+            mean.value = self._running(mean.value, group_mean)
+            var.value = self._running(var.value, group_var * (count / (count - 1)))
+        return Affine(*self._affine(group_mean, group_var, scale, bias), image_means)
 
-    def _statistics(self, x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and biased variance of each group in one pass: (G, N, H, W, C) → (G, 1, 1, 1, C).
-
-        The squares are taken about the running mean, so that their difference does not cancel
-        where the mean is large against the deviation.
-        """
-        shift = jax.lax.stop_gradient(shift)
-        shifted = x.astype(jnp.float32) - shift
-        mean = jnp.mean(shifted, axis=(1, 2, 3), keepdims=True)
-        square = jnp.mean(jnp.square(shifted), axis=(1, 2, 3), keepdims=True)
-        return mean + shift, jnp.maximum(square - jnp.square(mean), 0.0)
-
-    def _normalise(
-        self, x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array
-    ) -> jax.Array:
+    def _affine(
+        self, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         slope = scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x * slope + (bias - mean * slope)).astype(x.dtype)
+        return slope, bias - mean * slope
 
-    def _running(self, old: jax.Array, batch: jax.Array) -> jax.Array:
-        new = jnp.mean(jax.lax.stop_gradient(batch), axis=(0, 1, 2, 3))
+    def _running(self, old: jax.Array, groups: jax.Array) -> jax.Array:
+        new = jnp.mean(jax.lax.stop_gradient(groups), axis=0)
         return (1 - self.momentum) * old + self.momentum * new
 
 
@@ -128,9 +152,7 @@ class SqueezeExcite(nn.Module):
     squeeze: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, C) → factors in (0, 1) of shape (N, 1, 1, C), float32."""
-        pooled = global_mean(x)
-        hidden = nn.relu(Dense(self.squeeze, name="squeeze")(pooled)).astype(x.dtype)
-        gate = nn.sigmoid(Dense(x.shape[-1], name="expand")(hidden))
-        return gate[:, None, None, :]
+    def __call__(self, pooled: jax.Array) -> jax.Array:
+        """Means over the pixels (N, C) → factors in (0, 1) of the same shape, float32."""
+        hidden = nn.relu(Dense(self.squeeze, name="squeeze")(pooled)).astype(pooled.dtype)
+        return nn.sigmoid(Dense(pooled.shape[-1], name="expand")(hidden))

@@ -6,7 +6,8 @@ NVIDIA: image_classification/models/resnet.py. A parameter's path is its state-d
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 from seresnext_jax.config import ModelConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.layers import BatchNorm, Conv, Dense, FanMode, SqueezeExcite
-from seresnext_jax.ops.fusion import relu_once
+from seresnext_jax.ops.activation import inner_relu, output_relu
+from seresnext_jax.ops.normalization import scale_shift_and_add
 from seresnext_jax.ops.pooling import global_mean, max_pool
 
 
@@ -35,6 +37,11 @@ class Architecture:
     stem_width: int = 64
     squeeze: int | None = None
     """Width of the squeeze in every block's SE gate, absolute; None: no gate."""
+
+    @property
+    def last_norm(self) -> str:
+        """Name of the last BatchNorm of each block."""
+        return "bn2" if self.block == "basic" else "bn3"
 
 
 _RESNET = (64, 128, 256, 512)
@@ -114,6 +121,10 @@ class Block(nn.Module):
         """(N, H, W, C) → (N, ⌈H / stride⌉, ⌈W / stride⌉, width × expansion), of x's dtype."""
         options, arch = self.options, self.options.arch
         features = self.width * arch.expansion
+        residual = x
+        if self.stride != 1 or x.shape[-1] != features:
+            residual = Downsample(options, features, self.stride, name="downsample")(x, train=train)
+
         # (channels, kernel size, stride, groups) of conv1, conv2, ...
         groups = arch.cardinality
         if arch.block == "basic":
@@ -124,25 +135,23 @@ class Block(nn.Module):
                 (self.width, 3, self.stride, groups),
                 (features, 1, 1, 1),
             ]
-        residual = x
-        out = x
+        last = len(convs)
         for i, (channels, size, stride, groups) in enumerate(convs, start=1):
-            last = i == len(convs)
-            scale_init = 0.0 if last and options.last_bn_0_init else 1.0
-            out = Conv(channels, size, stride, groups, options.init_mode, name=f"conv{i}")(out)
-            out = BatchNorm(options.bn_group_size, scale_init, name=f"bn{i}")(out, train=train)
-            if not last:
-                # Without a gradient it is better computed where it is used.
-                out = relu_once(out) if train else nn.relu(out)
-        if self.stride != 1 or x.shape[-1] != features:
-            residual = Downsample(options, features, self.stride, name="downsample")(x, train=train)
+            x = Conv(channels, size, stride, groups, options.init_mode, name=f"conv{i}")(x)
+            if i < last:
+                x = BatchNorm(options.bn_group_size, name=f"bn{i}")(x, train=train)
+                x = inner_relu(x)
+
+        scale_init = 0.0 if options.last_bn_0_init else 1.0
+        norm = BatchNorm(options.bn_group_size, scale_init, name=arch.last_norm)
+        slope, offset, image_means = norm.affine(x, train=train)
+        # BatchNorm, gate and addition are one pass over x, as all their factors are (N, C).
+        slope, offset = (jnp.repeat(a, x.shape[0] // len(a), axis=0) for a in (slope, offset))
         if arch.squeeze is not None:
-            # One rounding of residual + out × gate, as the original's fused addcmul.
-            gate = SqueezeExcite(arch.squeeze, name="squeeze")(out)
-            out = (out * gate + residual).astype(x.dtype)
-        else:
-            out = residual + out
-        return relu_once(out)
+            pooled = (slope * image_means + offset).astype(x.dtype)
+            gate = SqueezeExcite(arch.squeeze, name="squeeze")(pooled)
+            slope, offset = slope * gate, offset * gate
+        return output_relu(scale_shift_and_add(x, slope, offset, residual))
 
 
 class Stage(nn.Module):
@@ -242,3 +251,10 @@ def build(config: ModelConfig, *, dtype: jnp.dtype, bn_group_size: int = 0) -> R
         bn_group_size=bn_group_size,
     )
     return ResNet(options, config.num_classes, dtype)
+
+
+def abstract_variables(network: ResNet) -> Any:
+    """Shapes and types of a network's params and batch_stats."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(partial(network.init, train=False), key, image)

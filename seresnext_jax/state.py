@@ -56,9 +56,10 @@ def create(
         seed=jnp.int32(seed),
         params=params,
         batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
+        # In one program: each shape alone would be compiled on its own.
+        opt_state=jax.jit(optimizer.init)(params),
         loss_scale=loss_scale,
         skipped_steps=jnp.int32(0),
         bad_steps=jnp.int32(0),
-        ema=jax.tree.map(jnp.copy, ema),
+        ema=jax.tree.map(lambda x: x.copy(), ema),
     )

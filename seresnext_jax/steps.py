@@ -187,7 +187,7 @@ def make_eval_step(
     """Build ``step(variables, batch) -> sums`` of `evaluation_sums` over all devices."""
 
     def device_step(variables: Tree, batch: Batch) -> Metrics:
-        # `vary`: a kernel of our own takes its arrays all shared or none (ops/grouped_native.py).
+        # `conv2d` takes arrays that are all replicated or all varying.
         logits = apply(vary(variables), normalize(batch.images[0]), train=False)
         sums = evaluation_sums(
             logits, batch.labels[0], batch.mask[0], topk=topk, smoothing=smoothing

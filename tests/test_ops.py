@@ -11,11 +11,20 @@ import torch
 import torch.nn.functional as F
 from jax.sharding import PartitionSpec as P
 
+from seresnext_jax.ops.activation import inner_relu, output_relu
 from seresnext_jax.ops.convolution import conv2d
-from seresnext_jax.ops.fusion import computed_once, relu_once
-from seresnext_jax.ops.grouped_blocks import grouped_in_blocks
-from seresnext_jax.ops.grouped_native import grouped_by_kernel, is_available, is_supported
-from seresnext_jax.ops.pooling import max_pool, max_pool_reference
+from seresnext_jax.ops.cpu.fusion import computed_once, relu_once
+from seresnext_jax.ops.cpu.grouped_blocks import grouped_in_blocks
+from seresnext_jax.ops.cpu.grouped_native import grouped_by_kernel, is_available, is_supported
+from seresnext_jax.ops.gpu.activation import relu_from_output
+from seresnext_jax.ops.gpu.convolution import conv2d_on_gpu
+from seresnext_jax.ops.gpu.pooling import max_pool_on_gpu
+from seresnext_jax.ops.normalization import (
+    batch_statistics,
+    scale_and_shift,
+    scale_shift_and_add,
+)
+from seresnext_jax.ops.pooling import max_pool
 from seresnext_jax.ops.reference import conv2d_reference
 
 CASES = [
@@ -56,7 +65,7 @@ def formulations(case: tuple[int, ...]) -> list[Any]:
     """Those that compute this convolution, each a function of x and kernel."""
     _, stride, padding, groups, *_ = case
     options = {"stride": stride, "padding": padding, "groups": groups}
-    found = [partial(conv2d, **options), partial(conv2d_reference, **options)]
+    found = [partial(f, **options) for f in (conv2d, conv2d_on_gpu, conv2d_reference)]
     if groups > 1:
         found.append(lambda x, kernel: grouped_in_blocks(x, kernel, stride, padding, groups))
     return found
@@ -148,31 +157,103 @@ def test_the_kernel_on_several_devices_at_once_and_under_vmap() -> None:
         np.testing.assert_array_equal(one, vmapped)
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 8, 4), (1, 7, 9, 3), (2, 1, 1, 5)])
-def test_max_pool_is_pytorchs_and_the_plain_one(shape: tuple[int, ...]) -> None:
-    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+def torch_max_pool(x: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pooled x, and the gradient of x from that of the result."""
     tx = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
     y = F.max_pool2d(tx, 3, 2, 1)
-    y.backward(torch.cos(y.detach()))
+    y.backward(torch.from_numpy(gradient.transpose(0, 3, 1, 2).copy()))
     assert tx.grad is not None
-    for pool in (max_pool, max_pool_reference):
+    return y.detach().permute(0, 2, 3, 1).numpy(), tx.grad.permute(0, 2, 3, 1).numpy()
+
+
+def half(shape: tuple[int, ...]) -> tuple[int, ...]:
+    n, h, w, c = shape
+    return n, (h + 1) // 2, (w + 1) // 2, c
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 4), (1, 7, 9, 3), (2, 1, 1, 5), (1, 2, 5, 2)])
+def test_max_pool_is_pytorchs(shape: tuple[int, ...]) -> None:
+    draw = np.random.default_rng(0).normal
+    x, gradient = draw(size=shape).astype(np.float32), draw(size=half(shape)).astype(np.float32)
+    wanted, wanted_gradient = torch_max_pool(x, gradient)
+    for pool in (max_pool, max_pool_on_gpu):
+        np.testing.assert_array_equal(pool(jnp.asarray(x)), wanted)
         found, vjp = jax.vjp(pool, jnp.asarray(x))
-        np.testing.assert_array_equal(found, y.detach().permute(0, 2, 3, 1).numpy())
-        (gradient,) = vjp(jnp.cos(found))
-        np.testing.assert_allclose(gradient, tx.grad.permute(0, 2, 3, 1).numpy(), atol=1e-6)
+        np.testing.assert_array_equal(found, wanted)
+        np.testing.assert_allclose(vjp(jnp.asarray(gradient))[0], wanted_gradient, atol=1e-6)
 
 
-def test_relu_once_is_relu_and_keeps_nan() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_first_of_equal_values_and_a_nan_win_on_a_gpu_as_in_pytorch(dtype: str) -> None:
+    rng, shape = np.random.default_rng(0), (2, 9, 8, 4)
+    x = rng.integers(0, 3, shape).astype(np.float32)  # whole numbers are exact in each type
+    x[1, 3:5, 2, 0] = np.nan
+    gradient = rng.integers(-9, 9, half(shape)).astype(np.float32)
+    wanted, wanted_gradient = torch_max_pool(x, gradient)
+    found, vjp = jax.vjp(max_pool_on_gpu, jnp.asarray(x, dtype))
+    np.testing.assert_array_equal(np.asarray(found, np.float32), wanted)
+    np.testing.assert_array_equal(vjp(jnp.asarray(gradient, dtype))[0], wanted_gradient)
+
+
+RELUS = [inner_relu, output_relu, relu_once, relu_from_output]
+
+
+@pytest.mark.parametrize("relu", RELUS)
+def test_relu_is_relu_and_keeps_nan(relu: Any) -> None:
     x = jnp.array([[-1.0, 0.0, 2.0]])
-    value, vjp = jax.vjp(relu_once, x)
+    np.testing.assert_array_equal(relu(x), [[0.0, 0.0, 2.0]])
+    value, vjp = jax.vjp(relu, x)
     np.testing.assert_array_equal(value, [[0.0, 0.0, 2.0]])
     np.testing.assert_array_equal(vjp(jnp.ones_like(x))[0], [[0.0, 0.0, 1.0]])
     # One image that overflows leaves the others as they are.
-    np.testing.assert_array_equal(relu_once(x.at[0, 0].set(jnp.nan)), [[np.nan, 0.0, 2.0]])
-    np.testing.assert_array_equal(relu_once(-x.at[0, 0].set(jnp.nan)), [[np.nan, 0.0, 0.0]])
+    np.testing.assert_array_equal(relu(x.at[0, 0].set(jnp.nan)), [[np.nan, 0.0, 2.0]])
+    np.testing.assert_array_equal(relu(-x.at[0, 0].set(jnp.nan)), [[np.nan, 0.0, 0.0]])
 
 
 def test_computed_once_is_the_identity() -> None:
     x = jnp.array([[-1.0, 0.0, jnp.inf]])
     np.testing.assert_array_equal(computed_once(x), x)
     assert np.isnan(computed_once(x.at[0, 0].set(jnp.nan))).all()
+
+
+def test_statistics_of_images_and_groups_are_numpys() -> None:
+    x = np.random.default_rng(1).normal(3, 2, (6, 4, 5, 3)).astype(np.float32)
+    images, mean, var = batch_statistics(jnp.asarray(x), jnp.full(3, 2.5), groups=3)
+    np.testing.assert_allclose(images, x.mean((1, 2)), rtol=1e-5)
+    groups = x.reshape(3, -1, 3)
+    np.testing.assert_allclose(mean, groups.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(var, groups.var(1), rtol=1e-4)
+
+
+def test_scaling_rounds_once() -> None:
+    rng = np.random.default_rng(2)
+    x, residual = (rng.normal(size=(4, 2, 3, 5)).astype(np.float16) for _ in range(2))
+    slope, offset = (rng.normal(size=(2, 5)).astype(np.float32) for _ in range(2))
+    by_image = np.repeat(slope, 2, 0)[:, None, None], np.repeat(offset, 2, 0)[:, None, None]
+    wanted = x.astype(np.float64) * by_image[0] + by_image[1]
+    found = scale_and_shift(jnp.asarray(x), jnp.asarray(slope), jnp.asarray(offset))
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, wanted, rtol=2**-11, atol=1e-6)
+    factors = (jnp.repeat(jnp.asarray(a), 2, axis=0) for a in (slope, offset))
+    found = scale_shift_and_add(jnp.asarray(x), *factors, jnp.asarray(residual))
+    np.testing.assert_allclose(found, wanted + residual, rtol=2**-11, atol=1e-6)
+
+
+def lowered_for(platform: str, function: Any, *shapes: tuple[int, ...]) -> str:
+    """The program that a function and its gradient become on a platform."""
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    gradient = jax.grad(lambda *xs: jnp.sum(function(*xs)), tuple(range(len(shapes))))
+    return jax.jit(gradient).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_the_platform_that_is_lowered_for_decides() -> None:
+    """Not the process's default backend, which is a CPU in both."""
+    convolve = partial(conv2d, padding=1, groups=8)
+    shapes = (2, 8, 8, 32), (3, 3, 4, 32)
+    cpu, gpu = (lowered_for(platform, convolve, *shapes) for platform in ("cpu", "cuda"))
+    assert "seresnext_jax.grouped_kernel_gradient" in cpu
+    assert "custom_call" not in gpu and "stablehlo.convolution" in gpu
+    for function in (max_pool, inner_relu, output_relu):
+        cpu, gpu = (lowered_for(platform, function, (2, 8, 8, 4)) for platform in ("cpu", "cuda"))
+        assert cpu != gpu and "reduce_window" not in gpu
+    assert "optimization_barrier" in gpu

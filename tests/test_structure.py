@@ -8,7 +8,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-SHARED = {"__init__", "config", "errors", "data", "data.batch", "ops", "convert"}
+SHARED = {
+    "__init__",
+    "config",
+    "errors",
+    "data",
+    "data.batch",
+    "ops",
+    "ops.cpu",
+    "ops.gpu",
+    "convert",
+}
 """Plain data and package files, open to all."""
 
 RANKS: dict[int, set[str]] = {
@@ -29,12 +39,19 @@ RANKS: dict[int, set[str]] = {
         "data.files",
         "data.sampler",
         "ops.convolution",
-        "ops.grouped_blocks",
-        "ops.grouped_native",
-        "ops.native",
+        "ops.cpu.grouped_blocks",
+        "ops.cpu.grouped_native",
+        "ops.cpu.native",
         "ops.reference",
         "ops.pooling",
-        "ops.fusion",
+        "ops.activation",
+        "ops.normalization",
+        "ops.cpu.convolution",
+        "ops.cpu.fusion",
+        "ops.cpu.pooling",
+        "ops.gpu.activation",
+        "ops.gpu.convolution",
+        "ops.gpu.pooling",
     }
     | {
         "report",
@@ -54,7 +71,7 @@ RANKS: dict[int, set[str]] = {
         "data.check",
         "data.pictures",
     },
-    2: {"model", "steps", "checkpoint", "restore"},
+    2: {"model", "initial", "steps", "checkpoint", "restore"},
     3: {"cli", "evaluate", "progress", "runtime", "saver"}
     | {"convert.torch_file", "convert.torch_forward"}
     | {"convert.weights", "convert.training", "convert.compare"},

@@ -1,4 +1,4 @@
-"""The plain XLA convolution: what the fast forms compute, and what runs on a GPU."""
+"""The plain XLA convolution: what every formulation computes."""
 
 import jax
 from jax import lax
@@ -7,7 +7,7 @@ from jax import lax
 def conv2d_reference(
     x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, groups: int = 1
 ) -> jax.Array:
-    """`conv2d` of convolution.py as one XLA operation."""
+    """`ops.convolution.conv2d` as one XLA operation."""
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from seresnext_jax.ops.fusion import computed_once
+from seresnext_jax.ops.cpu.fusion import computed_once
 from seresnext_jax.ops.reference import conv2d_reference
 
 _BLOCK_WIDTH = 16

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seresnext_jax.ops.native import CompilationError, load_library
+from seresnext_jax.ops.cpu.native import CompilationError, load_library
 from seresnext_jax.ops.reference import conv2d_reference
 
 _SOURCE = Path(__file__).with_name("grouped_native.cc")

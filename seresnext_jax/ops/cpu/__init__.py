@@ -1,0 +1,1 @@
+"""Formulations for XLA's CPU backend."""

@@ -1,0 +1,40 @@
+"""Where XLA's CPU backend is told to stop fusing.
+
+It copies a cheap producer into each of its consumers. The output of a residual block has two, so it
+would be computed again from all blocks before it, and its gradient from all blocks after it; a
+grouped convolution has dozens, each of which would compute BatchNorm again. XLA does not copy a
+conditional, and it removes `lax.optimization_barrier` before it fuses: so a value that is to be
+computed once is guarded by a condition that XLA cannot prove true.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def relu_once(x: jax.Array) -> jax.Array:
+    """ReLU whose result, and whose gradient, are computed once and kept."""
+    corner = lax.stop_gradient(x[(0,) * x.ndim])
+    # The same in other words, as two equal branches would be made one.
+    return lax.cond(corner == corner, jax.nn.relu, lambda x: jnp.where(x <= 0, 0, x), x)
+
+
+@jax.custom_vjp
+def relu_once_if_differentiated(x: jax.Array) -> jax.Array:
+    """`relu_once` where a gradient is taken; without one, ReLU is cheaper where it is used."""
+    return jax.nn.relu(x)
+
+
+def _backward(vjp: Any, gradient: jax.Array) -> Any:
+    return vjp(gradient)
+
+
+relu_once_if_differentiated.defvjp(lambda x: jax.vjp(relu_once, x), _backward)
+
+
+def computed_once(x: jax.Array) -> jax.Array:
+    """x, computed once and kept; all NaN where the first element is."""
+    corner = x[(0,) * x.ndim]
+    return lax.cond(corner == corner, lambda x: x, lambda x: jnp.full_like(x, jnp.nan), x)

@@ -1,0 +1,68 @@
+"""2-D convolution on an NVIDIA GPU: cuDNN's, with groups as wide as its tensor cores like them."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from seresnext_jax.ops.reference import conv2d_reference
+
+_GROUP_WIDTH = 32
+"""Narrower groups are merged with their neighbours. Measured on an H100 (docs/performance.md)."""
+
+
+def conv2d_on_gpu(
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int
+) -> jax.Array:
+    """`ops.convolution.conv2d` for NVIDIA GPUs."""
+    if groups == 1:
+        return conv2d_reference(x, kernel, stride=stride, padding=padding)
+    even = x.shape[1] % 2 == x.shape[2] % 2 == 0
+    if kernel.shape[:2] == (3, 3) and stride == 2 and padding == 1 and even:
+        return _on_cells(x, kernel, groups)
+    merged = _merged_groups(kernel.shape[2], groups)
+    return conv2d_reference(
+        x,
+        _block_diagonal(kernel, groups, merged),
+        stride=stride,
+        padding=padding,
+        groups=groups // merged,
+    )
+
+
+def _merged_groups(group_in: int, groups: int) -> int:
+    """How many neighbouring groups of `group_in` channels become one."""
+    merged = max(1, _GROUP_WIDTH // group_in)
+    while groups % merged:
+        merged -= 1
+    return merged
+
+
+def _block_diagonal(kernel: jax.Array, groups: int, merged: int) -> jax.Array:
+    """(kh, kw, C / groups, O) → (kh, kw, merged · C / groups, O), zero between merged groups."""
+    kh, kw, group_in, out = kernel.shape
+    split = kernel.reshape(kh, kw, 1, group_in, groups // merged, merged, out // groups)
+    diagonal = jnp.eye(merged, dtype=kernel.dtype)[:, None, None, :, None]
+    return (split * diagonal).reshape(kh, kw, merged * group_in, out)
+
+
+def _on_cells(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
+    """A grouped 3×3 convolution of stride 2 and padding 1, as one of 2×2 over cells of 2×2 pixels.
+
+    XLA computes the input gradient of a strided convolution on a gradient filled up with zeros,
+    four times the arithmetic. Here there is no stride, and the groups become four times as wide.
+    """
+    n, h, w, c = x.shape
+    group_in = c // groups
+    cells = x.reshape(n, h // 2, 2, w // 2, 2, groups, group_in)
+    cells = cells.transpose(0, 1, 3, 5, 2, 4, 6).reshape(n, h // 2, w // 2, 4 * c)
+    # A zero row and column before the kernel: its taps then start with a cell, one cell early.
+    taps = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
+    taps = taps.reshape(2, 2, 2, 2, group_in, -1).transpose(0, 2, 1, 3, 4, 5)
+    return lax.conv_general_dilated(
+        cells,
+        taps.reshape(2, 2, 4 * group_in, -1),
+        window_strides=(1, 1),
+        padding=((1, 0), (1, 0)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
