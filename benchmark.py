@@ -13,8 +13,7 @@ not in the figures; compilation has its own. `compile` needs no GPU (docs/gpu-co
 import json
 import os
 import platform
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -27,11 +26,11 @@ import jax
 import tyro
 
 from benchmarks.flops import PEAK_TFLOPS, forward_macs
-from benchmarks.gpu.compile import compile_all, compiler_versions
+from benchmarks.gpu.compile import compile_and_print, compiler_versions
 from benchmarks.gpu.job import Job, ProgramName
 from benchmarks.gpu.targets import GpuName
 from benchmarks.programs import Program, jax_infer, jax_train, torch_infer, torch_train
-from benchmarks.table import Row, print_table
+from benchmarks.table import Row, print_header, print_table
 from benchmarks.timing import Timing, interleave
 from seresnext_jax.cli import load_config, parse, run
 from seresnext_jax.config import Config, DataConfig, Precision
@@ -103,23 +102,13 @@ def main(argv: list[str]) -> int:
 
 def compile_steps(options: BenchmarkConfig) -> dict[str, Any]:
     """Compile each program for each GPU; returns and prints what came of it."""
-    versions = compiler_versions()
-    print_header(versions)
-    outcomes = []
-
-    def rows() -> Iterator[Row]:
-        for outcome in compile_all(jobs(options), Path(options.hlo) if options.hlo else None):
-            outcomes.append(outcome)
-            yield outcome.row()
-            if options.debug and outcome.error:
-                print(outcome.output, file=sys.stderr)
-
-    content = {"machine": versions, "rows": print_table(rows())}
+    hlo_folder = Path(options.hlo) if options.hlo else None
+    outcomes = compile_and_print(jobs(options), hlo_folder=hlo_folder, debug=options.debug)
+    kinds = [row for outcome in outcomes for row in outcome.kind_rows()]
     if options.kinds:
-        print()
-        kinds = (row for outcome in outcomes for row in outcome.kind_rows())
-        content["kinds"] = print_table(kinds)
-    return content
+        print_table(kinds)
+    rows = [outcome.row() for outcome in outcomes]
+    return {"machine": compiler_versions(), "rows": rows, "kinds": kinds}
 
 
 def jobs(options: BenchmarkConfig) -> list[Job]:
@@ -147,11 +136,6 @@ def measure(options: BenchmarkConfig) -> dict[str, Any]:
     print_header(header)
     measures = {"train": measure_train, "infer": measure_infer, "data": measure_data}
     return {"machine": header, "rows": print_table(measures[options.what](options))}
-
-
-def print_header(header: dict[str, Any]) -> None:
-    """Versions and machine in one line."""
-    print("  ".join(f"{name} {value}" for name, value in header.items()), flush=True)
 
 
 def machine() -> dict[str, Any]:

@@ -1,10 +1,15 @@
-"""Rows of figures as a Markdown table."""
+"""What a benchmark prints: a line of versions, and rows of figures as a Markdown table."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Row = dict[str, Any]
 """A cell's value by its column. All rows of a table have the same columns in the same order."""
+
+
+def print_header(header: Mapping[str, Any]) -> None:
+    """Print names and values in one line."""
+    print("  ".join(f"{name} {value}" for name, value in header.items()), flush=True)
 
 
 def print_table(rows: Iterable[Row]) -> list[Row]:

@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.gpu.job import Job
 from benchmarks.gpu.targets import GPUS, REACHABLE
 from benchmarks.gpu.traffic import Kernel, by_kind, describe_collectives, read_kernels
-from benchmarks.table import Row
+from benchmarks.table import Row, print_header, print_table
 from seresnext_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -106,6 +106,34 @@ def compile_all(jobs: Iterable[Job], hlo_folder: Path | None = None) -> Iterator
         folder.mkdir(parents=True, exist_ok=True)
         for job in jobs:
             yield _compile(job, folder.absolute() / f"{job.name}.hlo")
+
+
+def compile_and_print(
+    jobs: Sequence[Job], *, hlo_folder: Path | None = None, debug: bool = False
+) -> list[Outcome]:
+    """Compile the jobs and print a table of the outcomes, each as soon as it is there.
+
+    Args:
+      hlo_folder: as in `compile_all`.
+      debug: also print what the compiler logged of a program that failed.
+
+    Raises:
+      UserError: a package that compiles is missing.
+    """
+    print_header(compiler_versions())
+    outcomes: list[Outcome] = []
+
+    def rows() -> Iterator[Row]:
+        for outcome in compile_all(jobs, hlo_folder):
+            outcomes.append(outcome)
+            yield outcome.row()
+
+    print_table(rows())
+    failed = [outcome for outcome in outcomes if outcome.error]
+    for outcome in failed if debug else ():
+        print(f"\n{outcome.job.name}:\n{outcome.output}", file=sys.stderr)
+    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} programs compiled")
+    return outcomes
 
 
 def child_environment() -> dict[str, str]:

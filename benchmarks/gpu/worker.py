@@ -25,7 +25,7 @@ from seresnext_jax import optim
 from seresnext_jax.config import Config, resolve
 from seresnext_jax.evaluate import validation_smoothing
 from seresnext_jax.mesh import make_mesh, replicated
-from seresnext_jax.model import ResNet, build
+from seresnext_jax.model import ResNet, abstract_variables, build
 from seresnext_jax.precision import POLICIES, init_loss_scale
 from seresnext_jax.state import TrainState, create
 from seresnext_jax.steps import make_eval_step, make_train_step
@@ -103,10 +103,9 @@ def lower(job: Job, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
 def abstract_state(config: Config, network: ResNet, optimizer: Any, mesh: Mesh) -> TrainState:
     """The shapes of a run's state, the same on every device."""
 
-    def initial() -> TrainState:
-        image = np.zeros((1, 32, 32, 3), np.float32)
+    def initial(variables: Any) -> TrainState:
         return create(
-            network.init(jax.random.key(config.seed), image, train=False),
+            variables,
             optimizer=optimizer,
             loss_scale=init_loss_scale(POLICIES[config.precision], config.loss_scale.init),
             seed=config.seed,
@@ -116,7 +115,7 @@ def abstract_state(config: Config, network: ResNet, optimizer: Any, mesh: Mesh) 
     def shape(x: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
 
-    return jax.tree.map(shape, jax.eval_shape(initial))
+    return jax.tree.map(shape, jax.eval_shape(initial, abstract_variables(network)))
 
 
 if __name__ == "__main__":
