@@ -4,9 +4,10 @@
     python benchmark.py train --batch-sizes 8 --data-root /imagenet
     python benchmark.py infer --batch-sizes 1 8 --against torch
     python benchmark.py data --against torch
+    python benchmark.py compile --gpu h100 --precisions fp16 tf32 --batch-sizes 128
 
 Programs that are compared run in turn, step by step, in one process. Warm-up and compilation are
-not in the figures; compilation has its own.
+not in the figures; compilation has its own. `compile` needs no GPU (docs/gpu-compile.md).
 """
 
 import json
@@ -15,6 +16,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -24,7 +26,11 @@ import jax
 import tyro
 
 from benchmarks.flops import PEAK_TFLOPS, forward_macs
+from benchmarks.gpu.compile import compile_and_print, compiler_versions
+from benchmarks.gpu.job import Job, ProgramName
+from benchmarks.gpu.targets import GpuName
 from benchmarks.programs import Program, jax_infer, jax_train, torch_infer, torch_train
+from benchmarks.table import Row, print_header, print_table
 from benchmarks.timing import Timing, interleave
 from seresnext_jax.cli import load_config, parse, run
 from seresnext_jax.config import Config, DataConfig, Precision
@@ -32,15 +38,14 @@ from seresnext_jax.errors import UserError
 from seresnext_jax.model import ARCHITECTURES
 from seresnext_jax.runtime import keep_freed_memory, use_compilation_cache
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
     """The options of benchmark.py."""
 
-    what: tyro.conf.Positional[Literal["train", "infer", "data"]] = "train"
-    """What to measure."""
+    what: tyro.conf.Positional[Literal["train", "infer", "data", "compile"]] = "train"
+    """What to measure; compile: whether the training and the evaluation step compile for a GPU
+    that this machine need not have, and what they move in its memory."""
     config: str = ""
     """A config file for the network, its image size and precision; empty: se-resnext101-32x4d."""
     arch: str = ""
@@ -48,11 +53,11 @@ class BenchmarkConfig:
     precisions: tuple[Precision, ...] = ()
     """Precisions to measure; empty: the config's."""
     batch_sizes: tuple[int, ...] = (8,)
-    """Images per device and step."""
+    """Images per device and forward pass."""
     image_size: int = 0
     """Side of the images in pixels; 0: the config's."""
     devices: tuple[int, ...] = (1,)
-    """Numbers of devices to train on."""
+    """Numbers of devices to train on, or to compile for."""
     steps: int = 10
     """Counted steps of each program."""
     warmup: int = 2
@@ -64,6 +69,16 @@ class BenchmarkConfig:
     `data`, synthetic images on the device for `train`."""
     workers: int = 2
     """Decoding threads, or processes, that read the dataset."""
+    gpu: tuple[GpuName, ...] = ("h100",)
+    """GPUs to compile for."""
+    programs: tuple[ProgramName, ...] = ("train", "eval")
+    """Steps to compile."""
+    passes: tuple[int, ...] = (1,)
+    """Numbers of forward passes that the compiled training step accumulates."""
+    kinds: bool = False
+    """Also print the memory traffic of each kind of kernel of the compiled programs."""
+    hlo: str = ""
+    """A folder for the optimized HLO text of the compiled programs."""
     compilation_cache: str = Config.compilation_cache
     """Folder of JAX's persistent compilation cache; empty: none, to see a cold compilation."""
     json: str = ""
@@ -73,10 +88,43 @@ class BenchmarkConfig:
 
 
 def main(argv: list[str]) -> int:
-    """Run the program; returns its exit status."""
+    """Run the program; returns its exit status: 1 if a program did not compile."""
     options = parse(BenchmarkConfig(), argv, program="benchmark.py", description=__doc__ or "")
-    if options.steps < 1 or options.warmup < 0 or min(options.batch_sizes + options.devices) < 1:
-        raise UserError("--steps, --batch-sizes and --devices take numbers from 1 on")
+    counts = options.batch_sizes + options.devices + options.passes
+    if options.steps < 1 or options.warmup < 0 or min(counts) < 1:
+        raise UserError("--steps, --batch-sizes, --devices and --passes take numbers from 1 on")
+    content = compile_steps(options) if options.what == "compile" else measure(options)
+    if options.json:
+        content = {"command": ["benchmark.py", *argv], **content}
+        Path(options.json).write_text(json.dumps(content, indent=2) + "\n")
+    return 1 if any(row.get("result", "ok") != "ok" for row in content["rows"]) else 0
+
+
+def compile_steps(options: BenchmarkConfig) -> dict[str, Any]:
+    """Compile each program for each GPU; returns and prints what came of it."""
+    hlo_folder = Path(options.hlo) if options.hlo else None
+    outcomes = compile_and_print(jobs(options), hlo_folder=hlo_folder, debug=options.debug)
+    kinds = [row for outcome in outcomes for row in outcome.kind_rows()]
+    if options.kinds:
+        print_table(kinds)
+    rows = [outcome.row() for outcome in outcomes]
+    return {"machine": compiler_versions(), "rows": rows, "kinds": kinds}
+
+
+def jobs(options: BenchmarkConfig) -> list[Job]:
+    """Every combination of the options. Passes are those of a training step."""
+    found = []
+    for gpu, config, devices in product(options.gpu, configs(options), options.devices):
+        for program in options.programs:
+            for passes in options.passes if program == "train" else (1,):
+                images = config.batch_size * devices * passes
+                config = replace(config, optimizer_batch_size=images)
+                found.append(Job(gpu, program, config, devices))
+    return found
+
+
+def measure(options: BenchmarkConfig) -> dict[str, Any]:
+    """Run what the options name on this machine; returns and prints what was measured."""
     keep_freed_memory()
     use_compilation_cache(options.compilation_cache)
     if max(options.devices) > jax.device_count():
@@ -85,14 +133,9 @@ def main(argv: list[str]) -> int:
             f"XLA_FLAGS=--xla_force_host_platform_device_count={max(options.devices)}"
         )
     header = machine()
-    print("  ".join(f"{name} {value}" for name, value in header.items()))
-    measure = {"train": measure_train, "infer": measure_infer, "data": measure_data}
-    rows = measure[options.what](options)
-    print_table(rows)
-    if options.json:
-        content = {"command": ["benchmark.py", *argv], "machine": header, "rows": rows}
-        Path(options.json).write_text(json.dumps(content, indent=2) + "\n")
-    return 0
+    print_header(header)
+    measures = {"train": measure_train, "infer": measure_infer, "data": measure_data}
+    return {"machine": header, "rows": print_table(measures[options.what](options))}
 
 
 def machine() -> dict[str, Any]:
@@ -245,16 +288,6 @@ def measure_data(options: BenchmarkConfig) -> list[Row]:
             steps=options.steps,
             with_torch=bool(options.against),
         )
-
-
-def print_table(rows: list[Row]) -> None:
-    """The rows as a Markdown table."""
-    names = list(rows[0])
-    print("| " + " | ".join(names) + " |")
-    print("|" + " --- |" * len(names))
-    for row in rows:
-        cells = [f"{row[n]:.4g}" if isinstance(row[n], float) else str(row[n]) for n in names]
-        print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,106 @@
+"""Compile the project's programs for GPUs that are not there, in the combinations of a table.
+
+    python -m benchmarks.gpu.matrix            # all of them; 40 minutes on two cores
+    python -m benchmarks.gpu.matrix --short    # what a change is likely to break; 5 minutes
+
+The tables are below: every recipe on its own machine, and every architecture, precision, GPU,
+number of devices and of forward passes in some combination, not in each with all others.
+"""
+
+from dataclasses import dataclass
+
+from benchmarks.gpu.compile import ROOT, compile_and_print
+from benchmarks.gpu.job import Job, ProgramName
+from benchmarks.gpu.targets import GpuName
+from seresnext_jax.cli import load_config, parse, run
+from seresnext_jax.config import Config, ModelConfig, Precision
+
+TRAIN: tuple[ProgramName, ...] = ("train",)
+BOTH: tuple[ProgramName, ...] = ("train", "eval")
+
+
+def combination(
+    gpu: GpuName,
+    arch: str,
+    precision: Precision,
+    batch: int,
+    devices: int,
+    passes: int,
+    programs: tuple[ProgramName, ...],
+) -> list[Job]:
+    """One architecture with the default options."""
+    config = Config(
+        model=ModelConfig(arch=arch),
+        precision=precision,
+        batch_size=batch,
+        optimizer_batch_size=batch * devices * passes,
+    )
+    return [Job(gpu, program, config, devices) for program in programs]
+
+
+def recipe(gpu: GpuName, name: str) -> list[Job]:
+    """The training step of a file in configs/, on eight devices as on the original's machine."""
+    return [Job(gpu, "train", load_config(str(ROOT / "configs" / f"{name}.py")), 8)]
+
+
+def short() -> list[Job]:
+    """The full network's training step where it matters most, and a small one for the rest."""
+    full, tiny = "se-resnext101-32x4d", "se-resnext-tiny"
+    return [
+        # GPU, architecture, precision, batch, devices, passes, programs
+        *combination("h100", full, "fp16", 128, 1, 1, TRAIN),
+        *combination("h100", full, "tf32", 128, 1, 1, TRAIN),
+        *combination("a100", tiny, "bf16", 32, 8, 2, TRAIN),
+        *combination("t4", tiny, "fp32", 32, 1, 1, BOTH),
+        *combination("v100", tiny, "fp16", 32, 8, 1, TRAIN),
+    ]
+
+
+def everything() -> list[Job]:
+    """Every recipe and architecture."""
+    full = "se-resnext101-32x4d"
+    return [
+        *recipe("a100", "dgxa100_amp_90e"),
+        *recipe("a100", "dgxa100_tf32_250e"),
+        *recipe("v100", "dgx1v_amp_250e"),
+        *recipe("v100", "dgx1v_fp32_90e"),
+        *recipe("t4", "t4_amp_90e"),
+        *recipe("t4", "t4_fp32_250e"),
+        # GPU, architecture, precision, batch, devices, passes, programs
+        *combination("h100", full, "fp16", 128, 1, 1, BOTH),
+        *combination("h100", full, "bf16", 256, 8, 2, TRAIN),
+        *combination("h100", full, "tf32", 128, 1, 2, TRAIN),
+        *combination("h100", "resnet18", "fp32", 256, 8, 1, BOTH),
+        *combination("h100", "resnet50", "fp16", 256, 8, 1, TRAIN),
+        *combination("h100", "resnext50-32x4d", "tf32", 128, 8, 1, BOTH),
+        *combination("h100", "resnext101-32x8d", "bf16", 64, 1, 2, TRAIN),
+        *combination("h100", "se-resnext-tiny", "fp16", 256, 1, 2, BOTH),
+        *combination("a100", "resnet34", "bf16", 256, 1, 2, BOTH),
+        *combination("a100", "resnet101", "tf32", 128, 1, 1, TRAIN),
+        *combination("a100", "resnext101-32x8d-basic", "fp16", 64, 8, 1, TRAIN),
+        *combination("a100", "se-resnext-tiny", "fp32", 256, 8, 2, TRAIN),
+        *combination("v100", "resnet152", "fp32", 64, 1, 1, TRAIN),
+        *combination("t4", "resnext101-32x4d", "fp16", 64, 1, 2, TRAIN),
+    ]
+
+
+@dataclass(frozen=True)
+class MatrixConfig:
+    """The options of matrix.py."""
+
+    short: bool = False
+    """Only the short table."""
+    debug: bool = False
+    """Show what the compiler logged of a program that failed."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the program; returns its exit status: 1 if a program did not compile."""
+    options = parse(MatrixConfig(), argv, program="matrix", description=__doc__ or "")
+    jobs = short() if options.short else everything()
+    outcomes = compile_and_print(jobs, debug=options.debug)
+    return 1 if any(outcome.error for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,30 @@
+"""What a benchmark prints: a line of versions, and rows of figures as a Markdown table."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Row = dict[str, Any]
+"""A cell's value by its column. All rows of a table have the same columns in the same order."""
+
+
+def print_header(header: Mapping[str, Any]) -> None:
+    """Print names and values in one line."""
+    print("  ".join(f"{name} {value}" for name, value in header.items()), flush=True)
+
+
+def print_table(rows: Iterable[Row]) -> list[Row]:
+    """Print each row as soon as it is there; returns them all."""
+    printed: list[Row] = []
+    for row in rows:
+        if not printed:
+            print("| " + " | ".join(row) + " |")
+            print("|" + " --- |" * len(row))
+        print("| " + " | ".join(map(_cell, row.values())) + " |", flush=True)
+        printed.append(row)
+    return printed
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
