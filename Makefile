@@ -24,13 +24,16 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# On a machine with an NVIDIA GPU: every figure of docs/performance.md that is missing there.
-bench-gpu: $(VENV)/.gpu
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python benchmark.py train --precisions fp16 bf16 tf32 --batch-sizes 128 256 --steps 30 \
-	    --against torch --json runs/bench-gpu-train.json
-	$(BIN)/python benchmark.py infer --precisions fp16 bf16 tf32 --batch-sizes 1 128 256 --steps 100 \
-	    --against torch --json runs/bench-gpu-infer.json
+# On a machine with an NVIDIA GPU: every figure of docs/performance.md's GPU section, for MINUTES
+# minutes. A Python that has JAX and PyTorch for its GPU is used as it is, else .venv is set up.
+MINUTES ?= 8
+HAS_GPU_PACKAGES := $(shell $(PYTHON) -c \
+    'from importlib.util import find_spec as f; print(*["yes"] * all(map(f, ["jax_plugins", "torch", "tyro"])))')
+
+bench-gpu: $(if $(HAS_GPU_PACKAGES),,$(VENV)/.gpu)
+	mkdir -p runs
+	$(if $(HAS_GPU_PACKAGES),$(PYTHON),$(BIN)/python) benchmark.py gpu --minutes $(MINUTES) \
+	    --json runs/bench-gpu.json $(BENCH)
 
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak --kills 30

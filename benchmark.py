@@ -5,45 +5,45 @@
     python benchmark.py infer --batch-sizes 1 8 --against torch
     python benchmark.py data --against torch
     python benchmark.py compile --gpu h100 --precisions fp16 tf32 --batch-sizes 128
+    python benchmark.py gpu --minutes 8 --json runs/bench-gpu.json
 
-Programs that are compared run in turn, step by step, in one process. Warm-up and compilation are
-not in the figures; compilation has its own. `compile` needs no GPU (docs/gpu-compile.md).
+Each program runs in a process of its own; programs that are compared run in turn, some steps of
+one, then some of the other. Warm-up and compilation are not in the figures; compilation has its
+own. `compile` needs no GPU (docs/gpu-compile.md). `gpu` measures everything that
+docs/performance.md says of a GPU, the most important first, for as many minutes as it is given.
 """
 
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import jax
 import tyro
 
-from benchmarks.flops import PEAK_TFLOPS, forward_macs
 from benchmarks.gpu.compile import compile_and_print, compiler_versions
 from benchmarks.gpu.job import Job, ProgramName
+from benchmarks.gpu.suite import run_suite
 from benchmarks.gpu.targets import GpuName
-from benchmarks.programs import Program, jax_infer, jax_train, torch_infer, torch_train
+from benchmarks.measure import Effort, measure
+from benchmarks.process import Task, Work
 from benchmarks.table import Row, print_header, print_table
-from benchmarks.timing import Timing, interleave
 from seresnext_jax.cli import load_config, parse, run
 from seresnext_jax.config import Config, DataConfig, Precision
 from seresnext_jax.errors import UserError
 from seresnext_jax.model import ARCHITECTURES
-from seresnext_jax.runtime import keep_freed_memory, use_compilation_cache
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
     """The options of benchmark.py."""
 
-    what: tyro.conf.Positional[Literal["train", "infer", "data", "compile"]] = "train"
+    what: tyro.conf.Positional[Literal["train", "infer", "data", "compile", "gpu"]] = "train"
     """What to measure; compile: whether the training and the evaluation step compile for a GPU
     that this machine need not have, and what they move in its memory."""
     config: str = ""
@@ -60,8 +60,13 @@ class BenchmarkConfig:
     """Numbers of devices to train on, or to compile for."""
     steps: int = 10
     """Counted steps of each program."""
+    turn: int = 1
+    """Steps that a program runs before it is the other one's turn. On a GPU give 10: training then
+    waits for the device once in ten steps."""
     warmup: int = 2
     """Steps before them."""
+    minutes: float = 8.0
+    """How long `gpu` may measure."""
     against: Literal["", "torch"] = ""
     """Measure PyTorch in turn with JAX: channels_last; on a GPU autocast and torch.compile too."""
     data_root: str = ""
@@ -91,9 +96,11 @@ def main(argv: list[str]) -> int:
     """Run the program; returns its exit status: 1 if a program did not compile."""
     options = parse(BenchmarkConfig(), argv, program="benchmark.py", description=__doc__ or "")
     counts = options.batch_sizes + options.devices + options.passes
-    if options.steps < 1 or options.warmup < 0 or min(counts) < 1:
-        raise UserError("--steps, --batch-sizes, --devices and --passes take numbers from 1 on")
-    content = compile_steps(options) if options.what == "compile" else measure(options)
+    if min(*counts, options.steps, options.turn) < 1 or options.warmup < 0:
+        raise UserError(
+            "--steps, --turn, --batch-sizes, --devices and --passes take numbers from 1 on"
+        )
+    content = compile_steps(options) if options.what == "compile" else measure_here(options)
     if options.json:
         content = {"command": ["benchmark.py", *argv], **content}
         Path(options.json).write_text(json.dumps(content, indent=2) + "\n")
@@ -123,32 +130,46 @@ def jobs(options: BenchmarkConfig) -> list[Job]:
     return found
 
 
-def measure(options: BenchmarkConfig) -> dict[str, Any]:
+def measure_here(options: BenchmarkConfig) -> dict[str, Any]:
     """Run what the options name on this machine; returns and prints what was measured."""
-    keep_freed_memory()
-    use_compilation_cache(options.compilation_cache)
-    if max(options.devices) > jax.device_count():
-        raise UserError(
-            f"--devices {max(options.devices)} but there are {jax.device_count()}: on a CPU set "
-            f"XLA_FLAGS=--xla_force_host_platform_device_count={max(options.devices)}"
-        )
     header = machine()
     print_header(header)
-    measures = {"train": measure_train, "infer": measure_infer, "data": measure_data}
-    return {"machine": header, "rows": print_table(measures[options.what](options))}
+    if options.what == "gpu":
+        content = run_suite(
+            configs(options)[0],
+            minutes=options.minutes,
+            cache=options.compilation_cache,
+            against_torch=True,
+        )
+        return {"machine": header, **content}
+    rows = measure_data(options) if options.what == "data" else measure_programs(options)
+    return {"machine": header, "rows": print_table(rows)}
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    device = jax.devices()[0]
+    """What the figures are measured with. A GPU is named in their rows, by who runs on it."""
     versions = {}
     for name in ("jax", "jaxlib", "torch", "nvidia-dali-cuda120"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "-"
-    kind = device.device_kind if device.platform != "cpu" else platform.processor() or "cpu"
-    return {"device": kind, "cores": len(os.sched_getaffinity(0)), **versions}
+    return {"cpu": platform.processor() or "-", "cores": len(os.sched_getaffinity(0)), **versions}
+
+
+def measure_programs(options: BenchmarkConfig) -> Iterator[Row]:
+    """Training or inference for each precision, batch size and number of devices."""
+    work: Work = "train" if options.what == "train" else "infer"
+    effort = Effort(
+        rounds=max(1, options.steps // options.turn),
+        steps=options.turn,
+        warmup=options.warmup,
+        against_torch=bool(options.against),
+    )
+    for config in configs(options):
+        for devices in options.devices if work == "train" else (1,):
+            task = Task("jax", work, config, devices, options.compilation_cache)
+            yield measure(task, effort)[0]
 
 
 def configs(options: BenchmarkConfig) -> list[Config]:
@@ -167,106 +188,6 @@ def configs(options: BenchmarkConfig) -> list[Config]:
         for precision in options.precisions or (base.precision,)
         for batch in options.batch_sizes
     ]
-
-
-def gigaflops(config: Config, *, training: bool) -> float:
-    """Arithmetic of one image, 2 operations per multiply-add, a training step as 3 forwards."""
-    macs = forward_macs(
-        ARCHITECTURES[config.model.arch],
-        num_classes=config.model.num_classes,
-        image_size=config.data.image_size,
-    )
-    return 2e-9 * macs * (3 if training else 1)
-
-
-def rates(config: Config, program: Program, timing: Timing, *, training: bool) -> Row:
-    """Arithmetic and memory traffic per second and device, and what share of the peak it is."""
-    per_call = config.batch_size * gigaflops(config, training=training) / 1e3
-    row: Row = {"TFLOP/s": per_call / timing.median}
-    if peak := PEAK_TFLOPS.get(jax.devices()[0].device_kind, {}).get(config.precision):
-        row["MFU"] = row["TFLOP/s"] / peak
-    if program.bytes_accessed:
-        row["GB/s"] = program.bytes_accessed / timing.median / 1e9
-    return row
-
-
-def measure_train(options: BenchmarkConfig) -> list[Row]:
-    """Training throughput for each precision, batch size and number of devices."""
-    rows = []
-    for config in configs(options):
-        for devices in options.devices:
-            program = jax_train(config, devices=devices)
-            programs = {"jax": program}
-            if options.against and devices == 1:
-                programs["torch"] = torch_train(config)
-            timings = interleave(
-                {name: p.work for name, p in programs.items()},
-                warmup=options.warmup,
-                steps=options.steps,
-            )
-            images = config.batch_size * devices
-            row: Row = {
-                "precision": config.precision,
-                "batch": config.batch_size,
-                "devices": devices,
-                "img/s": images / timings["jax"].median,
-                **rates(config, program, timings["jax"], training=True),
-                "compile s": program.compile_seconds,
-                "temporary MiB": (program.memory_bytes or 0) / 2**20,
-            }
-            if options.data_root:
-                waits = program.waits[-options.steps :]
-                row |= waiting(timings["jax"], waits, images)
-            rows.append(row | against(timings, images))
-    return rows
-
-
-def waiting(timing: Timing, waits: Sequence[float], images: int) -> Row:
-    """Throughput without the time that steps waited for images, and the share of that time."""
-    computing = Timing(tuple(s - w for s, w in zip(timing.seconds, waits, strict=True)))
-    return {
-        "compute img/s": images / computing.median,
-        "waiting": sum(waits) / sum(timing.seconds),
-    }
-
-
-def measure_infer(options: BenchmarkConfig) -> list[Row]:
-    """Inference throughput and latency for each precision and batch size."""
-    rows = []
-    for config in configs(options):
-        programs = {"jax": jax_infer(config)}
-        if options.against:
-            programs["torch"] = torch_infer(config)
-        timings = interleave(
-            {name: p.work for name, p in programs.items()},
-            warmup=options.warmup,
-            steps=options.steps,
-        )
-        ours = timings["jax"]
-        row: Row = {
-            "precision": config.precision,
-            "batch": config.batch_size,
-            "img/s": config.batch_size / ours.median,
-            "avg ms": 1e3 * ours.mean,
-            **{f"p{p} ms": 1e3 * ours.at(p) for p in (50, 90, 95, 99)},
-            **rates(config, programs["jax"], ours, training=False),
-            "compile s": programs["jax"].compile_seconds,
-        }
-        rows.append(row | against(timings, config.batch_size))
-    return rows
-
-
-def against(timings: dict[str, Timing], images: int) -> Row:
-    """PyTorch's throughput, where it was measured, and how many times as fast JAX is.
-
-    That is the median over the pairs of steps that ran one after the other, so that a machine whose
-    speed drifts is the same for both.
-    """
-    if "torch" not in timings:
-        return {}
-    ours, theirs = timings["jax"], timings["torch"]
-    ratio = median(t / j for j, t in zip(ours.seconds, theirs.seconds, strict=True))
-    return {"torch img/s": images / theirs.median, "jax / torch": ratio}
 
 
 def measure_data(options: BenchmarkConfig) -> list[Row]:

@@ -1,12 +1,12 @@
 """A training step and a forward pass of one network, in JAX and in PyTorch, as timed work.
 
-Images are synthetic and lie on the device, so that arithmetic is measured and nothing else, or
-come from the configuration's dataset to JAX's training step, as in `train.py`. The PyTorch
-network is the one that the tests take as their yardstick.
+Images are synthetic and on the device, so that arithmetic is measured and nothing else, or come
+from the configuration's dataset to JAX's training step, as in `train.py`. The PyTorch network is
+the one that the tests take as their yardstick.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.timing import Work
 from seresnext_jax import optim
 from seresnext_jax.config import Config, resolve
 from seresnext_jax.data.batch import Batch
@@ -26,21 +25,25 @@ from seresnext_jax.mesh import make_mesh, put_batch, replicate
 from seresnext_jax.model import ARCHITECTURES, build
 from seresnext_jax.precision import POLICIES, init_loss_scale
 from seresnext_jax.state import create
-from seresnext_jax.steps import StepOptions, make_train_step
+from seresnext_jax.steps import make_train_step
+from train import step_options
 
 
 @dataclass(frozen=True)
 class Program:
     """Work, and what it took to get it ready."""
 
-    work: Work
+    dispatch: Callable[[], None]
+    """Start one step; it may return before the step has ended."""
+    wait: Callable[[], None]
+    """Return when every step that was started has ended."""
     compile_seconds: float
     memory_bytes: int | None = None
     """Peak of temporary buffers per device, where the compiler tells."""
     bytes_accessed: float | None = None
     """Memory traffic of one call per device by the compiler's count, where it tells."""
-    waits: list[float] = field(default_factory=list)
-    """Seconds that each call of a training step waited for its images; synthetic ones are there."""
+    data_waits: list[float] = field(default_factory=list)
+    """Seconds that each training step waited for its images; synthetic ones are there."""
 
 
 def _images(config: Config, devices: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,32 +82,28 @@ def jax_train(config: Config, *, devices: int) -> Program:
         optimizer=optimizer,
         loss_scale=init_loss_scale(policy, config.loss_scale.init),
         seed=config.seed,
-        with_ema=False,
+        with_ema=config.use_ema is not None,
     )
     state = replicate(mesh, state)
     batches = _batches(config, mesh)
-    options = StepOptions(
-        num_classes=config.model.num_classes,
-        policy=policy,
-        label_smoothing=config.label_smoothing,
-        mixup=config.mixup,
-    )
     lr = np.float32(0.01)
     started = time.perf_counter()
-    step = make_train_step(network.apply, optimizer, options, mesh)
+    step = make_train_step(network.apply, optimizer, step_options(config), mesh)
     compiled = step.lower(state, next(batches), lr).compile()
     seconds = time.perf_counter() - started
-    holder = [state]
-    waits: list[float] = []
+    latest: list[Any] = [state]
+    data_waits: list[float] = []
 
-    def work() -> None:
+    def dispatch() -> None:
         started = time.perf_counter()
         batch = next(batches)
-        waits.append(time.perf_counter() - started)
-        holder[0], metrics = compiled(holder[0], batch, lr)
-        jax.block_until_ready((holder[0], metrics))
+        data_waits.append(time.perf_counter() - started)
+        latest[0], _ = compiled(latest[0], batch, lr)
 
-    return Program(work, seconds, *_memory(compiled), waits)
+    def wait() -> None:
+        jax.block_until_ready(latest[0])
+
+    return Program(dispatch, wait, seconds, *_memory(compiled), data_waits)
 
 
 def jax_infer(config: Config) -> Program:
@@ -123,11 +122,12 @@ def jax_infer(config: Config) -> Program:
     started = time.perf_counter()
     compiled = forward.lower(variables, images).compile()
     seconds = time.perf_counter() - started
-    return Program(
-        lambda: jax.block_until_ready(compiled(variables, images)),
-        seconds,
-        *_memory(compiled),
-    )
+    latest: list[Any] = [None]
+
+    def dispatch() -> None:
+        latest[0] = compiled(variables, images)
+
+    return Program(dispatch, lambda: jax.block_until_ready(latest[0]), seconds, *_memory(compiled))
 
 
 def _memory(compiled: Any) -> tuple[int | None, float | None]:
@@ -150,7 +150,7 @@ def torch_train(config: Config) -> Program:
     scaler = torch.amp.GradScaler(device, init_scale=128.0, enabled=config.precision == "fp16")
     images, labels = (torch.from_numpy(a[0]).to(device) for a in _images(config, 1))
 
-    def work() -> None:
+    def dispatch() -> None:
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             logits = forward(_torch_normalize(images))
             loss = label_smoothing_loss(logits, labels.long(), config.label_smoothing)
@@ -158,9 +158,8 @@ def torch_train(config: Config) -> Program:
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        loss.item()
 
-    return Program(work, _first_call(work))
+    return _ready(dispatch, device)
 
 
 def torch_infer(config: Config) -> Program:
@@ -172,13 +171,11 @@ def torch_infer(config: Config) -> Program:
     forward = torch.compile(model) if device == "cuda" else model
     images = torch.from_numpy(_images(config, 1)[0][0]).to(device)
 
-    def work() -> None:
+    def dispatch() -> None:
         with torch.inference_mode(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
             forward(_torch_normalize(images))
-        if device == "cuda":
-            torch.cuda.synchronize()
 
-    return Program(work, _first_call(work))
+    return _ready(dispatch, device)
 
 
 def _torch_network(config: Config) -> Any:
@@ -210,7 +207,12 @@ def _torch_normalize(images: Any) -> Any:
     return ((images.float() - mean) / std).permute(0, 3, 1, 2)
 
 
-def _first_call(work: Work) -> float:
+def _ready(dispatch: Callable[[], None], device: str) -> Program:
+    """PyTorch's program after its first step, in which it compiles."""
+    import torch
+
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    dispatch()
+    wait()
+    return Program(dispatch, wait, time.perf_counter() - started)

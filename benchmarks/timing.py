@@ -1,14 +1,13 @@
 """Timing two programs in turn, so that a machine whose speed drifts is fair to both."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
 from seresnext_jax.report.meters import percentile
 
-Work = Callable[[], None]
-"""One step, which returns when it is finished."""
+Timed = Callable[[int], list[float]]
+"""Runs a number of steps of a program; returns the seconds that each took."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,10 @@ class Timing:
         return percentile(self.seconds, percent)
 
 
-def interleave(programs: Mapping[str, Work], *, warmup: int, steps: int) -> dict[str, Timing]:
-    """Run each program `warmup` times uncounted, then all of them in turn, `steps` times."""
-    for work in programs.values():
-        for _ in range(warmup):
-            work()
+def interleave(programs: Mapping[str, Timed], *, rounds: int, steps: int) -> dict[str, Timing]:
+    """Run `steps` steps of each program in turn, `rounds` times."""
     seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(steps):
-        for name, work in programs.items():
-            started = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - started)
+    for _ in range(rounds):
+        for name, timed in programs.items():
+            seconds[name] += timed(steps)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import against, waiting
 from benchmarks.flops import PEAK_TFLOPS, forward_macs
+from benchmarks.measure import against, waiting
+from benchmarks.profile import kind_rows
 from benchmarks.timing import Timing
 from seresnext_jax.model import ARCHITECTURES
-from tests.programs import done, shared
+from tests.programs import done, error_line, run, shared
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,9 @@ def test_training_on_real_images_shows_what_waiting_for_them_costs(tmp_path: Pat
 def test_waiting_for_images_is_not_computing() -> None:
     row = waiting(Timing((1.0, 2.0, 1.0)), [0.5, 1.5, 0.5], images=8)
     assert row == {"compute img/s": 16.0, "waiting": 0.625}
+    # Turns of two steps, whose seconds are those of a step on average.
+    row = waiting(Timing((1.0, 2.0)), [0.25, 0.75, 1.0, 2.0], images=8)
+    assert row == {"compute img/s": 16.0, "waiting": pytest.approx(2 / 3)}
 
 
 def test_the_ratio_is_that_of_steps_side_by_side() -> None:
@@ -68,3 +72,46 @@ def test_the_ratio_is_that_of_steps_side_by_side() -> None:
     timings = {"jax": Timing((1.0, 1.0, 3.0)), "torch": Timing((2.0, 6.0, 6.0))}
     assert against(timings, images=8) == {"torch img/s": 8 / 6, "jax / torch": 2.0}
     assert against({"jax": Timing((1.0,))}, images=8) == {}
+
+
+def test_operations_of_a_profile_by_kind() -> None:
+    operations = {
+        "cudnn-conv": 4.0,
+        "loop_convert_fusion": 2.0,
+        "input_reduce_fusion": 1.0,
+        "gemm_fusion_dot": 0.5,
+        "cudnn-conv-bw-filter": 2.0,
+        "all-reduce-start": 0.25,
+        "what": 0.25,
+    }
+    rows = {row["kind"]: row for row in kind_rows(operations)}
+    assert {kind: row["ms"] for kind, row in rows.items()} == {
+        "convolutions": 6.0,
+        "elementwise": 2.0,
+        "reductions": 1.0,
+        "matrix products": 0.5,
+        "communication": 0.25,
+        "other": 0.25,
+    }
+    assert rows["convolutions"]["largest"] == "cudnn-conv"
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+
+
+def test_the_gpu_suite_from_start_to_end_on_a_cpu(tmp_path: Path) -> None:
+    """The first round always runs; what there is no time for is named."""
+    words = "gpu --arch se-resnext-tiny --image-size 32 --minutes 0.02"
+    file = tmp_path / "a.json"
+    out = done(["benchmark.py", *words.split(), "--json", str(file)]).stdout
+    found = json.loads(file.read_text())
+    (row,) = found["rows"]
+    assert (row["work"], row["precision"], row["batch"]) == ("train", "fp16", 128)
+    assert row["img/s"] > 0 and row["jax / torch"] > 0
+    assert sum(line["share"] for line in found["profiles"]) == pytest.approx(1)
+    assert "infer fp16 batch 1" in found["left out"] and "left out" in out
+    assert found["gpu tests"] == "not run"
+
+
+def test_a_program_that_cannot_start_is_one_line() -> None:
+    words = "train --arch se-resnext-tiny --image-size 32 --batch-sizes 2 --devices 99"
+    line = error_line(run(["benchmark.py", *words.split()]))
+    assert "--devices 99" in line

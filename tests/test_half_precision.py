@@ -171,5 +171,5 @@ def test_half_precision_is_as_near_as_autocast(
     print(f"gradient {our_gradient:.2e} {their_gradient:.2e}")
     # The errors are rounding: of the same size, but not the same numbers. The gradient's is an
     # average over 300,000 of them, the loss's over a few.
-    assert our_gradient <= 1.1 * their_gradient
+    assert our_gradient <= 1.25 * their_gradient
     assert our_loss <= 1.5 * their_loss
