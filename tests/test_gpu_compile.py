@@ -4,6 +4,7 @@ XLA's GPU compiler itself runs in `make gpu-compile`; here its place is taken by
 """
 
 import json
+import re
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -77,6 +78,7 @@ KERNELS = [
     Kernel("copy", read=16, written=16),
     Kernel("copy", read=64, written=64),
 ]
+DOCS = gpu_compile.ROOT / "docs" / "gpu-compile.md"
 CHECK = "Check failed: size == dim_size (784 vs. 56)"
 
 
@@ -207,10 +209,23 @@ def test_where_everything_compiles_the_status_is_0() -> None:
     assert benchmark.main(words.split()) == 0
 
 
+def jobs_of(words: str) -> list[Job]:
+    """What `benchmark.py compile` would compile."""
+    options = parse(benchmark.BenchmarkConfig(), words.split(), program="", description="")
+    return benchmark.jobs(options)
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"    python benchmark.py (compile.*)", DOCS.read_text("utf-8"))
+)
+def test_a_command_of_the_docs_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(gpu_compile.ROOT)
+    assert all(job.passes for job in jobs_of(line))
+
+
 def test_passes_are_those_of_the_training_step() -> None:
     words = "--gpu t4 h100 --devices 1 8 --passes 1 2 --batch-sizes 4"
-    options = parse(benchmark.BenchmarkConfig(), words.split(), program="", description="")
-    found = [(j.gpu, j.program, j.devices, j.passes) for j in benchmark.jobs(options)]
+    found = [(j.gpu, j.program, j.devices, j.passes) for j in jobs_of(words)]
     assert found == [
         (gpu, program, devices, passes)
         for gpu in ("t4", "h100")
