@@ -3,15 +3,20 @@
 # make soak   kill a training run 30 times and compare with an undisturbed one (minutes)
 # make lint   format, lint and types
 # Each sets up .venv by itself.
+#
+# make gpu-compile         compile every architecture and recipe for GPUs, without one (40 minutes)
+# make gpu-compile-short   what a change is likely to break (5 minutes)
+# Both set up .venv-gpu by themselves (1.3 GB).
 
 PYTHON ?= python3
 VENV := .venv
+COMPILE_VENV := .venv-gpu
 BIN := $(VENV)/bin
 DATA := runs/digits-data
 RUN := runs/demo
 SEED ?= 0
 
-.PHONY: demo test soak lint clean bench-gpu
+.PHONY: demo test soak lint clean bench-gpu gpu-compile gpu-compile-short compile-venv
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m seresnext_jax.data.digits $(DATA)
@@ -35,6 +40,15 @@ bench-gpu: $(if $(HAS_GPU_PACKAGES),,$(VENV)/.gpu)
 	$(if $(HAS_GPU_PACKAGES),$(PYTHON),$(BIN)/python) benchmark.py gpu --minutes $(MINUTES) \
 	    --json runs/bench-gpu.json $(BENCH)
 
+gpu-compile: compile-venv
+	$(COMPILE_VENV)/bin/python -m benchmarks.gpu.matrix
+
+gpu-compile-short: compile-venv
+	$(COMPILE_VENV)/bin/python -m benchmarks.gpu.matrix --short
+
+compile-venv:
+	$(MAKE) VENV=$(COMPILE_VENV) $(COMPILE_VENV)/.compile
+
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak --kills 30
 
@@ -49,4 +63,4 @@ $(VENV)/.%: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(COMPILE_VENV) runs

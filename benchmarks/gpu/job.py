@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.gpu.targets import GpuName
-from seresnext_jax.config import Config, resolve
+from seresnext_jax.config import Config, Plan, resolve
 
 ProgramName = Literal["train", "eval"]
 
@@ -20,16 +20,20 @@ class Job:
     devices: int
 
     @property
-    def passes(self) -> int:
-        """Forward passes in one call of the program.
+    def plan(self) -> Plan:
+        """The run's numbers, on just as many images as a step needs.
 
         Raises:
           UserError: a field of the configuration is out of range, or its batches do not divide.
         """
-        if self.program == "eval":
-            return 1
-        images = max(self.config.optimizer_batch_size, self.config.batch_size * self.devices)
-        return resolve(self.config, num_images=images, num_devices=self.devices).accumulation
+        config = self.config
+        images = max(config.optimizer_batch_size, config.batch_size * self.devices)
+        return resolve(config, num_images=images, num_devices=self.devices)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes in one call of the program."""
+        return self.plan.accumulation if self.program == "train" else 1
 
     @property
     def name(self) -> str:

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from benchmarks.gpu.job import Job
 from benchmarks.gpu.targets import GPUS, GpuName, target_config
 from seresnext_jax import optim
-from seresnext_jax.config import Config, resolve
+from seresnext_jax.config import Config
 from seresnext_jax.evaluate import validation_smoothing
 from seresnext_jax.mesh import make_mesh, replicated
 from seresnext_jax.model import ResNet, abstract_variables, build
@@ -81,9 +81,7 @@ def lower(job: Job, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     config = job.config
     mesh = make_mesh(devices)
     policy = POLICIES[config.precision]
-    images = config.batch_size * job.devices * job.passes
-    plan = resolve(config, num_images=images, num_devices=job.devices)
-    network = build(config.model, dtype=policy.compute_dtype, bn_group_size=plan.bn_group_size)
+    network = build(config.model, dtype=policy.compute_dtype, bn_group_size=job.plan.bn_group_size)
     optimizer = optim.make_optimizer(config.optim)
     state = abstract_state(config, network, optimizer, mesh)
     batch = batch_shape(config, mesh, passes=job.passes)
