@@ -210,6 +210,12 @@ def test_other_number_of_classes_gets_a_new_classifier(tmp_path: Path) -> None:
     assert "new classifier for 2 classes (the weights have 10)" in out
 
 
+@pytest.mark.skipif(Path("/imagenet").exists(), reason="it would train on ImageNet")
+def test_a_recipe_needs_nothing_but_its_config() -> None:
+    line = error_line(run(["train.py", "--config", "configs/dgxa100_amp_90e.py"]))
+    assert "/imagenet/train is not a folder: give --data.root" in line
+
+
 def _without_a_val_class(folder: Path) -> str:
     shutil.copytree(shared() / "digits", folder, copy_function=os.link)
     (folder / "val/9").rename(folder / "val/nine")
@@ -219,7 +225,7 @@ def _without_a_val_class(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("options", "problem", "mend"),
     [
-        (["--data.root", "/nowhere"], "/nowhere/train is no folder", "train/<class>/<image>"),
+        (["--data.root", "/nowhere"], "/nowhere/train is not a folder", "give --data.root"),
         (["--model.num-classes", "12"], "10 class folders", "give --model.num-classes 10"),
         (["--data.root", "RENAMED"], "only in train/ (9)", "must have the same"),
         (["--init-from", "WHOLE", "--model.arch", "resnet18"], "se-resnext-tiny", "--model.arch"),
