@@ -1,5 +1,6 @@
 """The Pillow backend: kinds of images, bad files, resuming, layout, sharding."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,13 @@ def test_scan_ignores_hidden_and_foreign_files_and_names_an_empty_class(root: Pa
         scan_folder(root / "train")
     with pytest.raises(UserError, match="nothing"):
         scan_folder(root / "nothing")
+
+
+def test_without_dali_nothing_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The split has no classes, which would be an error, too."""
+    (tmp_path / "train").mkdir()
+    monkeypatch.setitem(sys.modules, "seresnext_jax.data.dali", None)
+    with pytest.raises(UserError, match="needs DALI .* or give --data.backend folder"):
+        loader(tmp_path, "train", backend="dali-cpu")
+    with pytest.raises(UserError, match="no class folders"):
+        loader(tmp_path, "train", backend="folder")
