@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from seresnext_jax.errors import UserError
@@ -66,6 +65,8 @@ class Checkpoints:
         Raises:
           UserError: the folder can't be made or written.
         """
+        import orbax.checkpoint as ocp  # here, as it is a fifth of a program's start
+
         self.folder = folder.absolute()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +117,8 @@ class Checkpoints:
         Raises:
           UserError: this save or the previous one failed (disk full, say); what was whole stays.
         """
+        import orbax.checkpoint as ocp
+
         self.wait()
         step = int(state.step)
         weights, training = split_state(state)

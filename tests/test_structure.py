@@ -152,7 +152,7 @@ def test_a_recipe_needs_only_the_schema(path: Path) -> None:
 
 def test_a_program_imports_late_what_it_may_not_need() -> None:
     """A wrong option is answered at once."""
-    late = ["torch", "matplotlib", "nvidia.dali", "sklearn"]
+    late = ["torch", "matplotlib", "nvidia.dali", "orbax.checkpoint"]
     code = f"import sys, train, eval, classify; print([m for m in {late} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
