@@ -94,7 +94,9 @@ def open_loader(
         crop_ratio=config.crop_ratio,
         flip=config.flip,
     )
-    reader = ImageReader(files, transform, config.on_bad_image)
+    # NVIDIA's decoder fills the rest of a truncated JPEG with grey and reports no error.
+    find_truncated = config.backend == "dali-gpu"
+    reader = ImageReader(files, transform, config.on_bad_image, find_truncated=find_truncated)
     threads = decoding_threads(config, len(mesh.local_devices))
     if dali_loader is None:
         return FolderLoader(reader, sampler, mesh, threads=threads, prefetch=config.prefetch)
