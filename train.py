@@ -13,14 +13,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from convert.weights import read_weights
+from convert.weights import find_weights, read_weights
 from seresnext_jax import optim, runtime
 from seresnext_jax.cli import parse_config, run
-from seresnext_jax.config import Config, Plan, flatten, resolve, to_dict
+from seresnext_jax.config import Config, Plan, divide_batch, flatten, resolve, to_dict
 from seresnext_jax.data.batch import Batch, Loader
 from seresnext_jax.data.check import check_data
 from seresnext_jax.data.files import check_classes, check_same_classes
-from seresnext_jax.data.open import Split, count_images, open_loader
+from seresnext_jax.data.open import Split, open_loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.evaluate import evaluate, validation_smoothing
 from seresnext_jax.initial import init_variables
@@ -33,7 +33,7 @@ from seresnext_jax.report.console import Console
 from seresnext_jax.report.dllogger import Report
 from seresnext_jax.report.plot import plot_report
 from seresnext_jax.restore import find_checkpoint
-from seresnext_jax.saver import Saver
+from seresnext_jax.saver import Saver, find_start
 from seresnext_jax.signals import EXIT_STOPPED, StopRequest
 from seresnext_jax.state import TrainState, create
 from seresnext_jax.steps import StepOptions, make_eval_step, make_train_step
@@ -50,12 +50,18 @@ def main(argv: list[str]) -> int:
         return report_data(config, console)
     stop = StopRequest(mesh)
 
-    # ---- data ----------------------------------------------------------------------------------
-    plan = resolve(config, num_images=count_images(config.data, "train"), num_devices=mesh.size)
-    train_loader = open_split(config, mesh, "train", plan.accumulation)
+    # ---- what can be refused before the dataset is read ----------------------------------------
+    accumulation, _ = divide_batch(config, mesh.size)
+    start = find_start(config)
+    if config.init_from and start is None:
+        find_weights(Path(config.init_from))
+
+    # ---- data; the small split first, as it is refused sooner ----------------------------------
     val_loader = None if config.training_only else open_split(config, mesh, "val")
+    train_loader = open_split(config, mesh, "train", accumulation)
     if val_loader is not None:
         check_same_classes(train_loader.class_names, val_loader.class_names)
+    plan = resolve(config, num_images=train_loader.num_images, num_devices=mesh.size)
 
     # ---- network, optimizer, state -------------------------------------------------------------
     policy = POLICIES[config.precision]
@@ -72,7 +78,7 @@ def main(argv: list[str]) -> int:
 
     # ---- where to continue ---------------------------------------------------------------------
     saver = Saver(config, plan, train_loader, console)
-    state, progress = saver.resume(state)
+    state, progress = saver.resume(start, state)
     step = int(state.step)
     report = open_report(config, plan, console, resumed_step=step if config.resume else 0)
 

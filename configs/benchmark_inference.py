@@ -1,6 +1,6 @@
 """Speed of inference: one evaluation with the DGX A100 settings, nothing saved, every step printed.
 
-    python train.py --config configs/benchmark_inference.py --data.root /imagenet --prof 100
+    python train.py --config configs/benchmark_inference.py --prof 100
 
 NVIDIA's figures, not measured with this project: one V100 16GB, batches of 128, 1533 img/s in
 mixed precision and 501 img/s in FP32; one T4 525 and 165 img/s. None for the A100.

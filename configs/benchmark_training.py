@@ -1,6 +1,6 @@
 """Speed of training: 3 epochs of the DGX A100 recipe, nothing evaluated or saved.
 
-    python train.py --config configs/benchmark_training.py --data.root /imagenet --prof 100
+    python train.py --config configs/benchmark_training.py --prof 100
 
 NVIDIA's figures, not measured with this project: one A100 80GB 855 img/s, eight 5779 img/s in
 mixed precision; 395 and 2991 img/s in TF32 (``--precision tf32``).

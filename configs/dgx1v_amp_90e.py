@@ -1,6 +1,6 @@
 """SE-ResNeXt101-32x4d on ImageNet, 90 epochs, mixed precision (fp16): DGX-1, 8 x V100 16GB.
 
-    python train.py --config configs/dgx1v_amp_90e.py --data.root /imagenet --workspace runs/a
+    python train.py --config configs/dgx1v_amp_90e.py
 
 NVIDIA's figures, not measured with this project:
 top-1 80.04 +/- 0.07 %, 2971 img/s in training, ~12 hours.
@@ -18,7 +18,6 @@ def get_config() -> Config:
         precision="fp16",
         batch_size=112,
         optimizer_batch_size=896,
-        backend="dali-cpu",
         workers=8,
         prefetch=4,
     )

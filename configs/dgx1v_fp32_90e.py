@@ -1,6 +1,6 @@
 """SE-ResNeXt101-32x4d on ImageNet, 90 epochs, FP32: DGX-1, 8 x V100 16GB.
 
-    python train.py --config configs/dgx1v_fp32_90e.py --data.root /imagenet --workspace runs/a
+    python train.py --config configs/dgx1v_fp32_90e.py
 
 NVIDIA's figures, not measured with this project:
 top-1 79.93 +/- 0.10 %, 1004 img/s in training, ~34 hours.
@@ -18,7 +18,6 @@ def get_config() -> Config:
         precision="fp32",
         batch_size=64,
         optimizer_batch_size=1024,
-        backend="dali-cpu",
         workers=8,
         prefetch=4,
     )

@@ -1,6 +1,6 @@
 """SE-ResNeXt101-32x4d on ImageNet, 90 epochs, mixed precision (fp16): DGX A100, 8 x A100 80GB.
 
-    python train.py --config configs/dgxa100_amp_90e.py --data.root /imagenet --workspace runs/a
+    python train.py --config configs/dgxa100_amp_90e.py
 
 NVIDIA's figures, not measured with this project:
 top-1 80.03 +/- 0.11 %, 5779 img/s in training, ~6 hours.
@@ -18,7 +18,6 @@ def get_config() -> Config:
         precision="fp16",
         batch_size=128,
         optimizer_batch_size=1024,
-        backend="dali-gpu",
         workers=10,
         prefetch=4,
     )

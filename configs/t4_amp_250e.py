@@ -1,6 +1,6 @@
 """SE-ResNeXt101-32x4d on ImageNet, 250 epochs, mixed precision (fp16): 8 x T4.
 
-    python train.py --config configs/t4_amp_250e.py --data.root /imagenet --workspace runs/a
+    python train.py --config configs/t4_amp_250e.py
 
 NVIDIA's figures, not measured with this project: none for training on this GPU;
 inference with one T4 and batches of 128: 525 img/s.
@@ -18,7 +18,6 @@ def get_config() -> Config:
         precision="fp16",
         batch_size=128,
         optimizer_batch_size=1024,
-        backend="dali-cpu",
         workers=8,
         prefetch=2,
     )

@@ -1,6 +1,6 @@
 """SE-ResNeXt101-32x4d on ImageNet, 90 epochs, FP32: 8 x T4.
 
-    python train.py --config configs/t4_fp32_90e.py --data.root /imagenet --workspace runs/a
+    python train.py --config configs/t4_fp32_90e.py
 
 NVIDIA's figures, not measured with this project: none for training on this GPU;
 inference with one T4 and batches of 64: 171 img/s.
@@ -18,7 +18,6 @@ def get_config() -> Config:
         precision="fp32",
         batch_size=64,
         optimizer_batch_size=1024,
-        backend="dali-cpu",
         workers=8,
         prefetch=2,
     )

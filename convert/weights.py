@@ -234,17 +234,29 @@ def read_weights(path: Path | str, *, ema: bool = False) -> tuple[Tree, WeightsI
       UserError: nothing there, damaged, of no known architecture, or without a moving average.
     """
     path = Path(path)
-    if folder := weights_folder(path):
-        variables, info = load_weights(folder)
+    found = find_weights(path)
+    if found.is_file():
+        return from_torch_file(open_torch_file(found), path, ema=ema)
+    if weights_folder(found):
+        variables, info = load_weights(found)
         if ema and not info.ema:
             raise UserError(f"{path} holds no moving average: leave --ema out")
         _check_variables(variables, info, path)
         return variables, info
-    if found := restore.find_checkpoint(path):
-        return _from_checkpoint(found, ema=ema)
+    return _from_checkpoint(found, ema=ema)
+
+
+def find_weights(path: Path) -> Path:
+    """The weights folder, checkpoint or torch file that `path` means.
+
+    Raises:
+      UserError: there is none.
+    """
+    if found := weights_folder(path) or restore.find_checkpoint(path):
+        return found
     if not path.is_file():
         raise UserError(f"{path} holds neither weights nor a checkpoint: check the path")
-    return from_torch_file(open_torch_file(path), path, ema=ema)
+    return path
 
 
 def _check_variables(variables: Tree, info: WeightsInfo, path: Path) -> None:

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from seresnext_jax.errors import UserError
@@ -66,10 +65,12 @@ class Checkpoints:
         Raises:
           UserError: the folder can't be made or written.
         """
+        import orbax.checkpoint as ocp  # here, as it is a fifth of a program's start
+
         self.folder = folder.absolute()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _on_one_process(self._settle_replaced)
+            settle_replaced(self.folder)
             metas = {int(p.name): m for p in step_folders(self.folder) if (m := _meta_or_none(p))}
             self._retention = _Retention(max(1, keep), metas)
             self._manager = ocp.CheckpointManager(
@@ -116,6 +117,8 @@ class Checkpoints:
         Raises:
           UserError: this save or the previous one failed (disk full, say); what was whole stays.
         """
+        import orbax.checkpoint as ocp
+
         self.wait()
         step = int(state.step)
         weights, training = split_state(state)
@@ -148,12 +151,12 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             raise self._save_error(error) from error
-        _on_one_process(self._settle_replaced)
+        settle_replaced(self.folder)
 
     def _save_error(self, error: Exception) -> UserError:
         # The other processes may have no error: nothing here waits for them.
         if jax.process_index() == 0:
-            self._settle_replaced()
+            _settle_replaced(self.folder)
         if jax.process_count() == 1:
             self._manager.reload()
         steps = step_folders(self.folder)
@@ -195,14 +198,19 @@ class Checkpoints:
             _on_one_process(rename)
             self._manager.reload()
 
-    def _settle_replaced(self) -> None:
-        """Drop the checkpoints that were saved again; bring back those whose new save failed."""
-        for old in self.folder.glob(f"*{_REPLACED}"):
-            new = old.with_suffix("")
-            if new.exists():
-                shutil.rmtree(old)
-            else:
-                old.rename(new)
+
+def settle_replaced(folder: Path) -> None:
+    """Drop the checkpoints that were saved again; bring back those whose new save failed."""
+    _on_one_process(lambda: _settle_replaced(folder))
+
+
+def _settle_replaced(folder: Path) -> None:
+    for old in folder.glob(f"*{_REPLACED}"):
+        new = old.with_suffix("")
+        if new.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(new)
 
 
 def _quiet_unraisablehook(unraisable: "sys.UnraisableHookArgs") -> None:

@@ -221,16 +221,8 @@ def resolve(config: Config, *, num_images: int, num_devices: int) -> Plan:
       UserError: a field is out of range, or the batch sizes do not divide; names the fix.
     """
     check(config)
-    forward = config.batch_size * num_devices
-    wanted = forward if config.optimizer_batch_size == -1 else config.optimizer_batch_size
-    if wanted % forward:
-        raise UserError(_batch_advice(config.batch_size, num_devices, wanted))
-    group = config.model.bn_group_size or config.batch_size
-    if config.batch_size % group:
-        raise UserError(
-            f"model.bn_group_size {group} does not divide batch_size {config.batch_size}: "
-            "choose a divisor, or 0 for the whole per-device batch"
-        )
+    accumulation, group = divide_batch(config, num_devices)
+    wanted = config.batch_size * num_devices * accumulation
     steps_per_epoch = num_images // wanted
     if config.prof > 0:
         steps_per_epoch = min(steps_per_epoch, config.prof)
@@ -244,7 +236,7 @@ def resolve(config: Config, *, num_images: int, num_devices: int) -> Plan:
         num_images=num_images,
         num_devices=num_devices,
         batch_size=config.batch_size,
-        accumulation=wanted // forward,
+        accumulation=accumulation,
         global_batch=wanted,
         bn_group_size=group,
         lr=lr,
@@ -252,6 +244,25 @@ def resolve(config: Config, *, num_images: int, num_devices: int) -> Plan:
         epochs=config.epochs,
         total_steps=steps_per_epoch * config.epochs,
     )
+
+
+def divide_batch(config: Config, num_devices: int) -> tuple[int, int]:
+    """Forward passes per optimizer step, and images that BatchNorm normalises together.
+
+    Raises:
+      UserError: the batch sizes do not divide; names the fix.
+    """
+    forward = config.batch_size * num_devices
+    wanted = forward if config.optimizer_batch_size == -1 else config.optimizer_batch_size
+    if wanted % forward:
+        raise UserError(_batch_advice(config.batch_size, num_devices, wanted))
+    group = config.model.bn_group_size or config.batch_size
+    if config.batch_size % group:
+        raise UserError(
+            f"model.bn_group_size {group} does not divide batch_size {config.batch_size}: "
+            "choose a divisor, or 0 for the whole per-device batch"
+        )
+    return wanted // forward, group
 
 
 def _batch_advice(batch_size: int, num_devices: int, wanted: int) -> str:

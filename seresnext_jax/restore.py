@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from seresnext_jax.errors import UserError
 from seresnext_jax.processes import sum_over_processes
@@ -188,6 +187,8 @@ def read_training(checkpoint: Path) -> Tree:
 
 
 def _read_arrays(checkpoint: Path, item: str) -> Tree:
+    import orbax.checkpoint as ocp  # here, as it is a fifth of a program's start
+
     wanted = read_meta(checkpoint).get(CHECKSUMS, {})
     folder = (checkpoint / item).absolute()
     try:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from seresnext_jax.checkpoint import Checkpoints
+from seresnext_jax.checkpoint import Checkpoints, settle_replaced
 from seresnext_jax.config import Config, Plan, to_dict
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
@@ -22,6 +22,60 @@ STEPS_BETWEEN_CLOCKS = 10
 """Every so many steps the processes agree on the minutes since the last save."""
 
 
+def find_start(config: Config) -> Path | None:
+    """Where a run continues, decided before anything else is read.
+
+    Returns:
+      the checkpoint that ``--resume`` names; the workspace's folder of checkpoints, for its newest
+      one that is whole; or None for a run from the beginning.
+
+    Raises:
+      UserError: there is nothing to resume, or the workspace has another run's checkpoints or can't
+        be written.
+    """
+    folder = _checkpoints_folder(config)
+    _check_writable(Path(config.workspace))
+    if _saves(config):
+        settle_replaced(folder)
+    existing = step_folders(folder)
+    if config.resume == "auto" and existing:
+        return folder
+    named = None
+    if config.resume not in ("", "auto"):
+        named = find_checkpoint(Path(os.path.expanduser(config.resume)))
+        if named is None:
+            raise UserError(f"--resume {config.resume}: there is no checkpoint; check the path")
+        if named.resolve().parent == folder.resolve():
+            return named
+    if _saves(config) and existing:
+        raise UserError(
+            f"{folder} holds checkpoints of an earlier run: continue it with --resume auto, or "
+            "choose another --workspace"
+        )
+    return named
+
+
+def _checkpoints_folder(config: Config) -> Path:
+    return (Path(config.workspace) / "checkpoints").absolute()
+
+
+def _saves(config: Config) -> bool:
+    """Whether the run writes checkpoints."""
+    return not (config.no_checkpoints or config.evaluate)
+
+
+def _check_writable(workspace: Path) -> None:
+    """Refuse a workspace that can't be made or written, without making it."""
+    folder = workspace.absolute()
+    while not os.path.exists(folder):
+        folder = folder.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise UserError(
+            f"--workspace {workspace} can't be written: make {folder} a writable folder, or choose "
+            "another --workspace"
+        )
+
+
 class Saver:
     """The checkpoints of one training run, by its configuration.
 
@@ -30,13 +84,13 @@ class Saver:
     """
 
     def __init__(self, config: Config, plan: Plan, loader: Loader, console: Console) -> None:
-        self.folder = (Path(config.workspace) / "checkpoints").absolute()
+        self.folder = _checkpoints_folder(config)
         self._config = config
         self._plan = plan
         self._loader = loader
         self._console = console
         self._checkpoints: Checkpoints | None = None
-        if not (config.no_checkpoints or config.evaluate):
+        if _saves(config):
             self._checkpoints = Checkpoints(self.folder, keep=config.checkpoint.keep)
         self._saved_at = time.monotonic()
         self._owed = False
@@ -54,21 +108,19 @@ class Saver:
         if error is None or jax.process_count() == 1:
             self.close()
 
-    def resume(self, state: TrainState) -> tuple[TrainState, Progress]:
-        """The state and progress to start from, as ``--resume`` says.
+    def resume(self, start: Path | None, state: TrainState) -> tuple[TrainState, Progress]:
+        """The state and progress to start from.
+
+        Args:
+          start: what `find_start` found.
+          state: a new state, the one to start from if there is nothing to continue.
 
         Raises:
-          UserError: there is nothing to resume, it does not fit, or the workspace is taken.
+          UserError: the checkpoint is damaged or does not fit.
         """
-        resume = self._config.resume
-        existing = step_folders(self.folder)
-        if resume == "auto" and existing:
-            state, meta = self._newest(state)
-        elif resume and resume != "auto":
-            state, meta = self._named(Path(os.path.expanduser(resume)), state)
-        else:
-            self._refuse_taken()
+        if start is None:
             return state, Progress()
+        state, meta = self._newest(state) if start == self.folder else self._named(start, state)
         self._check_plan(meta)
         step = int(state.step)
         self._console.note(
@@ -85,13 +137,7 @@ class Saver:
             self._console.warn(line)
         return state, meta
 
-    def _named(self, path: Path, state: TrainState) -> tuple[TrainState, Meta]:
-        checkpoint = find_checkpoint(path)
-        if checkpoint is None:
-            given = self._config.resume
-            raise UserError(f"--resume {given}: there is no checkpoint; check the path")
-        if checkpoint.resolve().parent != self.folder.resolve():
-            self._refuse_taken()
+    def _named(self, checkpoint: Path, state: TrainState) -> tuple[TrainState, Meta]:
         state, meta = read_checkpoint(checkpoint, state)
         if self._checkpoints is not None:
             later = self._checkpoints.go_back_to(int(state.step))
@@ -99,14 +145,6 @@ class Saver:
                 names = ", ".join(f"{step}.later" for step in later)
                 self._console.note(f"the checkpoints behind it are set aside as {names}")
         return state, meta
-
-    def _refuse_taken(self) -> None:
-        """Refuse to begin another run in a workspace that has one."""
-        if self._checkpoints is not None and step_folders(self.folder):
-            raise UserError(
-                f"{self.folder} holds checkpoints of an earlier run: continue it with "
-                "--resume auto, or choose another --workspace"
-            )
 
     def _check_plan(self, meta: Meta) -> None:
         for name in ("global_batch", "steps_per_epoch"):

@@ -56,7 +56,7 @@ def damage(name: str) -> Callable[[Path], None]:
         "only in train/": lambda r: shutil.copytree(r / "train/cat", r / "train/owl"),
         "look like one class": lambda r: shutil.copytree(r / "train/cat", r / "train/Cat"),
         "holds no image": lambda r: (r / "train/empty").mkdir(),
-        "is no folder": lambda r: shutil.rmtree(r / "val"),
+        "is not a folder": lambda r: shutil.rmtree(r / "val"),
         "in train/ too": lambda r: shutil.copy(r / "train/cat/0.png", r / "val/dog/9.png"),
     }
     return changes[name]  # type: ignore[return-value]
@@ -71,7 +71,7 @@ def damage(name: str) -> Callable[[Path], None]:
         "only in train/",
         "look like one class",
         "holds no image",
-        "is no folder",
+        "is not a folder",
         "in train/ too",
     ],
 )

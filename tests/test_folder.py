@@ -1,5 +1,6 @@
 """The Pillow backend: kinds of images, bad files, resuming, layout, sharding."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 from PIL import Image
 
 from seresnext_jax.config import DataConfig
+from seresnext_jax.data import folder as folder_module
 from seresnext_jax.data.files import scan_folder
-from seresnext_jax.data.folder import BadImage, open_rgb
+from seresnext_jax.data.folder import BadImage, ImageReader, Transform, open_rgb
 from seresnext_jax.data.open import Split, open_loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh
@@ -177,3 +179,91 @@ def test_scan_ignores_hidden_and_foreign_files_and_names_an_empty_class(root: Pa
         scan_folder(root / "train")
     with pytest.raises(UserError, match="nothing"):
         scan_folder(root / "nothing")
+
+
+def test_without_dali_nothing_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The split has no classes, which would be an error, too."""
+    (tmp_path / "train").mkdir()
+    monkeypatch.setitem(sys.modules, "seresnext_jax.data.dali", None)
+    with pytest.raises(UserError, match="needs DALI .* or give --data.backend folder"):
+        loader(tmp_path, "train", backend="dali-cpu")
+    with pytest.raises(UserError, match="no class folders"):
+        loader(tmp_path, "train", backend="folder")
+
+
+# ---- truncated JPEGs, for a decoder that accepts them ------------------------------------------
+
+JPEG_BYTES = {
+    "complete": lambda whole: whole,
+    "zeros after the end": lambda whole: whole + bytes(99),
+    "zeros without end": lambda whole: whole + bytes(9999),
+    "bytes after the end": lambda whole: whole + b"thumbnail",
+    "truncated": lambda whole: whole[: len(whole) // 2],
+    "without its last byte": lambda whole: whole[:-1],
+}
+
+
+def jpeg_reader(folder: Path, kind: str, *, on_bad_image: Any, find_truncated: bool) -> ImageReader:
+    """A reader of one JPEG."""
+    path = folder / "train" / "ant" / "x.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(300, 200, 3).save(path, "jpeg", quality=95)
+    path.write_bytes(JPEG_BYTES[kind](path.read_bytes()))
+    transform = Transform("train", 16, 4, (0.1, 1.0), (0.75, 1.3), flip=True)
+    files = scan_folder(folder / "train")
+    return ImageReader(files, transform, on_bad_image, find_truncated=find_truncated)
+
+
+FIRST = np.zeros(1, np.int64)
+"""The index of the only file."""
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that Pillow decodes in a test."""
+    names: list[str] = []
+
+    def recording(path: str) -> Image.Image:
+        names.append(Path(path).name)
+        return open_rgb(path)
+
+    monkeypatch.setattr(folder_module, "open_rgb", recording)
+    return names
+
+
+@pytest.mark.parametrize("kind", ["truncated", "without its last byte"])
+def test_a_truncated_jpeg_follows_the_policy(tmp_path: Path, kind: str) -> None:
+    reader = jpeg_reader(tmp_path, kind, on_bad_image="error", find_truncated=True)
+    with pytest.raises(UserError, match="can't decode .*x.jpg: image file is truncated"):
+        reader.sizes(FIRST)
+    reader = jpeg_reader(tmp_path, kind, on_bad_image="skip", find_truncated=True)
+    assert reader.sizes(FIRST).tolist() == [[0, 0]]
+    assert reader.bad_files == [str(tmp_path / "train/ant/x.jpg")]
+
+
+@pytest.mark.parametrize("kind", ["zeros without end", "bytes after the end"])
+def test_pillow_decodes_a_suspicious_jpeg_once(
+    tmp_path: Path, decoded: list[str], kind: str
+) -> None:
+    reader = jpeg_reader(tmp_path, kind, on_bad_image="error", find_truncated=True)
+    for _ in range(2):
+        assert reader.sizes(FIRST).tolist() == [[200, 300]]
+    assert decoded == ["x.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["complete", "zeros after the end"])
+def test_pillow_does_not_decode_a_complete_jpeg(
+    tmp_path: Path, decoded: list[str], kind: str
+) -> None:
+    reader = jpeg_reader(tmp_path, kind, on_bad_image="error", find_truncated=True)
+    assert reader.sizes(FIRST).tolist() == [[200, 300]]
+    assert not decoded
+
+
+def test_only_jpegs_and_only_where_it_is_asked_for(tmp_path: Path, decoded: list[str]) -> None:
+    reader = jpeg_reader(tmp_path, "truncated", on_bad_image="error", find_truncated=False)
+    assert reader.sizes(FIRST).tolist() == [[200, 300]]
+    picture(30, 20, 1).save(tmp_path / "train/ant/x.jpg", "png")
+    reader = ImageReader(reader.files, reader.transform, "error", find_truncated=True)
+    assert reader.sizes(FIRST).tolist() == [[20, 30]]
+    assert not decoded

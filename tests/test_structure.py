@@ -1,6 +1,8 @@
 """Who imports whom: each file only what lies below it, heavy packages only where they belong."""
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -163,3 +165,13 @@ def test_a_recipe_needs_only_the_schema(path: Path) -> None:
     assert ast.get_docstring(ast.parse(source))
     own = {n for n in imported_names(source) if n.startswith("seresnext_jax")}
     assert all(n.startswith("seresnext_jax.config") for n in own)
+
+
+def test_a_program_imports_late_what_it_may_not_need() -> None:
+    """A wrong option is answered at once."""
+    late = ["torch", "matplotlib", "nvidia.dali", "orbax.checkpoint"]
+    code = f"import sys, train, eval, classify; print([m for m in {late} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

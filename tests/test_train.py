@@ -210,6 +210,28 @@ def test_other_number_of_classes_gets_a_new_classifier(tmp_path: Path) -> None:
     assert "new classifier for 2 classes (the weights have 10)" in out
 
 
+@pytest.mark.skipif(Path("/imagenet").exists(), reason="it would train on ImageNet")
+def test_a_recipe_needs_nothing_but_its_config() -> None:
+    line = error_line(run(["train.py", "--config", "configs/dgxa100_amp_90e.py"]))
+    assert "/imagenet is not a folder: give --data.root" in line
+
+
+LIST_COUNTED = """
+import sys
+import train
+from seresnext_jax.data import open as opening
+scan, listed = opening.scan_folder, []
+opening.scan_folder = lambda folder: listed.append(folder.name) or scan(folder)
+train.main(sys.argv[1:])
+print("listed", *listed)
+"""
+
+
+def test_each_split_is_listed_once(tmp_path: Path) -> None:
+    _, *options = tiny(tmp_path / "run", "--run-epochs", "1", "--prof", "1", "--no-checkpoints")
+    assert "listed val train\n" in done(["-c", LIST_COUNTED, *options]).stdout
+
+
 def _without_a_val_class(folder: Path) -> str:
     shutil.copytree(shared() / "digits", folder, copy_function=os.link)
     (folder / "val/9").rename(folder / "val/nine")
@@ -219,16 +241,10 @@ def _without_a_val_class(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("options", "problem", "mend"),
     [
-        (["--data.root", "/nowhere"], "/nowhere/train is no folder", "train/<class>/<image>"),
+        (["--data.root", "/nowhere"], "/nowhere is not a folder", "give --data.root"),
         (["--model.num-classes", "12"], "10 class folders", "give --model.num-classes 10"),
         (["--data.root", "RENAMED"], "only in train/ (9)", "must have the same"),
         (["--init-from", "WHOLE", "--model.arch", "resnet18"], "se-resnext-tiny", "--model.arch"),
-        (["--init-from", "/nowhere"], "/nowhere", ""),
-        (["--workspace", "WHOLE"], "checkpoints of an earlier run", "--resume auto"),
-        (["--resume", "~nouser/run"], "--resume ~nouser/run", "check the path"),
-        (["--workspace", "/dev/null/run"], "/dev/null/run", "choose another --workspace"),
-        (["--optim.warmpu", "3"], "--optim.warmpu", "did you mean --optim.warmup?"),
-        (["--optimizer-batch-size", "100"], "not a multiple", "--batch-size 25"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -241,3 +257,31 @@ def test_error_is_one_line_that_says_how_to_mend_it(
     line = error_line(run(tiny(tmp_path / "run", *options)))
     assert problem in line
     assert mend in line
+
+
+@pytest.mark.parametrize(
+    ("options", "problem", "fix"),
+    [
+        (["--init-from", "/nowhere"], "/nowhere", "check the path"),
+        (["--workspace", "WHOLE"], "checkpoints of an earlier run", "--resume auto"),
+        (["--resume", "~nouser/run"], "--resume ~nouser/run", "check the path"),
+        (["--workspace", "/dev/null/run"], "/dev/null/run", "choose another --workspace"),
+        (["--optim.warmpu", "3"], "--optim.warmpu", "did you mean --optim.warmup?"),
+        (["--optimizer-batch-size", "100"], "not a multiple", "--batch-size 25"),
+        (["--model.bn-group-size", "5"], "does not divide batch_size 32", "choose a divisor"),
+        (["--data.backend", "dali-gpu"], "needs an NVIDIA GPU", "give --data.backend dali-cpu"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_needs_no_dataset_is_refused_before_it_is_listed(
+    options: list[str], problem: str, fix: str, tmp_path: Path
+) -> None:
+    """Listing this dataset would be an error, too."""
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+    options = [str(demo()[0]) if word == "WHOLE" else word for word in options]
+    command = tiny(tmp_path / "run", "--data.root", str(tmp_path / "data"), *options)
+    line = error_line(run(command, env={"JAX_PLATFORMS": "cpu"}))
+    assert problem in line
+    assert fix in line
+    assert not (tmp_path / "run").exists()

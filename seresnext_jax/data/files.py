@@ -44,7 +44,7 @@ def list_images(folder: Path) -> FileList:
     """
     if not folder.is_dir():
         raise UserError(
-            f"{folder} is no folder: --data.root must hold train/<class>/<image> and "
+            f"{folder} is not a folder: give --data.root a folder with train/<class>/<image> and "
             "val/<class>/<image>"
         )
     try:

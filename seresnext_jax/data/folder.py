@@ -28,6 +28,11 @@ from seresnext_jax.mesh import put_batch
 
 MAX_PIXELS = 2**26
 """Images with more pixels, as they are or resized, count as bad: they could exhaust the memory."""
+_JPEG_FORMATS = ("JPEG", "MPO")
+"""Pillow's names; MPO is several JPEGs in one file."""
+_JPEG_END = b"\xff\xd9"
+_TAIL = 512
+"""Bytes at the end of a file that are searched for `_JPEG_END`."""
 
 
 class BadImage(Exception):
@@ -130,16 +135,34 @@ def _check_pixels(width: int, height: int) -> None:
         raise BadImage(f"{width} x {height} pixels are more than {MAX_PIXELS}")
 
 
+def _has_jpeg_end(path: str) -> bool:
+    """Whether a file ends with a JPEG's end-of-image marker, or with that and zeros."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+        return file.read().rstrip(b"\0").endswith(_JPEG_END)
+
+
 class ImageReader:
     """Reads single images of a split and applies the policy for bad files; safe in threads."""
 
     def __init__(
-        self, files: FileList, transform: Transform, on_bad_image: Literal["error", "skip"]
+        self,
+        files: FileList,
+        transform: Transform,
+        on_bad_image: Literal["error", "skip"],
+        *,
+        find_truncated: bool,
     ) -> None:
+        """Create a reader.
+
+        Args:
+          find_truncated: `sizes` also refuses truncated JPEGs, for a decoder that accepts them.
+        """
         self.files = files
         self.transform = transform
         self.bad_files: list[str] = []
         self._on_bad_image = on_bad_image
+        self._find_truncated = find_truncated
         self._lock = Lock()
         # Headers are read once; no image is 0 pixels high, and one that can't be read stays so.
         self._sizes = np.zeros((len(files.paths), 2), np.int32)
@@ -166,13 +189,18 @@ class ImageReader:
           (R, 2) int32; 0 for those that are left out.
 
         Raises:
-          UserError: one has no readable header, and the policy is ``error``.
+          UserError: one has no readable header or is truncated, and the policy is ``error``.
         """
         for i in index[self._sizes[index, 0] == 0].tolist():
+            path = self.path(i)
             try:
-                with _opened(self.path(i)) as image:
+                with _opened(path) as image:
                     height, width = image.height, image.width
+                    is_jpeg = image.format in _JPEG_FORMATS
+                    suspect = self._find_truncated and is_jpeg and not _has_jpeg_end(path)
                 self.transform.check_size(height, width)
+                if suspect:
+                    open_rgb(path)  # Pillow decides, as in the other backends
             except BadImage as cause:
                 self._refuse(i, cause)
             else:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jax.sharding import Mesh
 
@@ -15,32 +15,30 @@ from seresnext_jax.data.synthetic import NUM_IMAGES, SyntheticLoader
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import local_columns
 
+if TYPE_CHECKING:
+    from seresnext_jax.data.dali import DaliLoader
+
 Split = Literal["train", "val"]
 
 
-def count_images(config: DataConfig, split: Split) -> int:
-    """Images of a split.
-
-    Raises:
-      UserError: the split is missing or malformed.
-    """
-    if config.backend == "synthetic":
-        return NUM_IMAGES[split]
-    return len(scan_folder(split_folder(config, split)).paths)
-
-
 def split_folder(config: DataConfig, split: Split) -> Path:
-    """Where a split lies.
+    """Where a split is.
 
     Raises:
-      UserError: no dataset was named.
+      UserError: no dataset was named, or it does not exist.
     """
     if not config.root:
         raise UserError(
             "--data.root is missing: name the folder that holds train/ and val/, or give "
             "--data.backend synthetic"
         )
-    return Path(os.path.expanduser(config.root)) / split
+    root = Path(os.path.expanduser(config.root))
+    if not root.is_dir():
+        raise UserError(
+            f"{root} is not a folder: give --data.root a folder with train/<class>/<image> and "
+            "val/<class>/<image>"
+        )
+    return root / split
 
 
 def decoding_threads(config: DataConfig, local_devices: int) -> int:
@@ -64,7 +62,7 @@ def open_loader(
     seed: int,
     num_classes: int,
 ) -> Loader:
-    """Open a split.
+    """Open a split; its folder is listed once, after everything else that can be refused.
 
     Args:
       accumulation: forward passes per step; 1 in evaluation.
@@ -84,7 +82,9 @@ def open_loader(
     if config.backend == "synthetic":
         sampler = Sampler(split, NUM_IMAGES[split], seed, accumulation, images_per_pass, columns)
         return SyntheticLoader(sampler, mesh, image_size=config.image_size, num_classes=num_classes)
-    files = scan_folder(split_folder(config, split))
+    folder = split_folder(config, split)
+    dali_loader = None if config.backend == "folder" else _import_dali(config)
+    files = scan_folder(folder)
     sampler = Sampler(split, len(files.paths), seed, accumulation, images_per_pass, columns)
     transform = Transform(
         split=split,
@@ -94,18 +94,13 @@ def open_loader(
         crop_ratio=config.crop_ratio,
         flip=config.flip,
     )
-    reader = ImageReader(files, transform, config.on_bad_image)
+    # NVIDIA's decoder fills the rest of a truncated JPEG with grey and reports no error.
+    find_truncated = config.backend == "dali-gpu"
+    reader = ImageReader(files, transform, config.on_bad_image, find_truncated=find_truncated)
     threads = decoding_threads(config, len(mesh.local_devices))
-    if config.backend == "folder":
+    if dali_loader is None:
         return FolderLoader(reader, sampler, mesh, threads=threads, prefetch=config.prefetch)
-    try:
-        from seresnext_jax.data.dali import DaliLoader
-    except ImportError as error:
-        raise UserError(
-            f"--data.backend {config.backend} needs DALI ({error}): install the extra cuda12 or "
-            "cuda13, or give --data.backend folder"
-        ) from error
-    return DaliLoader(
+    return dali_loader(
         reader,
         sampler,
         mesh,
@@ -113,3 +108,19 @@ def open_loader(
         threads=threads,
         prefetch=config.prefetch,
     )
+
+
+def _import_dali(config: DataConfig) -> "type[DaliLoader]":
+    """DALI's loader, imported here as it is optional.
+
+    Raises:
+      UserError: DALI is not installed.
+    """
+    try:
+        from seresnext_jax.data.dali import DaliLoader
+    except ImportError as error:
+        raise UserError(
+            f"--data.backend {config.backend} needs DALI ({error}): install the extra cuda12 or "
+            "cuda13, or give --data.backend folder"
+        ) from error
+    return DaliLoader
