@@ -71,6 +71,7 @@ def main(argv: list[str]) -> int:
         images_per_pass=config.batch_size * mesh.size,
         seed=config.seed,
         num_classes=info.num_classes,
+        max_steps=config.prof,
     )
     if loader.class_names:
         check_classes(loader.class_names, info.num_classes, Path(data.root) / "val")
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> int:
             mesh, passes=1, batch_size=config.batch_size, image_size=data.image_size
         )
         compiled = eval_step.lower(variables, batch).compile()
-    results = evaluate(compiled, variables, loader, topk=topk, prof=config.prof)
+    results = evaluate(compiled, variables, loader, topk=topk)
     assert results is not None  # nothing asks this program to stop
     loader.close()
 

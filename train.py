@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
         results = validate(config, eval_step, state, val_loader, stop)
         if results is None:
             return stopped(argv, config, saver, console)
-        report.evaluation(step // plan.steps_per_epoch, 0, batches_of(val_loader, config), results)
+        report.evaluation(step // plan.steps_per_epoch, 0, val_loader.num_steps, results)
         console.table("Evaluation", [(k, f"{v:.5g}") for k, v in results.items()])
         list_bad_images([val_loader])
         val_loader.close()
@@ -122,6 +122,7 @@ def main(argv: list[str]) -> int:
         print_freq=config.print_freq,
         max_bad_steps=config.max_bad_steps,
     )
+    batches = train_loader.batches(step)
     with saver:  # an error waits for the last save
         for epoch in epochs:
             if 0 <= config.early_stopping_patience <= progress.epochs_without_better:
@@ -130,7 +131,6 @@ def main(argv: list[str]) -> int:
                 break
             done = step - epoch * plan.steps_per_epoch
             with log.epoch(epoch, done=done):
-                batches = train_loader.batches(epoch * train_loader.num_steps + done)
                 for step in range(step + 1, (epoch + 1) * plan.steps_per_epoch + 1):  # noqa: B020
                     with log.waiting_for_data():
                         batch = next(batches)
@@ -152,8 +152,7 @@ def main(argv: list[str]) -> int:
                 if results is None:
                     saver.save(state, progress)
                     return stopped(argv, config, saver, console)
-                batches_run = batches_of(val_loader, config)
-                report.evaluation(epoch, plan.steps_per_epoch, batches_run, results)
+                report.evaluation(epoch, plan.steps_per_epoch, val_loader.num_steps, results)
             results |= log.epoch_metrics()
             report.epoch(epoch, results)
             progress.finish_epoch(epoch, results)
@@ -204,6 +203,7 @@ def open_split(config: Config, mesh: Mesh, split: Split, accumulation: int = 1) 
         images_per_pass=config.batch_size * mesh.size,
         seed=config.seed,
         num_classes=config.model.num_classes,
+        max_steps=config.prof,
     )
     if loader.class_names:
         folder = Path(config.data.root) / split
@@ -305,22 +305,12 @@ def validate(
         if variables is None:
             continue
         result = evaluate(
-            eval_step,
-            variables,
-            loader,
-            topk=config.topk,
-            prof=config.prof,
-            should_stop=stop.requested,
+            eval_step, variables, loader, topk=config.topk, should_stop=stop.requested
         )
         if result is None:
             return None
         results |= {f"{name}.{key}": value for key, value in result.items()}
     return results
-
-
-def batches_of(loader: Loader, config: Config) -> int:
-    """The batches of one evaluation."""
-    return loader.num_steps if config.prof < 0 else min(config.prof, loader.num_steps)
 
 
 def stopped(argv: list[str], config: Config, saver: Saver, console: Console) -> int:

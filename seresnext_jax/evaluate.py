@@ -25,16 +25,14 @@ def evaluate(
     loader: Loader,
     *,
     topk: int,
-    prof: int = -1,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Count every image of the split once and divide at the end.
+    """Count every image of the evaluation once and divide at the end.
 
     Args:
       step: a compiled `make_eval_step`.
       variables: params and batch_stats.
       topk: the k of the second accuracy, for its name.
-      prof: stop after so many batches; -1: run them all.
       should_stop: asked after each batch; a yes abandons the pass.
 
     Returns:
@@ -44,13 +42,13 @@ def evaluate(
       if it was abandoned.
 
     Raises:
-      RuntimeError: the whole split was read but not every image counted.
+      RuntimeError: not every image was counted.
     """
     sums: dict[str, float] = {}
     latencies: list[float] = []
     waited = 0.0
     started = before = time.perf_counter()
-    for index, batch in enumerate(loader.batches(0), start=1):
+    for batch in loader.batches(0):
         ready = time.perf_counter()
         waited += ready - before
         for name, value in jax.device_get(step(variables, batch)).items():
@@ -59,12 +57,11 @@ def evaluate(
         latencies.append(before - ready)
         if should_stop():
             return None
-        if index == prof:
-            break
     count = sums["count"]
+    wanted = min(loader.num_images, loader.num_steps * batch.mask.size)
     left_out = sum_over_processes(len(loader.bad_files))
-    if len(latencies) == loader.num_steps and count + left_out < loader.num_images:
-        raise RuntimeError(f"evaluated {count:.0f} of {loader.num_images} images")
+    if count + left_out < wanted:
+        raise RuntimeError(f"evaluated {count:.0f} of {wanted} images")
     total = before - started
     batches = len(latencies)
     images = max(count, 1.0)

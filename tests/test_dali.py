@@ -4,6 +4,7 @@ import os
 import shutil
 import warnings
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from PIL.ExifTags import Base
 from sklearn.datasets import load_sample_images
 
 from seresnext_jax.config import DataConfig
+from seresnext_jax.data.folder import Transform
 from seresnext_jax.data.open import Split, decoding_threads, open_loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh
 
 DALIGenericIterator = pytest.importorskip("nvidia.dali.plugin.jax").DALIGenericIterator
+dali = pytest.importorskip("seresnext_jax.data.dali")
 
 CONFIG = DataConfig(backend="dali-cpu", image_size=64, eval_margin=16, workers=2)
 SIZES = [(301, 375), (427, 640), (333, 97), (40, 51), (255, 256), (100, 300)]
@@ -86,6 +89,76 @@ def test_evaluation_ends_and_masks_the_padding(root: Path) -> None:
     assert [int(b.mask.sum()) for b in batches] == [5, 5, 2]
     labels = np.concatenate([np.asarray(b.labels)[np.asarray(b.mask)] for b in batches])
     assert labels.tolist() == [0] * 6 + [1] * 6
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The split of each pipeline that a test builds."""
+    splits: list[str] = []
+    graph = dali._graph
+
+    def recording(feed: Any, transform: Transform, **options: Any) -> Any:
+        splits.append(transform.split)
+        return graph(feed, transform, **options)
+
+    monkeypatch.setattr(dali, "_graph", recording)
+    return splits
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two sequences of batches are equal."""
+    return all(
+        np.array_equal(x, y)
+        for a, b in zip(one, other, strict=True)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_one_pipeline_trains_several_epochs(root: Path, built: list[str]) -> None:
+    whole = take(loader(root, "train"), 0, 7)  # of three steps each
+    assert built == ["train"]
+    source = loader(root, "train")
+    parts = [*islice(source.batches(0), 3), *islice(source.batches(3), 4)]
+    assert same(parts, whole)
+    assert built == ["train"] * 2
+    source.close()
+
+
+def test_one_pipeline_evaluates_again_and_again(root: Path, built: list[str]) -> None:
+    source = loader(root, "val", n=5)
+    first = list(source.batches(0))
+    assert len(first) == 3
+    for _ in range(3):
+        assert same(source.batches(0), first)
+    assert built == ["val"]
+    source.close()
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_abandoned_evaluation_is_followed_by_a_whole_one(
+    root: Path, built: list[str], steps: int
+) -> None:
+    source = loader(root, "val", n=5)
+    first = list(source.batches(0))
+    abandoned = source.batches(0)
+    assert same(islice(abandoned, steps), first[:steps])
+    assert same(source.batches(0), first)
+    assert built == ["val", "val"]
+    assert same(abandoned, first[steps:]), "even the abandoned one could go on"
+    source.close()
+
+
+def test_a_bad_file_costs_a_pipeline_and_nothing_else(
+    root: Path, tmp_path: Path, built: list[str]
+) -> None:
+    """Its header is whole, so that DALI meets it; the evaluation after that is right, too."""
+    shutil.copytree(root, tmp_path / "data")
+    odd_files("truncated", tmp_path / "data" / "val" / "china" / "2x.jpg")
+    source = loader(tmp_path / "data", "val", on_bad_image="skip")
+    first, again = (list(source.batches(0)) for _ in range(2))
+    assert same(first, again)
+    assert built == ["val"] * 3, "a new one after each time that the file is met"
+    source.close()
 
 
 def test_resume_equals_an_uninterrupted_run(root: Path) -> None:

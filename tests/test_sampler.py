@@ -1,6 +1,7 @@
 """Order, crops and evaluation windows against independent re-statements."""
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -114,3 +115,17 @@ def test_evaluation_counts_every_image_once() -> None:
     real = np.concatenate([s.index[s.mask] for s in steps])
     assert np.array_equal(real, np.arange(50))
     assert steps[-1].mask.sum() == 2
+
+
+def test_a_limit_ends_epochs_and_evaluations_and_changes_no_step() -> None:
+    train, val = sampler("train", 50, 1, 16), sampler("val", 50, 1, 16)
+    short_train, short_val = (replace(whole, max_steps=2) for whole in (train, val))
+    assert short_train.num_steps == short_val.num_steps == 2
+    assert replace(val, max_steps=9).num_steps == 4
+    rows = short_train.rows(1)
+    for epoch, step in ((0, 1), (1, 0), (1, 1), (2, 0)):
+        found, wanted = next(rows), next(train.rows(epoch * train.num_steps + step))
+        assert np.array_equal(found.index, wanted.index)
+        assert np.array_equal(found.draws, wanted.draws)
+    evaluated = [rows.index.tolist() for rows in short_val.rows(0)]
+    assert evaluated == [rows.index.tolist() for rows in val.rows(0)][:2]

@@ -216,20 +216,26 @@ def test_a_recipe_needs_nothing_but_its_config() -> None:
     assert "/imagenet is not a folder: give --data.root" in line
 
 
-LIST_COUNTED = """
+COUNTING = """
 import sys
 import train
-from seresnext_jax.data import open as opening
-scan, listed = opening.scan_folder, []
-opening.scan_folder = lambda folder: listed.append(folder.name) or scan(folder)
+from seresnext_jax.data import dali, open as opening
+scan, graph, seen = opening.scan_folder, dali._graph, []
+opening.scan_folder = lambda folder: seen.append("listed " + folder.name) or scan(folder)
+def build(feed, transform, **options):
+    seen.append("built " + transform.split)
+    return graph(feed, transform, **options)
+dali._graph = build
 train.main(sys.argv[1:])
-print("listed", *listed)
+print("seen:", *sorted(seen), sep="|")
 """
 
 
-def test_each_split_is_listed_once(tmp_path: Path) -> None:
-    _, *options = tiny(tmp_path / "run", "--run-epochs", "1", "--prof", "1", "--no-checkpoints")
-    assert "listed val train\n" in done(["-c", LIST_COUNTED, *options]).stdout
+def test_a_run_lists_each_split_and_builds_its_pipeline_once(tmp_path: Path) -> None:
+    """In three epochs with two evaluations each."""
+    _, *options = tiny(tmp_path / "run", "--use-ema", "0.5", "--no-checkpoints")
+    out = done(["-c", COUNTING, *options]).stdout
+    assert "seen:|built train|built val|listed train|listed val\n" in out
 
 
 def _without_a_val_class(folder: Path) -> str:

@@ -33,7 +33,7 @@ class Loader(Protocol):
     num_images: int
     """Images in the split."""
     num_steps: int
-    """Steps of one pass over the split."""
+    """Steps of one epoch or evaluation."""
     class_names: tuple[str, ...]
     """Class folder names in label order; empty for synthetic data."""
     fingerprint: str

@@ -2,6 +2,8 @@
 
 DALI draws nothing and remembers nothing here: it is fed the paths and windows of each step, so a
 pipeline can be built at any step. The windows come from sampler.py and the sizes in the headers.
+It takes many steps until a new pipeline runs at full speed, so pipelines stay from epoch to epoch
+and from evaluation to evaluation.
 """
 
 import math
@@ -64,28 +66,36 @@ class DaliLoader:
         self._device = device
         self._threads = threads
         self._prefetch = prefetch
+        self._endless = sampler.split == "train"
+        self._pipelines: list[_Pipeline] = []
+        self._next_step: int | None = None
+        """The step that the pipelines return next; None: they can't go on."""
         self._pool = ThreadPoolExecutor(_PILLOW_THREADS, thread_name_prefix="pillow")
 
     def batches(self, start: int) -> Iterator[Batch]:
         """See `Loader`."""
-        pipelines = self._open(start)
-        for step in count(start):
-            try:
-                images = [next(pipeline.outputs)["images"] for pipeline in pipelines]
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if not _is_about_a_file(error):
-                    raise
-                # DALI drops the whole batch of an image that it can't decode, and does not always
-                # name it. Pillow finds the culprit and knows the policy.
-                yield self._read_with_pillow(next(self._sampler.rows(step)), error)
-                pipelines = self._open(step + 1)
-            else:
-                yield self._assemble([pipeline.fed.popleft() for pipeline in pipelines], images)
+        for step in count(start) if self._endless else range(start, self.num_steps):
+            yield self._batch(step)
+
+    def _batch(self, step: int) -> Batch:
+        """A step's batch: from the pipelines if it is their next one, else from new ones."""
+        if step != self._next_step:
+            self._pipelines = self._open(step)
+        self._next_step = None  # after an error they can't go on
+        try:
+            images = [next(pipeline.outputs)["images"] for pipeline in self._pipelines]
+        except RuntimeError as error:
+            if not _is_about_a_file(error):
+                raise
+            # DALI drops the whole batch of an image that it can't decode, and does not always name
+            # it. Pillow finds the culprit and knows the policy.
+            return self._read_with_pillow(next(self._sampler.rows(step)), error)
+        self._next_step = step + 1 if self._endless else (step + 1) % self.num_steps
+        return self._assemble([pipeline.fed.popleft() for pipeline in self._pipelines], images)
 
     def close(self) -> None:
         """See `Loader`. A pipeline ends with its iterator."""
+        self._pipelines, self._next_step = [], None
         self._pool.shutdown(cancel_futures=True)
 
     def _open(self, start: int) -> list["_Pipeline"]:
@@ -107,7 +117,7 @@ class DaliLoader:
     def _pipeline(self, start: int, columns: slice, device_id: int | None) -> "_Pipeline":
         fed: deque[Rows] = deque()
         sampler = replace(self._sampler, columns=columns)
-        steps = _with_sizes(self._reader, sampler.rows(start), self._pool)
+        steps = _with_sizes(self._reader, _endless_rows(sampler, start), self._pool)
         pipeline = _graph(
             _feed(self._reader, steps, fed),
             self._reader.transform,
@@ -116,7 +126,7 @@ class DaliLoader:
             device_id=device_id,
             prefetch_queue_depth=self._prefetch,
         )
-        # Its default of preparing a batch in the constructor can swallow the end of a split.
+        # A batch prepared in the constructor would raise its errors there.
         outputs = DALIGenericIterator([pipeline], ["images"], size=-1, prepare_first_batch=False)
         return _Pipeline(fed, outputs)
 
@@ -150,6 +160,13 @@ class _Pipeline(NamedTuple):
     fed: deque[Rows]
     """What it was given and has not returned yet."""
     outputs: DALIGenericIterator
+
+
+def _endless_rows(sampler: Sampler, start: int) -> Iterator[Rows]:
+    """The rows from step `start` on, one evaluation after the other."""
+    yield from sampler.rows(start)
+    while True:
+        yield from sampler.rows(0)
 
 
 def _is_about_a_file(error: RuntimeError) -> bool:

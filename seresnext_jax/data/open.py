@@ -1,6 +1,7 @@
 """Choosing the backend that a configuration names."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -61,12 +62,15 @@ def open_loader(
     images_per_pass: int,
     seed: int,
     num_classes: int,
+    max_steps: int = -1,
 ) -> Loader:
     """Open a split; its folder is listed once, after everything else that can be refused.
 
     Args:
       accumulation: forward passes per step; 1 in evaluation.
       images_per_pass: images of one pass over all devices.
+      max_steps: an epoch, or an evaluation, ends after this many steps; -1: it takes the whole
+        split.
 
     Raises:
       UserError: the split is missing or malformed, DALI is not installed, or it is asked to decode
@@ -78,14 +82,22 @@ def open_loader(
             f"--data.backend dali-gpu needs an NVIDIA GPU, and JAX runs on the {platform}: "
             "give --data.backend dali-cpu"
         )
-    columns = local_columns(mesh, images_per_pass)
+    sampler_of = partial(
+        Sampler,
+        split=split,
+        seed=seed,
+        accumulation=accumulation,
+        images_per_pass=images_per_pass,
+        columns=local_columns(mesh, images_per_pass),
+        max_steps=max_steps,
+    )
     if config.backend == "synthetic":
-        sampler = Sampler(split, NUM_IMAGES[split], seed, accumulation, images_per_pass, columns)
+        sampler = sampler_of(num_images=NUM_IMAGES[split])
         return SyntheticLoader(sampler, mesh, image_size=config.image_size, num_classes=num_classes)
     folder = split_folder(config, split)
     dali_loader = None if config.backend == "folder" else _import_dali(config)
     files = scan_folder(folder)
-    sampler = Sampler(split, len(files.paths), seed, accumulation, images_per_pass, columns)
+    sampler = sampler_of(num_images=len(files.paths))
     transform = Transform(
         split=split,
         image_size=config.image_size,

@@ -69,6 +69,8 @@ class Sampler:
     images_per_pass: int
     columns: slice
     """The images of a pass that this process delivers."""
+    max_steps: int = -1
+    """An epoch, or an evaluation, ends after this many steps; -1: it takes the whole split."""
 
     @property
     def images_per_step(self) -> int:
@@ -78,8 +80,10 @@ class Sampler:
     @property
     def num_steps(self) -> int:
         """Steps per epoch: training drops the remainder, evaluation pads it."""
-        whole, rest = divmod(self.num_images, self.images_per_step)
-        return whole if self.split == "train" else whole + bool(rest)
+        steps, rest = divmod(self.num_images, self.images_per_step)
+        if self.split == "val" and rest:
+            steps += 1
+        return steps if self.max_steps < 0 else min(steps, self.max_steps)
 
     def rows(self, start: int) -> Iterator[Rows]:
         """The steps from `start` on: endless in training, one pass in evaluation."""
