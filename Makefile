@@ -4,7 +4,7 @@
 # make lint   format, lint and types
 # Each sets up .venv by itself.
 #
-# make gpu-compile         compile every architecture and recipe for GPUs, without one (40 minutes)
+# make gpu-compile         compile every architecture and recipe for GPUs, without one (half an hour)
 # make gpu-compile-short   what a change is likely to break (5 minutes)
 # Both set up .venv-gpu by themselves (1.3 GB).
 

@@ -1,6 +1,6 @@
 """Compile the project's programs for GPUs that are not there, in the combinations of a table.
 
-    python -m benchmarks.gpu.matrix            # all of them; 40 minutes on two cores
+    python -m benchmarks.gpu.matrix            # all of them; half an hour on two cores
     python -m benchmarks.gpu.matrix --short    # what a change is likely to break; 5 minutes
 
 The tables are below: every recipe on its own machine, and every architecture, precision, GPU,
