@@ -36,7 +36,7 @@ from benchmarks.table import Row, print_header, print_table
 from seresnext_jax.cli import load_config, parse, run
 from seresnext_jax.config import Config, DataConfig, Precision
 from seresnext_jax.errors import UserError
-from seresnext_jax.model import ARCHITECTURES
+from seresnext_jax.model.network import ARCHITECTURES
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from convert.weights import read_weights
-from seresnext_jax import runtime
-from seresnext_jax.class_names import names_for
 from seresnext_jax.cli import parse, run
 from seresnext_jax.config import Config, ModelConfig, Precision
+from seresnext_jax.data.class_names import names_for
 from seresnext_jax.data.folder import BadImage, Transform, open_rgb
+from seresnext_jax.data.images import normalize
 from seresnext_jax.data.pictures import pictures_below
 from seresnext_jax.errors import UserError, shown
-from seresnext_jax.fold import fold_batch_norm
-from seresnext_jax.images import normalize
-from seresnext_jax.model import build
-from seresnext_jax.precision import POLICIES
+from seresnext_jax.model.fold import fold_batch_norm
+from seresnext_jax.model.network import build
+from seresnext_jax.run import runtime
+from seresnext_jax.training.precision import POLICIES
+from seresnext_jax.weights.read import read_weights
 
 
 @dataclass(frozen=True)

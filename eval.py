@@ -13,21 +13,22 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from convert.weights import read_weights
-from seresnext_jax import runtime
 from seresnext_jax.cli import parse_config, run
 from seresnext_jax.config import Config, DataConfig
 from seresnext_jax.data.files import check_classes
 from seresnext_jax.data.open import open_loader
+from seresnext_jax.data.place import abstract_batch
 from seresnext_jax.errors import UserError
-from seresnext_jax.evaluate import evaluate, validation_smoothing
-from seresnext_jax.mesh import abstract_batch, make_mesh, replicate
-from seresnext_jax.model import build
-from seresnext_jax.precision import POLICIES
+from seresnext_jax.mesh import make_mesh, replicate
+from seresnext_jax.model.network import build
 from seresnext_jax.processes import fails_alone
 from seresnext_jax.report.console import Console
-from seresnext_jax.steps import make_eval_step
-from seresnext_jax.weights import WeightsInfo
+from seresnext_jax.run import runtime
+from seresnext_jax.training.evaluate import evaluate, validation_smoothing
+from seresnext_jax.training.precision import POLICIES
+from seresnext_jax.training.step import make_eval_step
+from seresnext_jax.weights.folder import WeightsInfo
+from seresnext_jax.weights.read import read_weights
 
 
 @dataclass(frozen=True)

@@ -13,30 +13,33 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from convert.weights import find_weights, read_weights
-from seresnext_jax import optim, runtime
+from seresnext_jax.checkpoint.progress import Progress
+from seresnext_jax.checkpoint.reading import find_checkpoint
 from seresnext_jax.cli import parse_config, run
 from seresnext_jax.config import Config, Plan, divide_batch, flatten, resolve, to_dict
 from seresnext_jax.data.batch import Batch, Loader
 from seresnext_jax.data.check import check_data
 from seresnext_jax.data.files import check_classes, check_same_classes
 from seresnext_jax.data.open import Split, open_loader
+from seresnext_jax.data.place import abstract_batch
 from seresnext_jax.errors import UserError
-from seresnext_jax.evaluate import evaluate, validation_smoothing
-from seresnext_jax.initial import init_variables
-from seresnext_jax.mesh import abstract_batch, make_mesh, replicate
-from seresnext_jax.model import ResNet, build
-from seresnext_jax.precision import POLICIES, init_loss_scale
+from seresnext_jax.mesh import make_mesh, replicate
+from seresnext_jax.model.initial import init_variables
+from seresnext_jax.model.network import ResNet, build
 from seresnext_jax.processes import fails_alone
-from seresnext_jax.progress import Progress, TrainLog
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.dllogger import Report
 from seresnext_jax.report.plot import plot_report
-from seresnext_jax.restore import find_checkpoint
-from seresnext_jax.saver import Saver, find_start
-from seresnext_jax.signals import EXIT_STOPPED, StopRequest
-from seresnext_jax.state import TrainState, create
-from seresnext_jax.steps import StepOptions, make_eval_step, make_train_step
+from seresnext_jax.run import runtime
+from seresnext_jax.run.log import TrainLog
+from seresnext_jax.run.saver import Saver, find_start
+from seresnext_jax.run.stop import EXIT_STOPPED, StopRequest
+from seresnext_jax.training.evaluate import evaluate, validation_smoothing
+from seresnext_jax.training.optimizer import learning_rate, make_optimizer
+from seresnext_jax.training.precision import POLICIES, init_loss_scale
+from seresnext_jax.training.state import TrainState, create
+from seresnext_jax.training.step import StepOptions, make_eval_step, make_train_step
+from seresnext_jax.weights.read import find_weights, read_weights
 
 
 @fails_alone
@@ -66,7 +69,7 @@ def main(argv: list[str]) -> int:
     # ---- network, optimizer, state -------------------------------------------------------------
     policy = POLICIES[config.precision]
     network = build(config.model, dtype=policy.compute_dtype, bn_group_size=plan.bn_group_size)
-    optimizer = optim.make_optimizer(config.optim)
+    optimizer = make_optimizer(config.optim)
     state = create(
         initial_variables(config, network, train_loader.class_names, console),
         optimizer=optimizer,
@@ -134,7 +137,7 @@ def main(argv: list[str]) -> int:
                 for step in range(step + 1, (epoch + 1) * plan.steps_per_epoch + 1):  # noqa: B020
                     with log.waiting_for_data():
                         batch = next(batches)
-                    lr = optim.learning_rate(config.optim, plan, step - 1)
+                    lr = learning_rate(config.optim, plan, step - 1)
                     state, metrics = train_step(state, batch, np.float32(lr))
                     log.add(step, metrics)
                     if stop.requested():

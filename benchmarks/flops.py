@@ -1,7 +1,7 @@
 """How much arithmetic a network is, counted from its architecture, and what devices can do."""
 
 from seresnext_jax.config import Precision
-from seresnext_jax.model import Architecture
+from seresnext_jax.model.network import Architecture
 
 _HOPPER: dict[Precision, float] = {"fp16": 989, "bf16": 989, "tf32": 495, "fp32": 67}
 _AMPERE: dict[Precision, float] = {"fp16": 312, "bf16": 312, "tf32": 156, "fp32": 19.5}

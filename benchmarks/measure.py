@@ -11,7 +11,7 @@ from benchmarks.profile import kind_rows
 from benchmarks.table import Row
 from benchmarks.timing import Timing, interleave
 from seresnext_jax.config import Config
-from seresnext_jax.model import ARCHITECTURES
+from seresnext_jax.model.network import ARCHITECTURES
 
 PROFILED_STEPS = 3
 

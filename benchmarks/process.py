@@ -178,7 +178,7 @@ def _prepare(task: Task) -> tuple[Any, str]:
 
     import jax
 
-    from seresnext_jax.runtime import keep_freed_memory, use_compilation_cache
+    from seresnext_jax.run.runtime import keep_freed_memory, use_compilation_cache
 
     keep_freed_memory()
     use_compilation_cache(task.compilation_cache)

@@ -14,18 +14,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from seresnext_jax import optim
 from seresnext_jax.config import Config, resolve
 from seresnext_jax.data.batch import Batch
+from seresnext_jax.data.images import normalize
 from seresnext_jax.data.open import open_loader
-from seresnext_jax.fold import fold_batch_norm
-from seresnext_jax.images import normalize
-from seresnext_jax.initial import init_variables
-from seresnext_jax.mesh import make_mesh, put_batch, replicate
-from seresnext_jax.model import ARCHITECTURES, build
-from seresnext_jax.precision import POLICIES, init_loss_scale
-from seresnext_jax.state import create
-from seresnext_jax.steps import make_train_step
+from seresnext_jax.data.place import put_batch
+from seresnext_jax.mesh import make_mesh, replicate
+from seresnext_jax.model.fold import fold_batch_norm
+from seresnext_jax.model.initial import init_variables
+from seresnext_jax.model.network import ARCHITECTURES, build
+from seresnext_jax.training.optimizer import make_optimizer
+from seresnext_jax.training.precision import POLICIES, init_loss_scale
+from seresnext_jax.training.state import create
+from seresnext_jax.training.step import make_train_step
 from train import step_options
 
 
@@ -76,7 +77,7 @@ def jax_train(config: Config, *, devices: int) -> Program:
     policy = POLICIES[config.precision]
     plan = resolve(config, num_images=config.batch_size * devices, num_devices=devices)
     network = build(config.model, dtype=policy.compute_dtype, bn_group_size=plan.bn_group_size)
-    optimizer = optim.make_optimizer(config.optim)
+    optimizer = make_optimizer(config.optim)
     state = create(
         init_variables(network, config.seed),
         optimizer=optimizer,
@@ -200,7 +201,7 @@ def _torch_normalize(images: Any) -> Any:
     """uint8 NHWC → normalised float32 NCHW, channels last in memory."""
     import torch
 
-    from seresnext_jax.images import IMAGENET_MEAN, IMAGENET_STD
+    from seresnext_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 
     mean = 255 * torch.tensor(IMAGENET_MEAN, device=images.device)
     std = 255 * torch.tensor(IMAGENET_STD, device=images.device)

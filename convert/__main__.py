@@ -10,8 +10,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from convert import compare, training
-from convert.weights import (
+from seresnext_jax.checkpoint import reading
+from seresnext_jax.cli import parse_config, run
+from seresnext_jax.errors import UserError, shown
+from seresnext_jax.weights import training_state as training
+from seresnext_jax.weights import verify as compare
+from seresnext_jax.weights.folder import WeightsInfo, flatten, save_weights, weights_folder
+from seresnext_jax.weights.read import (
     from_torch_file,
     is_torch_file,
     open_torch_file,
@@ -19,10 +24,6 @@ from convert.weights import (
     to_state_dict,
     torch_io,
 )
-from seresnext_jax import restore
-from seresnext_jax.cli import parse_config, run
-from seresnext_jax.errors import UserError, shown
-from seresnext_jax.weights import WeightsInfo, flatten, save_weights, weights_folder
 
 Facts = dict[str, Any]
 
@@ -73,7 +74,7 @@ def to_torch(options: argparse.Namespace) -> int:
             raise UserError(
                 "--checkpoint goes with neither --safetensors nor --ema: leave them out"
             )
-        folder = restore.find_checkpoint(options.source)
+        folder = reading.find_checkpoint(options.source)
         if folder is None:
             raise UserError(f"{options.source} is no checkpoint: leave --checkpoint out")
         content, notes = training.to_torch(folder, layout=options.layout, prefix=prefix)
@@ -120,9 +121,9 @@ def _inspect(path: Path) -> Facts:
     facts = _facts(variables, info)
     if weights_folder(path):
         return {**facts, "kind": "weights folder"}
-    found = restore.find_checkpoint(path)
+    found = reading.find_checkpoint(path)
     assert found is not None  # or read_weights would have refused
-    return {**facts, "kind": "checkpoint", "has_ema": "ema" in restore.read_weights(found)}
+    return {**facts, "kind": "checkpoint", "has_ema": "ema" in reading.read_weights(found)}
 
 
 def _facts(variables: dict[str, Any], info: WeightsInfo) -> Facts:

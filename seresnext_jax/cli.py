@@ -24,7 +24,7 @@ from typing_extensions import TypeVar
 
 from seresnext_jax.config import Config, check, flatten, option_name
 from seresnext_jax.errors import UserError, of_the_surroundings
-from seresnext_jax.model import find_architecture
+from seresnext_jax.model.network import find_architecture
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Config, default=Config)

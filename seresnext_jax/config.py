@@ -20,7 +20,7 @@ class ModelConfig:
     """The network."""
 
     arch: str = "se-resnext101-32x4d"
-    """Architecture, one of the names in seresnext_jax/model.py."""
+    """Architecture, one of the names in seresnext_jax/model/network.py."""
     num_classes: int = 1000
     """Width of the classifier."""
     conv_init: ConvInit = "fan_in"

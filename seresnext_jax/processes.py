@@ -78,7 +78,7 @@ def initialize_distributed(*, coordinator: str, num_processes: int, process_id: 
 
 
 def _join(**where: Any) -> None:
-    # JAX would take SIGTERM for itself; signals.py is there for it.
+    # JAX would take SIGTERM for itself; run/stop.py handles it.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from convert.weights import from_state_dict, to_state_dict
+from seresnext_jax.weights.read import from_state_dict, to_state_dict
 
 
 def to_variables(model: nn.Module) -> Any:

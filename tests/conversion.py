@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from convert.__main__ import main
-from seresnext_jax.model import ARCHITECTURES
+from seresnext_jax.model.network import ARCHITECTURES
 from tests.reference import torch_model
 
 TINY = "se-resnext-tiny"

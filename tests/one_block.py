@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from configs import digits
 from seresnext_jax.config import Config
-from seresnext_jax.model import ARCHITECTURES, Architecture
+from seresnext_jax.model.network import ARCHITECTURES, Architecture
 
 ARCHITECTURES["one-block"] = Architecture(
     "bottleneck", (1, 0, 0, 0), (64, 64, 64, 64), 2, 4, squeeze=4

@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from seresnext_jax.checkpoint.reading import find_checkpoint, read_training, read_weights
 from seresnext_jax.data.digits import write_digits
-from seresnext_jax.restore import find_checkpoint, read_training, read_weights
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 240.0

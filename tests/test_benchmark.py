@@ -9,7 +9,7 @@ from benchmarks.flops import PEAK_TFLOPS, forward_macs
 from benchmarks.measure import against, waiting
 from benchmarks.profile import kind_rows
 from benchmarks.timing import Timing
-from seresnext_jax.model import ARCHITECTURES
+from seresnext_jax.model.network import ARCHITECTURES
 from tests.programs import done, error_line, run, shared
 
 

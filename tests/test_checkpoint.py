@@ -9,20 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seresnext_jax import optim
-from seresnext_jax.checkpoint import Checkpoints
-from seresnext_jax.config import OptimConfig
-from seresnext_jax.errors import UserError
-from seresnext_jax.mesh import make_mesh, replicate
-from seresnext_jax.precision import POLICIES, init_loss_scale
-from seresnext_jax.restore import (
+from seresnext_jax.checkpoint.reading import (
     find_checkpoint,
     read_checkpoint,
     read_meta,
     read_newest,
     read_weights,
 )
-from seresnext_jax.state import TrainState, create
+from seresnext_jax.checkpoint.saving import Checkpoints
+from seresnext_jax.config import OptimConfig
+from seresnext_jax.errors import UserError
+from seresnext_jax.mesh import make_mesh, replicate
+from seresnext_jax.training.optimizer import make_optimizer
+from seresnext_jax.training.precision import POLICIES, init_loss_scale
+from seresnext_jax.training.state import TrainState, create
 
 
 def state(step: int = 0, *, devices: int = 1, width: int = 3) -> TrainState:
@@ -34,7 +34,7 @@ def state(step: int = 0, *, devices: int = 1, width: int = 3) -> TrainState:
     }
     made = create(
         variables,
-        optimizer=optim.make_optimizer(OptimConfig()),
+        optimizer=make_optimizer(OptimConfig()),
         loss_scale=init_loss_scale(POLICIES["fp16"], 128.0 + step),
         seed=3,
         with_ema=True,

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 import classify
-from convert.weights import network, to_state_dict
-from seresnext_jax.class_names import imagenet_names, names_for
+from seresnext_jax.data.class_names import imagenet_names, names_for
+from seresnext_jax.data.images import normalize
 from seresnext_jax.errors import UserError
-from seresnext_jax.images import normalize
-from seresnext_jax.weights import WeightsInfo, save_weights
+from seresnext_jax.weights.folder import WeightsInfo, save_weights
+from seresnext_jax.weights.read import network, to_state_dict
 
 NAMES = ("red", "green", "blue\x1b[2J")
 SIZE = 32

@@ -10,11 +10,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from convert import compare
-from convert.weights import expected_shapes, from_state_dict, network, read_weights, to_state_dict
+from seresnext_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from seresnext_jax.errors import UserError
-from seresnext_jax.images import IMAGENET_MEAN, IMAGENET_STD
-from seresnext_jax.model import ARCHITECTURES
+from seresnext_jax.model.network import ARCHITECTURES
+from seresnext_jax.weights import verify as compare
+from seresnext_jax.weights.read import (
+    expected_shapes,
+    from_state_dict,
+    network,
+    read_weights,
+    to_state_dict,
+)
 from tests.conversion import (
     CLASSES,
     TINY,

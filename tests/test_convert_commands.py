@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from convert.__main__ import main
-from convert.weights import read_weights
-from seresnext_jax import names
+from seresnext_jax import torch_keys
 from seresnext_jax.errors import UserError
-from seresnext_jax.weights import load_weights
+from seresnext_jax.weights.folder import load_weights
+from seresnext_jax.weights.read import read_weights
 from tests.conversion import (
     CLASSES,
     TINY,
@@ -191,13 +191,13 @@ def test_verify_runs_pytorch_against_flax(
     assert (right["verdict"], right["engines"]) == ("identical", ["PyTorch", "Flax"])
     assert 0 < right["outputs"][-1]["relative"] < 1e-5
 
-    true_mapping = names.to_flax_array
+    true_mapping = torch_keys.to_flax_array
 
     def mirrored(array: np.ndarray) -> np.ndarray:
         kernel = true_mapping(array)
         return np.ascontiguousarray(kernel[::-1]) if kernel.ndim == 4 else kernel
 
-    monkeypatch.setattr(names, "to_flax_array", mirrored)
+    monkeypatch.setattr(torch_keys, "to_flax_array", mirrored)
     wrong = converted()
     assert (wrong["verdict"], wrong["differing_tensors"]) == ("different", 0)
 

@@ -39,17 +39,17 @@ TRAIN = """
 import json, sys
 import flax.linen as nn, jax, numpy as np
 from pathlib import Path
-from seresnext_jax import optim
+from seresnext_jax.training.optimizer import make_optimizer
 from seresnext_jax.config import DataConfig, OptimConfig
 from seresnext_jax.data.folder import ImageReader
 from seresnext_jax.data.open import open_loader
-from seresnext_jax.evaluate import evaluate
-from seresnext_jax.layers import BatchNorm
+from seresnext_jax.training.evaluate import evaluate
+from seresnext_jax.model.layers import BatchNorm
 from seresnext_jax.mesh import make_mesh, replicate
-from seresnext_jax.precision import POLICIES, init_loss_scale
+from seresnext_jax.training.precision import POLICIES, init_loss_scale
 from seresnext_jax.processes import initialize_distributed
-from seresnext_jax.state import create
-from seresnext_jax.steps import StepOptions, make_eval_step, make_train_step
+from seresnext_jax.training.state import create
+from seresnext_jax.training.step import StepOptions, make_eval_step, make_train_step
 root, port, count, rank = sys.argv[1], *map(int, sys.argv[2:])
 initialize_distributed(
     coordinator=f"127.0.0.1:{port}", num_processes=count, process_id=rank
@@ -71,7 +71,7 @@ class Net(nn.Module):
     def __call__(self, x, *, train):
         x = BatchNorm(2, name="bn")(x, train=train)
         return nn.Dense(2, name="fc")(x.reshape(x.shape[0], -1))
-net, optimizer = Net(), optim.make_optimizer(OptimConfig())
+net, optimizer = Net(), make_optimizer(OptimConfig())
 state = replicate(mesh, create(
     net.init(jax.random.key(0), np.zeros((2, 16, 16, 3), np.float32), train=False),
     optimizer=optimizer, loss_scale=init_loss_scale(fp32, 1.0), seed=0, with_ema=False))

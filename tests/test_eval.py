@@ -10,9 +10,9 @@ import eval as program
 from convert.__main__ import main as convert
 from seresnext_jax.config import Config, DataConfig
 from seresnext_jax.errors import UserError
-from seresnext_jax.evaluate import validation_smoothing
-from seresnext_jax.model import ARCHITECTURES
-from seresnext_jax.weights import WeightsInfo
+from seresnext_jax.model.network import ARCHITECTURES
+from seresnext_jax.training.evaluate import validation_smoothing
+from seresnext_jax.weights.folder import WeightsInfo
 from tests.programs import DIGITS, done, event, shared, tiny
 from tests.reference import torch_model, torch_training
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from seresnext_jax.config import ModelConfig
-from seresnext_jax.fold import fold_batch_norm
-from seresnext_jax.model import ResNet, abstract_variables, build
+from seresnext_jax.model.fold import fold_batch_norm
+from seresnext_jax.model.network import ResNet, abstract_variables, build
 
 ARCHITECTURES = ["se-resnext-tiny", "resnet18"]
 IMAGES = np.random.default_rng(1).normal(size=(4, 64, 64, 3)).astype(np.float32)

@@ -24,8 +24,8 @@ from benchmarks.gpu.worker import lower
 from seresnext_jax.cli import load_config, parse
 from seresnext_jax.config import Config, ModelConfig
 from seresnext_jax.errors import UserError
-from seresnext_jax.model import ARCHITECTURES
-from seresnext_jax.precision import POLICIES
+from seresnext_jax.model.network import ARCHITECTURES
+from seresnext_jax.training.precision import POLICIES
 from tests import one_block
 
 HLO = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f16[8,4]{1,0})->f16[8,4]{1,0}}

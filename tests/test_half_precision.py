@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from seresnext_jax.config import ModelConfig, Precision
-from seresnext_jax.images import normalize
-from seresnext_jax.losses import smoothed_cross_entropy
-from seresnext_jax.model import build
-from seresnext_jax.precision import POLICIES
+from seresnext_jax.data.images import normalize
+from seresnext_jax.model.network import build
+from seresnext_jax.training.losses import smoothed_cross_entropy
+from seresnext_jax.training.precision import POLICIES
 from tests.bridge import assert_close, by_torch_name, to_variables
 from tests.reference import torch_training
 from tests.test_parity import (

@@ -11,20 +11,20 @@ import pytest
 import torch
 
 import train
-from convert.weights import network, to_state_dict
-from seresnext_jax import optim
-from seresnext_jax.checkpoint import Checkpoints
+from seresnext_jax.checkpoint.saving import Checkpoints
 from seresnext_jax.config import Config, ModelConfig, OptimConfig
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.errors import UserError
-from seresnext_jax.initial import init_variables
 from seresnext_jax.mesh import make_mesh
-from seresnext_jax.model import abstract_variables, build
-from seresnext_jax.precision import POLICIES, init_loss_scale
+from seresnext_jax.model.initial import init_variables
+from seresnext_jax.model.network import abstract_variables, build
 from seresnext_jax.report.console import Console
-from seresnext_jax.state import create
-from seresnext_jax.steps import make_train_step
-from seresnext_jax.weights import WeightsInfo, save_weights
+from seresnext_jax.training.optimizer import make_optimizer
+from seresnext_jax.training.precision import POLICIES, init_loss_scale
+from seresnext_jax.training.state import create
+from seresnext_jax.training.step import make_train_step
+from seresnext_jax.weights.folder import WeightsInfo, save_weights
+from seresnext_jax.weights.read import network, to_state_dict
 
 TINY = "se-resnext-tiny"
 CONFIG = Config(model=ModelConfig(TINY, num_classes=3), seed=1)
@@ -125,7 +125,7 @@ def test_a_run_that_is_continued_needs_no_weights_to_start_from(tmp_path: Path) 
     fresh = initial(replace(config, init_from=""))
     state = create(
         fresh,
-        optimizer=optim.make_optimizer(config.optim),
+        optimizer=make_optimizer(config.optim),
         loss_scale=init_loss_scale(POLICIES["fp32"], 1.0),
         seed=0,
         with_ema=False,
@@ -148,7 +148,7 @@ def test_a_frozen_backbone_is_that_of_the_torch_file_and_stays(tmp_path: Path, l
     assert variables["params"]["fc"]["kernel"].shape == (512, 5)
     head = np.array(variables["params"]["fc"]["kernel"])
 
-    optimizer = optim.make_optimizer(config.optim)
+    optimizer = make_optimizer(config.optim)
     begun = create(
         jax.tree.map(jnp.asarray, variables),
         optimizer=optimizer,

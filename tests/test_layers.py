@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from seresnext_jax.layers import BatchNorm, Conv, Dense, SqueezeExcite
+from seresnext_jax.model.layers import BatchNorm, Conv, Dense, SqueezeExcite
 
 SHAPE = (6, 5, 4, 3)
 

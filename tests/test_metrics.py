@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seresnext_jax.losses import smoothed_cross_entropy
-from seresnext_jax.metrics import evaluation_sums, label_rank
-from seresnext_jax.mixup import mixup
+from seresnext_jax.training.losses import smoothed_cross_entropy
+from seresnext_jax.training.metrics import evaluation_sums, label_rank
+from seresnext_jax.training.mixup import mixup
 
 N, K = 64, 12
 RNG = np.random.default_rng(0)

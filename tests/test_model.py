@@ -11,8 +11,15 @@ import torch
 
 from seresnext_jax.config import ModelConfig
 from seresnext_jax.errors import UserError
-from seresnext_jax.model import ARCHITECTURES, CONV_INIT, Architecture, Block, Options, build
-from seresnext_jax.names import torch_key
+from seresnext_jax.model.network import (
+    ARCHITECTURES,
+    CONV_INIT,
+    Architecture,
+    Block,
+    Options,
+    build,
+)
+from seresnext_jax.torch_keys import torch_key
 from tests.reference import torch_model
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.weights import expected_shapes
-from seresnext_jax import names
-from seresnext_jax.model import ARCHITECTURES
+from seresnext_jax import torch_keys
+from seresnext_jax.model.network import ARCHITECTURES
+from seresnext_jax.weights.read import expected_shapes
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -48,9 +48,9 @@ def test_every_variable_has_the_originals_key(arch: str) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_mapping_is_a_bijection(arch: str) -> None:
     keys = original_keys(arch)
-    paths = [names.flax_path(key) for key in keys]
+    paths = [torch_keys.flax_path(key) for key in keys]
     assert len(set(paths)) == len(keys)
-    assert [names.torch_key(path) for path in paths] == keys
+    assert [torch_keys.torch_key(path) for path in paths] == keys
 
 
 @given(arch=some_arch, random=st.randoms(use_true_random=False))
@@ -58,12 +58,12 @@ def test_sorting_restores_the_originals_order(arch: str, random: Random) -> None
     keys = original_keys(arch)
     shuffled = list(keys)
     random.shuffle(shuffled)
-    assert sorted(shuffled, key=names.order) == keys
+    assert sorted(shuffled, key=torch_keys.order) == keys
 
 
 def test_blocks_are_ordered_by_number() -> None:
     keys = [f"layers.2.{block}.conv1.weight" for block in range(23)]
-    assert sorted(sorted(keys), key=names.order) == keys
+    assert sorted(sorted(keys), key=torch_keys.order) == keys
 
 
 @pytest.mark.parametrize(
@@ -88,43 +88,44 @@ def test_blocks_are_ordered_by_number() -> None:
     ],
 )
 def test_known_pairs(path: tuple[str, ...], key: str) -> None:
-    assert names.torch_key(path) == key
-    assert names.flax_path(key) == path
+    assert torch_keys.torch_key(path) == key
+    assert torch_keys.flax_path(key) == path
 
 
 @given(key=some_key)
 def test_layouts_are_inverse_and_idempotent(key: str) -> None:
-    old = names.to_ngc_layout(key)
-    assert old == names.to_ngc_layout(old)
-    assert names.to_current_layout(old) == key == names.to_current_layout(key)
-    assert names.is_old_layout(old) == key.startswith("layers.")
+    old = torch_keys.to_ngc_layout(key)
+    assert old == torch_keys.to_ngc_layout(old)
+    assert torch_keys.to_current_layout(old) == key == torch_keys.to_current_layout(key)
+    assert torch_keys.is_old_layout(old) == key.startswith("layers.")
 
 
 def test_the_old_layout_counts_from_one() -> None:
-    assert names.to_ngc_layout("layers.0.2.bn1.bias") == "layer1.2.bn1.bias"
+    assert torch_keys.to_ngc_layout("layers.0.2.bn1.bias") == "layer1.2.bn1.bias"
     assert (
-        names.to_current_layout("layer4.0.downsample.0.weight") == "layers.3.0.downsample.0.weight"
+        torch_keys.to_current_layout("layer4.0.downsample.0.weight")
+        == "layers.3.0.downsample.0.weight"
     )
 
 
-@given(key=some_key, prefixes=st.lists(st.sampled_from(names.PREFIXES), max_size=3))
+@given(key=some_key, prefixes=st.lists(st.sampled_from(torch_keys.PREFIXES), max_size=3))
 def test_prefixes_of_any_number_are_split_off(key: str, prefixes: list[str]) -> None:
     prefix = "".join(prefixes)
-    assert names.split_prefix(prefix + key) == (prefix, key)
+    assert torch_keys.split_prefix(prefix + key) == (prefix, key)
 
 
 @pytest.mark.parametrize("path", [("params", "bn1", "mean"), ("ema", "fc", "bias")])
 def test_a_foreign_path_is_refused(path: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="no variable"):
-        names.torch_key(path)
+        torch_keys.torch_key(path)
 
 
 @given(shape=st.sampled_from([(5,), (3, 4), (7, 7, 3, 8), (1, 1, 6, 2)]))
 def test_array_axes(shape: tuple[int, ...]) -> None:
     array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    turned = names.to_torch_array(array)
-    assert turned.shape == names.torch_shape(shape)
-    np.testing.assert_array_equal(names.to_flax_array(turned), array)
+    turned = torch_keys.to_torch_array(array)
+    assert turned.shape == torch_keys.torch_shape(shape)
+    np.testing.assert_array_equal(torch_keys.to_flax_array(turned), array)
     if len(shape) == 4:
         assert turned[1, 2, 0, 0] == array[0, 0, 2, 1]
     if len(shape) == 2:
@@ -133,8 +134,8 @@ def test_array_axes(shape: tuple[int, ...]) -> None:
 
 def test_a_gate_kept_as_convolution_is_the_linear_one() -> None:
     linear = np.arange(6.0).reshape(2, 3)
-    np.testing.assert_array_equal(names.as_linear(linear[:, :, None, None]), linear)
-    np.testing.assert_array_equal(names.as_linear(linear), linear)
-    assert names.is_gate_weight("layers.0.0.squeeze.squeeze.weight")
-    assert not names.is_gate_weight("layers.0.0.squeeze.squeeze.bias")
-    assert not names.is_gate_weight("layers.0.0.downsample.0.weight")
+    np.testing.assert_array_equal(torch_keys.as_linear(linear[:, :, None, None]), linear)
+    np.testing.assert_array_equal(torch_keys.as_linear(linear), linear)
+    assert torch_keys.is_gate_weight("layers.0.0.squeeze.squeeze.weight")
+    assert not torch_keys.is_gate_weight("layers.0.0.squeeze.squeeze.bias")
+    assert not torch_keys.is_gate_weight("layers.0.0.downsample.0.weight")

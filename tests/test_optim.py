@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from seresnext_jax.config import Config, ModelConfig, OptimConfig, Plan, resolve
-from seresnext_jax.model import build
-from seresnext_jax.names import torch_key
-from seresnext_jax.optim import decay_mask, learning_rate, make_optimizer
+from seresnext_jax.model.network import build
+from seresnext_jax.torch_keys import torch_key
+from seresnext_jax.training.optimizer import decay_mask, learning_rate, make_optimizer
 
 
 def plan(epochs: int) -> Plan:

@@ -18,17 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from seresnext_jax import optim
 from seresnext_jax.config import DecayMask, ModelConfig, OptimConfig
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.images import IMAGENET_MEAN, IMAGENET_STD, normalize
-from seresnext_jax.losses import smoothed_cross_entropy
-from seresnext_jax.mesh import abstract_batch, make_mesh, put_batch, replicate
-from seresnext_jax.mixup import mix
-from seresnext_jax.model import build
-from seresnext_jax.precision import POLICIES, init_loss_scale
-from seresnext_jax.state import TrainState, create
-from seresnext_jax.steps import StepOptions, make_train_step
+from seresnext_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, normalize
+from seresnext_jax.data.place import abstract_batch, put_batch
+from seresnext_jax.mesh import make_mesh, replicate
+from seresnext_jax.model.network import build
+from seresnext_jax.training.losses import smoothed_cross_entropy
+from seresnext_jax.training.mixup import mix
+from seresnext_jax.training.optimizer import make_optimizer
+from seresnext_jax.training.precision import POLICIES, init_loss_scale
+from seresnext_jax.training.state import TrainState, create
+from seresnext_jax.training.step import StepOptions, make_train_step
 from tests.bridge import assert_close, by_torch_name, to_variables
 from tests.reference import torch_model, torch_training
 
@@ -126,7 +127,7 @@ class Twins:
         network = build(
             ModelConfig(arch="se-resnext-tiny", num_classes=CLASSES), dtype=FP32.compute_dtype
         )
-        optimizer = optim.make_optimizer(config)
+        optimizer = make_optimizer(config)
         state = create(
             variables,
             optimizer=optimizer,

@@ -10,20 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seresnext_jax import optim
 from seresnext_jax.config import ModelConfig, OptimConfig, Precision
-from seresnext_jax.mesh import abstract_batch, make_mesh
-from seresnext_jax.model import build
+from seresnext_jax.data.place import abstract_batch
+from seresnext_jax.mesh import make_mesh
+from seresnext_jax.model.network import build
 from seresnext_jax.ops import convolution
-from seresnext_jax.precision import (
+from seresnext_jax.training.optimizer import make_optimizer
+from seresnext_jax.training.precision import (
     POLICIES,
     LossScale,
     all_finite,
     init_loss_scale,
     update_loss_scale,
 )
-from seresnext_jax.state import create
-from seresnext_jax.steps import StepOptions, make_eval_step, make_train_step
+from seresnext_jax.training.state import create
+from seresnext_jax.training.step import StepOptions, make_eval_step, make_train_step
 
 FP16 = POLICIES["fp16"]
 
@@ -89,7 +90,7 @@ def trace(precision: Precision, *, training: bool) -> jax.stages.Traced:
     if not training:
         step = make_eval_step(network.apply, policy=policy, topk=5, smoothing=0.1, mesh=mesh)
         return step.trace(variables, batch)
-    optimizer = optim.make_optimizer(OptimConfig())
+    optimizer = make_optimizer(OptimConfig())
     scale = init_loss_scale(policy, 128.0)
     state = create(variables, optimizer=optimizer, loss_scale=scale, seed=0, with_ema=False)
     options = StepOptions(num_classes=10, policy=policy, label_smoothing=0.1, mixup=0.2)

@@ -18,15 +18,15 @@ import numpy as np
 import optax
 import pytest
 
-from seresnext_jax.checkpoint import Checkpoints
+from seresnext_jax.checkpoint.reading import read_meta
+from seresnext_jax.checkpoint.saving import Checkpoints
 from seresnext_jax.config import CheckpointConfig, Config, resolve
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
-from seresnext_jax.precision import POLICIES, init_loss_scale
 from seresnext_jax.report.console import Console
-from seresnext_jax.restore import read_meta
-from seresnext_jax.saver import Saver
-from seresnext_jax.state import create
+from seresnext_jax.run.saver import Saver
+from seresnext_jax.training.precision import POLICIES, init_loss_scale
+from seresnext_jax.training.state import create
 from tests import soak
 from tests.programs import (
     EPOCHS,
@@ -265,7 +265,7 @@ def saver(folder: Path, **options: Any) -> Saver:
 def test_minutes_between_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Looked at every tenth step; due until saved."""
     now = 1000.0
-    monkeypatch.setattr("seresnext_jax.saver.time.monotonic", lambda: now)
+    monkeypatch.setattr("seresnext_jax.run.saver.time.monotonic", lambda: now)
     saving = saver(tmp_path, every_minutes=2.0)
     assert not saving.due(10)
     now += 119

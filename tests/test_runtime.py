@@ -5,15 +5,15 @@ from pathlib import Path
 import jax
 import pytest
 
-from seresnext_jax import runtime
 from seresnext_jax.config import Config
+from seresnext_jax.run import runtime
 from tests.programs import done
 
 FAULTS = """
 import resource
 from pathlib import Path
 import jax, jax.numpy as jnp
-from seresnext_jax import runtime
+from seresnext_jax.run import runtime
 from seresnext_jax.config import Config
 runtime._NVIDIA_DRIVER = Path("/no/driver")
 runtime.start(Config(compilation_cache=""))

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seresnext_jax import optim
 from seresnext_jax.config import OptimConfig, Precision
-from seresnext_jax.layers import BatchNorm, Conv, Dense
-from seresnext_jax.mesh import local_columns, local_value_and_grad, make_mesh, put_batch, replicate
-from seresnext_jax.model import Architecture, Block, Options
+from seresnext_jax.data.place import local_columns, put_batch
+from seresnext_jax.mesh import local_value_and_grad, make_mesh, replicate
+from seresnext_jax.model.layers import BatchNorm, Conv, Dense
+from seresnext_jax.model.network import Architecture, Block, Options
 from seresnext_jax.ops.pooling import global_mean
-from seresnext_jax.precision import POLICIES, init_loss_scale
-from seresnext_jax.state import TrainState, create
-from seresnext_jax.steps import StepOptions, make_eval_step, make_train_step
+from seresnext_jax.training.optimizer import make_optimizer
+from seresnext_jax.training.precision import POLICIES, init_loss_scale
+from seresnext_jax.training.state import TrainState, create
+from seresnext_jax.training.step import StepOptions, make_eval_step, make_train_step
 
 IMAGES, SIZE, CLASSES, GROUP = 16, 12, 5, 4
 OPTIONS = StepOptions(
@@ -70,7 +71,7 @@ class Run:
         self.passes = passes
         network = network or Toy(dtype=options.policy.compute_dtype)
         image = jnp.zeros((GROUP, SIZE, SIZE, 3))
-        optimizer = optim.make_optimizer(config)
+        optimizer = make_optimizer(config)
         state = create(
             network.init(jax.random.key(0), image, train=False),
             optimizer=optimizer,
@@ -154,7 +155,7 @@ def test_a_loss_that_is_no_number_costs_the_update_though_the_gradients_are() ->
         return logits, {"batch_stats": {"mean": jnp.mean(images)}}
 
     policy = POLICIES["fp16"]
-    optimizer = optim.make_optimizer(OptimConfig())
+    optimizer = make_optimizer(OptimConfig())
     state = create(
         {"params": {"fc": {"bias": jnp.zeros(CLASSES)}}, "batch_stats": {"mean": jnp.float32(0)}},
         optimizer=optimizer,

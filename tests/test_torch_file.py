@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from convert import torch_file
 from seresnext_jax.errors import UserError
+from seresnext_jax.weights import torch_file
 
 STATE = OrderedDict(
     [

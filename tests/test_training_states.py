@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from convert import torch_file, training
-from convert.weights import from_state_dict, network
-from seresnext_jax import checkpoint, optim
+from seresnext_jax.checkpoint import saving
+from seresnext_jax.checkpoint.progress import Progress
 from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from seresnext_jax.data.batch import Batch
+from seresnext_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from seresnext_jax.errors import UserError
-from seresnext_jax.images import IMAGENET_MEAN, IMAGENET_STD
 from seresnext_jax.mesh import make_mesh
-from seresnext_jax.precision import POLICIES
-from seresnext_jax.progress import Progress
-from seresnext_jax.steps import StepOptions, make_train_step
+from seresnext_jax.training.optimizer import make_optimizer
+from seresnext_jax.training.precision import POLICIES
+from seresnext_jax.training.step import StepOptions, make_train_step
+from seresnext_jax.weights import torch_file
+from seresnext_jax.weights import training_state as training
+from seresnext_jax.weights.read import from_state_dict, network
 from tests.conversion import (
     CLASSES,
     TINY,
@@ -72,7 +74,7 @@ def flax_step(state: Any, config: Config, *, lr: float, seed: int) -> Any:
     mesh = make_mesh(jax.devices()[:1])
     step = make_train_step(
         network(TINY, CLASSES).apply,
-        optim.make_optimizer(config.optim),
+        make_optimizer(config.optim),
         StepOptions(CLASSES, POLICIES["fp32"], label_smoothing=0.1, ema_decay=config.use_ema),
         mesh,
     )
@@ -259,7 +261,7 @@ def test_a_converted_checkpoint_restores_into_a_run(tmp_path: Path) -> None:
     to_checkpoint(tmp_path)
     file = tmp_path / "a.pth.tar"
     like, *_ = training.from_torch(torch_file.read(file), file, CONFIG, steps_per_epoch=1)
-    with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+    with saving.Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         state, meta, notes = checkpoints.restore_newest(jax.tree.map(jnp.zeros_like, like))
     assert (int(state.step), notes) == (15, [])
     jax.tree.map(np.testing.assert_array_equal, state.params, like.params)

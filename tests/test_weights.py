@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.weights import network, read_weights
-from seresnext_jax import checkpoint, optim, precision, state
+from seresnext_jax.checkpoint import saving
 from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig, to_dict
 from seresnext_jax.errors import UserError
-from seresnext_jax.weights import WeightsInfo, flatten, load_weights, save_weights, unflatten
+from seresnext_jax.training import precision, state
+from seresnext_jax.training.optimizer import make_optimizer
+from seresnext_jax.weights.folder import WeightsInfo, flatten, load_weights, save_weights, unflatten
+from seresnext_jax.weights.read import network, read_weights
 
 INFO = WeightsInfo(
     architecture="se-resnext-tiny",
@@ -131,7 +133,7 @@ def test_a_checkpoint_is_read_as_weights(
     config = Config(ModelConfig("se-resnext-tiny", num_classes=3), DataConfig(image_size=64))
     trained = state.create(
         jax.tree.map(jnp.asarray, variables),
-        optimizer=optim.make_optimizer(OptimConfig()),
+        optimizer=make_optimizer(OptimConfig()),
         loss_scale=precision.init_loss_scale(precision.POLICIES["fp32"], 1.0),
         seed=0,
         with_ema=with_ema,
@@ -139,7 +141,7 @@ def test_a_checkpoint_is_read_as_weights(
     if with_ema:
         trained = replace(trained, ema=jax.tree.map(lambda x: x + 1, trained.ema))
     meta = {"config": to_dict(config), "class_names": ["a", "b", "c"], "epoch": 2}
-    with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    with saving.Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(trained, meta, top1=50.0)
 
     found, info = read_weights(tmp_path)
@@ -172,7 +174,7 @@ def test_reading_needs_no_torch(tmp_path: Path, variables: dict[str, Any]) -> No
     program = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from convert.weights import read_weights\n"
+        "from seresnext_jax.weights.read import read_weights\n"
         "from seresnext_jax.errors import UserError\n"
         "print(read_weights(Path(sys.argv[1]) / 'weights')[1].top1)\n"
         "try: read_weights(Path(sys.argv[1]) / 'a.pth')\n"

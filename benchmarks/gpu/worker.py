@@ -21,14 +21,14 @@ from jax.sharding import Mesh
 
 from benchmarks.gpu.job import Job
 from benchmarks.gpu.targets import GPUS, GpuName, target_config
-from seresnext_jax import optim
 from seresnext_jax.config import Config
-from seresnext_jax.evaluate import validation_smoothing
 from seresnext_jax.mesh import make_mesh, replicated
-from seresnext_jax.model import ResNet, abstract_variables, build
-from seresnext_jax.precision import POLICIES, init_loss_scale
-from seresnext_jax.state import TrainState, create
-from seresnext_jax.steps import make_eval_step, make_train_step
+from seresnext_jax.model.network import ResNet, abstract_variables, build
+from seresnext_jax.training.evaluate import validation_smoothing
+from seresnext_jax.training.optimizer import make_optimizer
+from seresnext_jax.training.precision import POLICIES, init_loss_scale
+from seresnext_jax.training.state import TrainState, create
+from seresnext_jax.training.step import make_eval_step, make_train_step
 from train import batch_shape, step_options
 
 
@@ -82,7 +82,7 @@ def lower(job: Job, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     mesh = make_mesh(devices)
     policy = POLICIES[config.precision]
     network = build(config.model, dtype=policy.compute_dtype, bn_group_size=job.plan.bn_group_size)
-    optimizer = optim.make_optimizer(config.optim)
+    optimizer = make_optimizer(config.optim)
     state = abstract_state(config, network, optimizer, mesh)
     batch = batch_shape(config, mesh, passes=job.passes)
     if job.program == "train":

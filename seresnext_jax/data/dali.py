@@ -24,7 +24,8 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.plugin.jax import DALIGenericIterator
 
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.data.folder import ImageReader, Transform, fingerprint, pairs, place
+from seresnext_jax.data.folder import ImageReader, Transform, fingerprint, pairs
+from seresnext_jax.data.place import place
 from seresnext_jax.data.sampler import Rows, Sampler, flips, random_crops
 from seresnext_jax.mesh import batch_sharding
 

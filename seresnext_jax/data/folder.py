@@ -22,9 +22,9 @@ from PIL import Image, UnidentifiedImageError
 
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.files import FileList
+from seresnext_jax.data.place import place
 from seresnext_jax.data.sampler import Rows, Sampler, eval_window, flips, random_crop
 from seresnext_jax.errors import UserError
-from seresnext_jax.mesh import put_batch
 
 MAX_PIXELS = 2**26
 """Images with more pixels, as they are or resized, count as bad: they could exhaust the memory."""
@@ -243,17 +243,6 @@ class ImageReader:
 def pairs(rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
     """The arguments of `ImageReader.image`, row by row."""
     return zip(rows.index.tolist(), rows.draws, strict=True)
-
-
-def place(
-    mesh: Mesh, sampler: Sampler, images: np.ndarray, labels: np.ndarray, mask: np.ndarray
-) -> Batch:
-    """Place a step's rows (R, ...) of this process on the devices as one global batch."""
-
-    def by_pass(rows: np.ndarray) -> np.ndarray:
-        return rows.reshape(sampler.accumulation, -1, *rows.shape[1:])
-
-    return put_batch(mesh, by_pass(images), by_pass(labels), by_pass(mask))
 
 
 def fingerprint(files: FileList, sampler: Sampler, transform: Transform) -> str:

@@ -11,10 +11,10 @@ from seresnext_jax.config import DataConfig
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.data.files import scan_folder
 from seresnext_jax.data.folder import FolderLoader, ImageReader, Transform
+from seresnext_jax.data.place import local_columns
 from seresnext_jax.data.sampler import Sampler
 from seresnext_jax.data.synthetic import NUM_IMAGES, SyntheticLoader
 from seresnext_jax.errors import UserError
-from seresnext_jax.mesh import local_columns
 
 if TYPE_CHECKING:
     from seresnext_jax.data.dali import DaliLoader

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.data.folder import place
+from seresnext_jax.data.place import place
 from seresnext_jax.data.sampler import Sampler
 from seresnext_jax.mesh import batch_sharding
 

@@ -1,4 +1,4 @@
-"""Saving a run with orbax: asynchronous, atomic, best and last kept (restore.py reads it)."""
+"""Saving a run with orbax: asynchronous, atomic, best and last kept (reading.py reads it)."""
 
 import shutil
 import sys
@@ -11,8 +11,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from seresnext_jax.errors import UserError
-from seresnext_jax.restore import (
+from seresnext_jax.checkpoint.reading import (
     CHECKSUMS,
     SCORE,
     Meta,
@@ -24,7 +23,8 @@ from seresnext_jax.restore import (
     split_state,
     step_folders,
 )
-from seresnext_jax.state import TrainState
+from seresnext_jax.errors import UserError
+from seresnext_jax.training.state import TrainState
 
 _ITEMS = ("weights", "training", "meta")
 _BAD_STEPS = "bad_steps"

@@ -32,7 +32,7 @@ class WeightsInfo:
     """What is known of a set of weights."""
 
     architecture: str
-    """A name in seresnext_jax/model.py."""
+    """A name in seresnext_jax/model/network.py."""
     num_classes: int
     class_names: tuple[str, ...] | None = None
     image_size: int = 224

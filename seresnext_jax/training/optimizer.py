@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from seresnext_jax.config import DecayMask, OptimConfig, Plan
-from seresnext_jax.names import torch_key
+from seresnext_jax.torch_keys import torch_key
 
 Tree = Any
 CLASSIFIER = "fc"

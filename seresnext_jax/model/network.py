@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from seresnext_jax.config import ModelConfig
 from seresnext_jax.errors import UserError
-from seresnext_jax.layers import (
+from seresnext_jax.model.layers import (
     BatchNorm,
     Conv,
     Dense,

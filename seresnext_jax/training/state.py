@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from seresnext_jax.precision import LossScale
+from seresnext_jax.training.precision import LossScale
 
 Tree = Any
 """Nested dictionaries of arrays."""

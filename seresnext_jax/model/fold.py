@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from seresnext_jax.layers import BatchNorm
-from seresnext_jax.model import ResNet
+from seresnext_jax.model.layers import BatchNorm
+from seresnext_jax.model.network import ResNet
 
 Tree = Any
 Path = tuple[str, ...]

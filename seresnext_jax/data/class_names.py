@@ -13,7 +13,7 @@ from importlib.resources import files
 @cache
 def imagenet_names() -> tuple[str, ...]:
     """The 1,000 classes of ImageNet-1k in the order of their sorted WordNet ids."""
-    text = (files("seresnext_jax") / "imagenet_classes.json").read_text(encoding="utf-8")
+    text = (files("seresnext_jax.data") / "imagenet_classes.json").read_text(encoding="utf-8")
     return tuple(json.loads(text))
 
 

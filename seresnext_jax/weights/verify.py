@@ -14,20 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert.weights import (
+from seresnext_jax.config import DataConfig
+from seresnext_jax.data.folder import BadImage, Transform, open_rgb
+from seresnext_jax.data.images import normalize
+from seresnext_jax.data.pictures import pictures_below
+from seresnext_jax.errors import UserError
+from seresnext_jax.model.network import FEATURES
+from seresnext_jax.weights.folder import WeightsInfo, flatten
+from seresnext_jax.weights.read import (
     from_torch_file,
     is_torch_file,
     network,
     open_torch_file,
     read_weights,
 )
-from seresnext_jax.config import DataConfig
-from seresnext_jax.data.folder import BadImage, Transform, open_rgb
-from seresnext_jax.data.pictures import pictures_below
-from seresnext_jax.errors import UserError
-from seresnext_jax.images import normalize
-from seresnext_jax.model import FEATURES
-from seresnext_jax.weights import WeightsInfo, flatten
 
 Array = np.ndarray[Any, Any]
 Tree = dict[str, Any]
@@ -85,7 +85,7 @@ def open_side(path: Path) -> Side:
     """
     if is_torch_file(path):
         file = open_torch_file(path)
-        from convert.torch_forward import extract_features
+        from seresnext_jax.weights.torch_forward import extract_features
 
         variables, info = from_torch_file(file, path, ema=False)
         return Side(variables, info, "PyTorch", partial(extract_features, file.state(ema=info.ema)))

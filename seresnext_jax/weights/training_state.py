@@ -8,18 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from convert.weights import Layout, from_state_dict, from_torch_file, to_state_dict
-from seresnext_jax import checkpoint, names, restore
+from seresnext_jax import torch_keys
+from seresnext_jax.checkpoint import reading, saving
+from seresnext_jax.checkpoint.progress import Progress
 from seresnext_jax.config import Config, OptimConfig, Plan, resolve, to_dict
 from seresnext_jax.errors import UserError
-from seresnext_jax.optim import learning_rate, make_optimizer
-from seresnext_jax.precision import POLICIES, init_loss_scale
-from seresnext_jax.progress import Progress
-from seresnext_jax.state import TrainState, create
-from seresnext_jax.weights import WeightsInfo, flatten, unflatten
+from seresnext_jax.training.optimizer import learning_rate, make_optimizer
+from seresnext_jax.training.precision import POLICIES, init_loss_scale
+from seresnext_jax.training.state import TrainState, create
+from seresnext_jax.weights.folder import WeightsInfo, flatten, unflatten
+from seresnext_jax.weights.read import Layout, from_state_dict, from_torch_file, to_state_dict
 
 if TYPE_CHECKING:
-    from convert.torch_file import TorchFile
+    from seresnext_jax.weights.torch_file import TorchFile
 
 _DECAYED = {
     "no-bn": "no BatchNorm",
@@ -46,7 +47,8 @@ def parameter_groups(params: Tree, *, single: bool) -> list[list[str]]:
       single: all parameters in one group, as under ``--bn-weight-decay``.
     """
     keys = sorted(
-        (names.torch_key(("params", *path.split("/"))) for path in flatten(params)), key=names.order
+        (torch_keys.torch_key(("params", *path.split("/"))) for path in flatten(params)),
+        key=torch_keys.order,
     )
     if single:
         return [keys]
@@ -87,10 +89,10 @@ def momentum_from_torch(
                 continue
             if not isinstance(buffer, np.ndarray):
                 raise refuse(f"has no tensor as the momentum of {key}")
-            path = "/".join(names.flax_path(key)[1:])
+            path = "/".join(torch_keys.flax_path(key)[1:])
             # A momentum has its parameter's axes, the gate's weights included.
-            array = names.as_linear(buffer) if names.is_gate_weight(key) else buffer
-            array = names.to_flax_array(array.astype(np.float32))
+            array = torch_keys.as_linear(buffer) if torch_keys.is_gate_weight(key) else buffer
+            array = torch_keys.to_flax_array(array.astype(np.float32))
             if array.shape != momentum[path].shape:
                 raise refuse(f"has a momentum of shape {buffer.shape} for {key}")
             momentum[path] = array
@@ -129,7 +131,7 @@ def _is_sgd_group(group: Any) -> bool:
 def momentum_to_torch(momentum: Tree, config: OptimConfig, *, lr: float) -> dict[str, Any]:
     """The state dict of the original's `torch.optim.SGD`, arrays for tensors."""
     arrays = {
-        names.torch_key(("params", *path.split("/"))): names.to_torch_array(np.asarray(x))
+        torch_keys.torch_key(("params", *path.split("/"))): torch_keys.to_torch_array(np.asarray(x))
         for path, x in flatten(momentum).items()
     }
     groups = parameter_groups(momentum, single=config.decay_mask == "all")
@@ -305,9 +307,9 @@ def save(folder: Path, state: TrainState, meta: Meta) -> None:
     Raises:
       UserError: `folder` has checkpoints already, or can't be written.
     """
-    if restore.find_checkpoint(folder):
+    if reading.find_checkpoint(folder):
         raise UserError(f"{folder} has checkpoints already: give a new folder")
-    with checkpoint.Checkpoints(folder / "checkpoints") as checkpoints:
+    with saving.Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(state, meta)
         checkpoints.wait()
 
@@ -319,8 +321,8 @@ def to_torch(folder: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, An
       ``epoch, state_dict, best_prec1, optimizer`` and, where kept, ``state_dict_ema``; and a line
       for each thing that the original will read differently.
     """
-    weights, training = (restore.read_weights(folder), restore.read_training(folder))
-    meta = restore.read_meta(folder)
+    weights, training = (reading.read_weights(folder), reading.read_training(folder))
+    meta = reading.read_meta(folder)
     plan = Plan(**meta["plan"])
     optim = OptimConfig(**meta["config"]["optim"])
     step = int(training["step"])

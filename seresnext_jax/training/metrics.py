@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from seresnext_jax.losses import smoothed_cross_entropy
+from seresnext_jax.training.losses import smoothed_cross_entropy
 
 
 def evaluation_sums(

@@ -9,14 +9,20 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from seresnext_jax.checkpoint import Checkpoints, settle_replaced
+from seresnext_jax.checkpoint.progress import Progress
+from seresnext_jax.checkpoint.reading import (
+    Meta,
+    find_checkpoint,
+    read_checkpoint,
+    read_newest,
+    step_folders,
+)
+from seresnext_jax.checkpoint.saving import Checkpoints, settle_replaced
 from seresnext_jax.config import Config, Plan, to_dict
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
-from seresnext_jax.progress import Progress
 from seresnext_jax.report.console import Console
-from seresnext_jax.restore import Meta, find_checkpoint, read_checkpoint, read_newest, step_folders
-from seresnext_jax.state import TrainState
+from seresnext_jax.training.state import TrainState
 
 STEPS_BETWEEN_CLOCKS = 10
 """Every so many steps the processes agree on the minutes since the last save."""

@@ -16,11 +16,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from seresnext_jax import names, restore
+from seresnext_jax import torch_keys
+from seresnext_jax.checkpoint import reading
 from seresnext_jax.config import ModelConfig
 from seresnext_jax.errors import UserError, shown
-from seresnext_jax.model import ARCHITECTURES, Architecture, ResNet, abstract_variables, build
-from seresnext_jax.weights import (
+from seresnext_jax.model.network import (
+    ARCHITECTURES,
+    Architecture,
+    ResNet,
+    abstract_variables,
+    build,
+)
+from seresnext_jax.weights.folder import (
     WeightsInfo,
     check_info,
     flatten,
@@ -30,7 +37,7 @@ from seresnext_jax.weights import (
 )
 
 if TYPE_CHECKING:
-    from convert.torch_file import TorchFile
+    from seresnext_jax.weights.torch_file import TorchFile
 
 Array = np.ndarray[Any, Any]
 StateDict = dict[str, Array]
@@ -78,7 +85,7 @@ def from_state_dict(state: StateDict, *, source: str) -> tuple[Tree, Seen]:
     architecture, num_classes = identify(shapes, source=source)
     seen = Seen(architecture, num_classes, *spelling)
     flat = {
-        "/".join(names.flax_path(key)): names.to_flax_array(x.astype(np.float32))
+        "/".join(torch_keys.flax_path(key)): torch_keys.to_flax_array(x.astype(np.float32))
         for key, x in tensors.items()
     }
     return unflatten(flat), seen
@@ -94,16 +101,16 @@ def _normalise(
     prefixes: Counter[str] = Counter()
     gates: set[int] = set()
     for name, array in state.items():
-        prefix, key = names.split_prefix(name)
+        prefix, key = torch_keys.split_prefix(name)
         prefixes[prefix] += 1
-        if names.is_old_layout(key):
-            layout, key = "ngc", names.to_current_layout(key)
-        if key.endswith("." + names.COUNTER):
+        if torch_keys.is_old_layout(key):
+            layout, key = "ngc", torch_keys.to_current_layout(key)
+        if key.endswith("." + torch_keys.COUNTER):
             counters += [int(array)] if array.shape == () and array.dtype.kind == "i" else []
             continue
-        if names.is_gate_weight(key):
+        if torch_keys.is_gate_weight(key):
             gates.add(array.ndim)
-            array = names.as_linear(array)
+            array = torch_keys.as_linear(array)
         if key in tensors:
             raise UserError(
                 f"{source} holds {shown(key)} twice, under two spellings: remove one of them"
@@ -123,14 +130,14 @@ def to_state_dict(
       batches_tracked: forward passes trained, for the counter that stands in each BatchNorm.
     """
     state = {
-        names.torch_key(tuple(path.split("/"))): names.to_torch_array(np.asarray(x))
+        torch_keys.torch_key(tuple(path.split("/"))): torch_keys.to_torch_array(np.asarray(x))
         for path, x in flatten(variables).items()
     }
     for key in [k for k in state if k.endswith(".running_var")]:
-        counter = key.removesuffix("running_var") + names.COUNTER
+        counter = key.removesuffix("running_var") + torch_keys.COUNTER
         state[counter] = np.array(batches_tracked, np.int64)
-    spell = names.to_ngc_layout if layout == "ngc" else names.to_current_layout
-    return {prefix + spell(key): state[key] for key in sorted(state, key=names.order)}
+    spell = torch_keys.to_ngc_layout if layout == "ngc" else torch_keys.to_current_layout
+    return {prefix + spell(key): state[key] for key in sorted(state, key=torch_keys.order)}
 
 
 # ---- architectures -----------------------------------------------------------------------------
@@ -151,7 +158,7 @@ def expected_shapes(architecture: str, num_classes: int) -> Shapes:
 def torch_shapes(variables: Tree) -> Shapes:
     """The shapes that variables have in a current-layout state dict."""
     return {
-        names.torch_key(tuple(path.split("/"))): names.torch_shape(x.shape)
+        torch_keys.torch_key(tuple(path.split("/"))): torch_keys.torch_shape(x.shape)
         for path, x in flatten(variables).items()
     }
 
@@ -194,11 +201,11 @@ def _looks_like(arch: Architecture, shapes: Shapes) -> bool:
 
 def difference(found: Shapes, wanted: Shapes) -> tuple[list[str], list[str], list[str]]:
     """What is unexpected, missing and misshaped, each sorted in the original's order."""
-    unexpected = sorted(found.keys() - wanted.keys(), key=names.order)
-    missing = sorted(wanted.keys() - found.keys(), key=names.order)
+    unexpected = sorted(found.keys() - wanted.keys(), key=torch_keys.order)
+    missing = sorted(wanted.keys() - found.keys(), key=torch_keys.order)
     misshaped = [
         f"{key} {found[key]} for {wanted[key]}"
-        for key in sorted(found.keys() & wanted.keys(), key=names.order)
+        for key in sorted(found.keys() & wanted.keys(), key=torch_keys.order)
         if found[key] != wanted[key]
     ]
     return unexpected, missing, misshaped
@@ -222,7 +229,7 @@ def read_weights(path: Path | str, *, ema: bool = False) -> tuple[Tree, WeightsI
     """Read weights from a weights folder, a checkpoint or a torch file.
 
     Args:
-      path: a folder of `save_weights`, anything `restore.find_checkpoint` understands, or a
+      path: a folder of `save_weights`, anything `reading.find_checkpoint` understands, or a
         file that `torch_file.read` does.
       ema: the moving average instead of the weights. Where there is nothing else, it is taken
         without asking, and the result says so.
@@ -252,7 +259,7 @@ def find_weights(path: Path) -> Path:
     Raises:
       UserError: there is none.
     """
-    if found := weights_folder(path) or restore.find_checkpoint(path):
+    if found := weights_folder(path) or reading.find_checkpoint(path):
         return found
     if not path.is_file():
         raise UserError(f"{path} holds neither weights nor a checkpoint: check the path")
@@ -279,7 +286,7 @@ def _check_variables(variables: Tree, info: WeightsInfo, path: Path) -> None:
 
 
 def _from_checkpoint(folder: Path, *, ema: bool) -> tuple[Tree, WeightsInfo]:
-    weights, meta = restore.read_weights(folder), restore.read_meta(folder)
+    weights, meta = reading.read_weights(folder), reading.read_meta(folder)
     if ema and "ema" not in weights:
         raise UserError(f"{folder} holds no moving average: leave --ema out")
     variables = weights["ema"] if ema else weights
@@ -322,7 +329,7 @@ def torch_io() -> ModuleType:
       UserError: torch is not installed.
     """
     try:
-        from convert import torch_file
+        from seresnext_jax.weights import torch_file
     except ModuleNotFoundError as error:
         raise UserError(
             "torch files need PyTorch, which is missing: pip install 'torch>=2.10'"

@@ -18,7 +18,7 @@ import numpy as np
 
 from seresnext_jax.errors import UserError
 from seresnext_jax.processes import sum_over_processes
-from seresnext_jax.state import TrainState
+from seresnext_jax.training.state import TrainState
 
 Tree = Any
 Meta = dict[str, Any]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from seresnext_jax.layers import kaiming_std, linear_bound
-from seresnext_jax.model import ResNet, abstract_variables
+from seresnext_jax.model.layers import kaiming_std, linear_bound
+from seresnext_jax.model.network import ResNet, abstract_variables
 
 Tree = Any
 Path = tuple[str, ...]

@@ -14,13 +14,13 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.images import normalize
-from seresnext_jax.losses import smoothed_cross_entropy
+from seresnext_jax.data.images import normalize
 from seresnext_jax.mesh import BATCH_SPEC, DATA_AXIS, local_value_and_grad, vary
-from seresnext_jax.metrics import evaluation_sums
-from seresnext_jax.mixup import mixup
-from seresnext_jax.precision import Policy, all_finite, update_loss_scale
-from seresnext_jax.state import TrainState
+from seresnext_jax.training.losses import smoothed_cross_entropy
+from seresnext_jax.training.metrics import evaluation_sums
+from seresnext_jax.training.mixup import mixup
+from seresnext_jax.training.precision import Policy, all_finite, update_loss_scale
+from seresnext_jax.training.state import TrainState
 
 Tree = Any
 Apply = Callable[..., Any]

@@ -1,0 +1,1 @@
+"""The network: architectures, layers, random weights, folding for inference."""

@@ -1,0 +1,1 @@
+"""Training: the step, the state, the optimizer, loss, mixup, precision and metrics."""

@@ -1,0 +1,1 @@
+"""Weights as a library: reading files safely, state dicts, training states, verification."""
