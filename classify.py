@@ -21,13 +21,10 @@ from seresnext_jax.cli import parse, run
 from seresnext_jax.config import Config, ModelConfig, Precision
 from seresnext_jax.data.class_names import names_for
 from seresnext_jax.data.folder import BadImage, Transform, open_rgb
-from seresnext_jax.data.images import normalize
 from seresnext_jax.data.pictures import pictures_below
 from seresnext_jax.errors import UserError, shown
-from seresnext_jax.model.fold import fold_batch_norm
-from seresnext_jax.model.network import build
 from seresnext_jax.run import runtime
-from seresnext_jax.training.precision import POLICIES
+from seresnext_jax.training.setup import folded_forward, make_network
 from seresnext_jax.weights.read import read_weights
 
 
@@ -80,7 +77,7 @@ def main(argv: list[str]) -> int:
     )
     names = names_for(info.num_classes, info.class_names)
     model = ModelConfig(arch=info.architecture, num_classes=info.num_classes)
-    predict = make_predict(model, variables, config.precision)
+    predict = make_predict(Config(model=model, precision=config.precision), variables)
 
     failures = 0
     batch_size = min(config.batch_size, len(paths))
@@ -125,21 +122,11 @@ def find_images(given: tuple[str, ...]) -> list[Path]:
     return found
 
 
-def make_predict(
-    model: ModelConfig, variables: Any, precision: Precision
-) -> Callable[[np.ndarray], np.ndarray]:
+def make_predict(config: Config, variables: Any) -> Callable[[np.ndarray], np.ndarray]:
     """A compiled function from (N, H, W, 3) uint8 to probabilities (N, K) float32."""
-    policy = POLICIES[precision]
-    network, weights = fold_batch_norm(build(model, dtype=policy.compute_dtype), variables)
+    forward, weights = folded_forward(make_network(config), variables, config.precision)
     weights = jax.tree.map(jnp.asarray, weights)
-
-    @jax.jit
-    def forward(weights: Any, images: jax.Array) -> jax.Array:
-        with jax.default_matmul_precision(policy.matmul_precision):
-            logits: Any = network.apply(weights, normalize(images), train=False)
-            return jax.nn.softmax(logits)
-
-    return lambda images: np.asarray(forward(weights, images))
+    return lambda images: np.asarray(jax.nn.softmax(forward(weights, images)))
 
 
 def print_result(

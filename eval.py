@@ -17,16 +17,13 @@ from seresnext_jax.cli import parse_config, run
 from seresnext_jax.config import Config, DataConfig
 from seresnext_jax.data.files import check_classes
 from seresnext_jax.data.open import open_loader
-from seresnext_jax.data.place import abstract_batch
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
-from seresnext_jax.model.network import build
 from seresnext_jax.processes import fails_alone
 from seresnext_jax.report.console import Console
 from seresnext_jax.run import runtime
-from seresnext_jax.training.evaluate import evaluate, validation_smoothing
-from seresnext_jax.training.precision import POLICIES
-from seresnext_jax.training.step import make_eval_step
+from seresnext_jax.training.evaluate import evaluate
+from seresnext_jax.training.setup import lower_eval_step, make_network
 from seresnext_jax.weights.folder import WeightsInfo
 from seresnext_jax.weights.read import read_weights
 
@@ -59,9 +56,8 @@ def main(argv: list[str]) -> int:
     variables, info = read_weights(config.weights, ema=config.ema)
     data = image_sizes(config.data, info, argv)
     model = replace(config.model, arch=info.architecture, num_classes=info.num_classes)
-    policy = POLICIES[config.precision]
-    network = build(model, dtype=policy.compute_dtype)
-    topk = min(config.topk, info.num_classes)
+    config = replace(config, data=data, model=model, topk=min(config.topk, info.num_classes))
+    network = make_network(config)
 
     # ---- data ----------------------------------------------------------------------------------
     loader = open_loader(
@@ -83,16 +79,10 @@ def main(argv: list[str]) -> int:
         )
 
     # ---- evaluate ------------------------------------------------------------------------------
-    eval_step = make_eval_step(
-        network.apply, policy=policy, topk=topk, smoothing=validation_smoothing(config), mesh=mesh
-    )
     variables = replicate(mesh, jax.tree.map(jnp.asarray, variables))
     with console.compiling("the evaluation step"):
-        batch = abstract_batch(
-            mesh, passes=1, batch_size=config.batch_size, image_size=data.image_size
-        )
-        compiled = eval_step.lower(variables, batch).compile()
-    results = evaluate(compiled, variables, loader, topk=topk)
+        step = lower_eval_step(config, network, mesh, variables).compile()
+    results = evaluate(step, variables, loader, topk=config.topk)
     assert results is not None  # nothing asks this program to stop
     loader.close()
 

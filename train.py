@@ -3,9 +3,7 @@
 Read `main` from top to bottom: data, network, state, where to continue, then one visible loop.
 """
 
-import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +11,31 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from seresnext_jax.checkpoint.progress import Progress
-from seresnext_jax.checkpoint.reading import find_checkpoint
 from seresnext_jax.cli import parse_config, run
-from seresnext_jax.config import Config, Plan, divide_batch, flatten, resolve, to_dict
-from seresnext_jax.data.batch import Batch, Loader
+from seresnext_jax.config import Config, divide_batch, resolve
+from seresnext_jax.data.batch import Loader
 from seresnext_jax.data.check import check_data
 from seresnext_jax.data.files import check_classes, check_same_classes
 from seresnext_jax.data.open import Split, open_loader
-from seresnext_jax.data.place import abstract_batch
-from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
-from seresnext_jax.model.initial import init_variables
-from seresnext_jax.model.network import ResNet, build
 from seresnext_jax.processes import fails_alone
 from seresnext_jax.report.console import Console
-from seresnext_jax.report.dllogger import Report
 from seresnext_jax.report.plot import plot_report
 from seresnext_jax.run import runtime
 from seresnext_jax.run.log import TrainLog
-from seresnext_jax.run.saver import Saver, find_start
+from seresnext_jax.run.outcome import epoch_line, list_bad_images, open_report, outcome_rows
+from seresnext_jax.run.saver import Saver
+from seresnext_jax.run.start import find_start, initial_variables
 from seresnext_jax.run.stop import EXIT_STOPPED, StopRequest
-from seresnext_jax.training.evaluate import evaluate, validation_smoothing
-from seresnext_jax.training.optimizer import learning_rate, make_optimizer
-from seresnext_jax.training.precision import POLICIES, init_loss_scale
-from seresnext_jax.training.state import TrainState, create
-from seresnext_jax.training.step import StepOptions, make_eval_step, make_train_step
-from seresnext_jax.weights.read import find_weights, read_weights
+from seresnext_jax.training.evaluate import evaluate
+from seresnext_jax.training.optimizer import learning_rate
+from seresnext_jax.training.setup import (
+    lower_eval_step,
+    lower_train_step,
+    make_network,
+    make_state,
+)
+from seresnext_jax.training.state import TrainState
 
 
 @fails_alone
@@ -56,8 +52,6 @@ def main(argv: list[str]) -> int:
     # ---- what can be refused before the dataset is read ----------------------------------------
     accumulation, _ = divide_batch(config, mesh.size)
     start = find_start(config)
-    if config.init_from and start is None:
-        find_weights(Path(config.init_from))
 
     # ---- data; the small split first, as it is refused sooner ----------------------------------
     val_loader = None if config.training_only else open_split(config, mesh, "val")
@@ -67,17 +61,9 @@ def main(argv: list[str]) -> int:
     plan = resolve(config, num_images=train_loader.num_images, num_devices=mesh.size)
 
     # ---- network, optimizer, state -------------------------------------------------------------
-    policy = POLICIES[config.precision]
-    network = build(config.model, dtype=policy.compute_dtype, bn_group_size=plan.bn_group_size)
-    optimizer = make_optimizer(config.optim)
-    state = create(
-        initial_variables(config, network, train_loader.class_names, console),
-        optimizer=optimizer,
-        loss_scale=init_loss_scale(policy, config.loss_scale.init),
-        seed=config.seed,
-        with_ema=config.use_ema is not None,
-    )
-    state = replicate(mesh, state)
+    network = make_network(config, bn_group_size=plan.bn_group_size)
+    variables = initial_variables(config, network, start, train_loader.class_names, console)
+    state = replicate(mesh, make_state(config, variables))
 
     # ---- where to continue ---------------------------------------------------------------------
     saver = Saver(config, plan, train_loader, console)
@@ -86,17 +72,9 @@ def main(argv: list[str]) -> int:
     report = open_report(config, plan, console, resumed_step=step if config.resume else 0)
 
     # ---- the steps, compiled -------------------------------------------------------------------
-    eval_step: Any = make_eval_step(
-        network.apply,
-        policy=policy,
-        topk=config.topk,
-        smoothing=validation_smoothing(config),
-        mesh=mesh,
-    )
     if val_loader is not None:
         with console.compiling("the evaluation step"):
-            batch = batch_shape(config, mesh, passes=1)
-            eval_step = eval_step.lower(state.variables, batch).compile()
+            eval_step = lower_eval_step(config, network, mesh, state.variables).compile()
     if config.evaluate:
         assert val_loader is not None  # config.check: --evaluate excludes --training-only
         if not step and not config.init_from:
@@ -109,10 +87,9 @@ def main(argv: list[str]) -> int:
         list_bad_images([val_loader])
         val_loader.close()
         return 0
-    train_step: Any = make_train_step(network.apply, optimizer, step_options(config), mesh)
     with console.compiling("the training step"):
-        batch = batch_shape(config, mesh, passes=plan.accumulation)
-        train_step = train_step.lower(state, batch, np.float32(0)).compile()
+        lowered = lower_train_step(config, network, mesh, state, passes=plan.accumulation)
+        train_step = lowered.compile()
 
     # ---- train ---------------------------------------------------------------------------------
     epochs = epochs_to_run(config, progress.finished_epochs)
@@ -214,81 +191,6 @@ def open_split(config: Config, mesh: Mesh, split: Split, accumulation: int = 1) 
     return loader
 
 
-def initial_variables(
-    config: Config, network: ResNet, class_names: tuple[str, ...], console: Console
-) -> Any:
-    """Random weights from the seed, or those of ``--init-from``.
-
-    A classifier of other classes stays random: a new head. A run that is continued brings its own
-    weights, so that those of ``--init-from`` are not needed any more.
-
-    Raises:
-      UserError: the weights can't be read or are of another architecture.
-    """
-    fresh = init_variables(network, config.seed)
-    resumed = config.resume and (
-        config.resume != "auto" or find_checkpoint(Path(config.workspace) / "checkpoints")
-    )
-    if not config.init_from or resumed:
-        return fresh
-    loaded, info = read_weights(config.init_from)
-    if info.architecture != config.model.arch:
-        raise UserError(
-            f"--init-from {config.init_from} is a {info.architecture}: give --model.arch "
-            f"{info.architecture}, or other weights"
-        )
-    average = ", the moving average" if info.ema else ""
-    console.note(f"starting from {config.init_from} ({info.architecture}{average})")
-    difference = None
-    if info.num_classes != config.model.num_classes:
-        difference = f"the weights have {info.num_classes}"
-    elif info.class_names and class_names and info.class_names != tuple(class_names):
-        difference = "the weights have other ones"
-    if difference:
-        loaded["params"]["fc"] = fresh["params"]["fc"]
-        console.note(f"new classifier for {config.model.num_classes} classes ({difference})")
-    return {"params": loaded["params"], "batch_stats": loaded["batch_stats"]}
-
-
-def step_options(config: Config) -> StepOptions:
-    """What the training step needs to know of the configuration."""
-    return StepOptions(
-        num_classes=config.model.num_classes,
-        policy=POLICIES[config.precision],
-        label_smoothing=config.label_smoothing,
-        mixup=config.mixup,
-        ema_decay=config.use_ema,
-        growth_interval=config.loss_scale.growth_interval,
-        freeze_backbone=config.optim.freeze_backbone,
-    )
-
-
-def batch_shape(config: Config, mesh: Mesh, passes: int) -> Batch:
-    """A batch's shapes, to compile a step before the first one was read."""
-    size = config.data.image_size
-    return abstract_batch(mesh, passes=passes, batch_size=config.batch_size, image_size=size)
-
-
-def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: int) -> Report:
-    """Open the report, and put the configuration and what follows from it into the workspace.
-
-    An evaluation is added to whatever the report holds.
-    """
-    report = Report(
-        Path(config.workspace),
-        config.raport_file,
-        steps_per_epoch=plan.steps_per_epoch,
-        keep_until_step=sys.maxsize if config.evaluate else resumed_step or None,
-        enabled=console.enabled,
-    )
-    report.parameters(flatten(config))
-    if not config.evaluate:
-        for name, value in {"config": config, "plan": plan}.items():
-            report.attach(f"{name}.json", json.dumps(to_dict(value), indent=2) + "\n")
-    console.table("Plan", [(name, str(value)) for name, value in to_dict(plan).items()])
-    return report
-
-
 def epochs_to_run(config: Config, finished: int) -> range:
     """The epochs of this start: from the first unfinished one, as many as --run-epochs allows."""
     limit = finished + config.run_epochs if config.run_epochs > 0 else config.epochs
@@ -329,46 +231,6 @@ def stopped(argv: list[str], config: Config, saver: Saver, console: Console) -> 
     command = shlex.join(["python", "train.py", *words, "--resume", "auto"])
     console.note(f"stopped; continue with: {command}")
     return EXIT_STOPPED
-
-
-def epoch_line(config: Config, epoch: int, results: dict[str, float], *, best: bool) -> str:
-    """One line on a finished epoch."""
-    parts = [f"epoch {epoch + 1}/{config.epochs}", f"loss {results['train.loss']:.4f}"]
-    if "val.top1" in results:
-        parts += [
-            f"val loss {results['val.loss']:.4f}",
-            f"top-1 {results['val.top1']:.2f} %{' (best)' if best else ''}",
-            f"top-{config.topk} {results[f'val.top{config.topk}']:.2f} %",
-        ]
-    if "train.total_ips" in results:
-        parts.append(f"{results['train.total_ips']:.1f} img/s")
-    return "  ".join(parts)
-
-
-def outcome_rows(config: Config, progress: Progress) -> list[tuple[str, str]]:
-    """The end-of-run table, without the files."""
-    rows = []
-    if progress.best_epoch >= 0:
-        best = f"{progress.best_top1:.2f} % (epoch {progress.best_epoch + 1})"
-        rows.append(("best top-1", best))
-    labels = {
-        "val.top1": ("top-1", "%"),
-        f"val.top{config.topk}": (f"top-{config.topk}", "%"),
-        "val_ema.top1": ("top-1 of the average", "%"),
-        "train.total_ips": ("training", "img/s"),
-        "train.compute_ips": ("training without data wait", "img/s"),
-    }
-    for name, (label, unit) in labels.items():
-        if name in progress.results:
-            rows.append((label, f"{progress.results[name]:.2f} {unit}"))
-    return rows
-
-
-def list_bad_images(loaders: list[Loader]) -> None:
-    """Name the files that were left out; each process those that it met."""
-    console = Console(enabled=True)
-    for path in [path for loader in loaders for path in loader.bad_files]:
-        console.warn(f"left out, can't be decoded: {path}")
 
 
 if __name__ == "__main__":

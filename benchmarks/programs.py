@@ -16,18 +16,12 @@ import numpy as np
 
 from seresnext_jax.config import Config, resolve
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.data.images import normalize
 from seresnext_jax.data.open import open_loader
 from seresnext_jax.data.place import put_batch
 from seresnext_jax.mesh import make_mesh, replicate
-from seresnext_jax.model.fold import fold_batch_norm
 from seresnext_jax.model.initial import init_variables
-from seresnext_jax.model.network import ARCHITECTURES, build
-from seresnext_jax.training.optimizer import make_optimizer
-from seresnext_jax.training.precision import POLICIES, init_loss_scale
-from seresnext_jax.training.state import create
-from seresnext_jax.training.step import make_train_step
-from train import step_options
+from seresnext_jax.model.network import ARCHITECTURES
+from seresnext_jax.training.setup import folded_forward, lower_train_step, make_network, make_state
 
 
 @dataclass(frozen=True)
@@ -74,23 +68,13 @@ def _batches(config: Config, mesh: Any) -> Iterator[Batch]:
 def jax_train(config: Config, *, devices: int) -> Program:
     """The training step of `train.py` on the first `devices` devices."""
     mesh = make_mesh(jax.devices()[:devices])
-    policy = POLICIES[config.precision]
     plan = resolve(config, num_images=config.batch_size * devices, num_devices=devices)
-    network = build(config.model, dtype=policy.compute_dtype, bn_group_size=plan.bn_group_size)
-    optimizer = make_optimizer(config.optim)
-    state = create(
-        init_variables(network, config.seed),
-        optimizer=optimizer,
-        loss_scale=init_loss_scale(policy, config.loss_scale.init),
-        seed=config.seed,
-        with_ema=config.use_ema is not None,
-    )
-    state = replicate(mesh, state)
+    network = make_network(config, bn_group_size=plan.bn_group_size)
+    state = replicate(mesh, make_state(config, init_variables(network, config.seed)))
     batches = _batches(config, mesh)
     lr = np.float32(0.01)
     started = time.perf_counter()
-    step = make_train_step(network.apply, optimizer, step_options(config), mesh)
-    compiled = step.lower(state, next(batches), lr).compile()
+    compiled = lower_train_step(config, network, mesh, state, passes=1).compile()
     seconds = time.perf_counter() - started
     latest: list[Any] = [state]
     data_waits: list[float] = []
@@ -109,17 +93,11 @@ def jax_train(config: Config, *, devices: int) -> Program:
 
 def jax_infer(config: Config) -> Program:
     """The forward pass on one device, with BatchNorm folded, as in classify.py."""
-    policy = POLICIES[config.precision]
-    network = build(config.model, dtype=policy.compute_dtype)
-    network, variables = fold_batch_norm(network, init_variables(network, config.seed))
+    network = make_network(config)
+    variables = init_variables(network, config.seed)
+    forward, variables = folded_forward(network, variables, config.precision)
     variables = jax.device_put(variables, jax.devices()[0])
     images = jax.device_put(_images(config, 1)[0][0], jax.devices()[0])
-
-    @jax.jit
-    def forward(variables: Any, images: jax.Array) -> Any:
-        with jax.default_matmul_precision(policy.matmul_precision):
-            return network.apply(variables, normalize(images), train=False)
-
     started = time.perf_counter()
     compiled = forward.lower(variables, images).compile()
     seconds = time.perf_counter() - started

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-import train
 from seresnext_jax.checkpoint.saving import Checkpoints
-from seresnext_jax.config import Config, ModelConfig, OptimConfig
-from seresnext_jax.data.batch import Batch
+from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from seresnext_jax.data.place import put_batch
 from seresnext_jax.errors import UserError
-from seresnext_jax.mesh import make_mesh
+from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.initial import init_variables
 from seresnext_jax.model.network import abstract_variables, build
 from seresnext_jax.report.console import Console
+from seresnext_jax.run.start import find_start, initial_variables
 from seresnext_jax.training.optimizer import make_optimizer
 from seresnext_jax.training.precision import POLICIES, init_loss_scale
+from seresnext_jax.training.setup import lower_train_step, make_state
 from seresnext_jax.training.state import create
-from seresnext_jax.training.step import make_train_step
 from seresnext_jax.weights.folder import WeightsInfo, save_weights
 from seresnext_jax.weights.read import network, to_state_dict
 
@@ -40,7 +40,8 @@ def loaded() -> Any:
 
 def initial(config: Config, class_names: tuple[str, ...] = ()) -> Any:
     model = build(config.model, dtype=jnp.dtype("float32"))
-    return train.initial_variables(config, model, class_names, Console(enabled=True))
+    start = find_start(config)
+    return initial_variables(config, model, start, class_names, Console(enabled=True))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -148,20 +149,13 @@ def test_a_frozen_backbone_is_that_of_the_torch_file_and_stays(tmp_path: Path, l
     assert variables["params"]["fc"]["kernel"].shape == (512, 5)
     head = np.array(variables["params"]["fc"]["kernel"])
 
-    optimizer = make_optimizer(config.optim)
-    begun = create(
-        jax.tree.map(jnp.asarray, variables),
-        optimizer=optimizer,
-        loss_scale=init_loss_scale(POLICIES["fp32"], 1.0),
-        seed=0,
-        with_ema=False,
-    )
-    step = make_train_step(
-        network(TINY, 5).apply, optimizer, train.step_options(config), make_mesh(jax.devices()[:1])
-    )
+    config = replace(config, batch_size=4, data=DataConfig(image_size=32))
+    mesh, model = make_mesh(jax.devices()[:1]), network(TINY, 5)
+    begun = replicate(mesh, make_state(config, variables))
+    step = lower_train_step(config, model, mesh, begun, passes=1).compile()
     pixels = np.random.default_rng(1).integers(0, 256, (1, 4, 32, 32, 3), np.uint8)
-    batch = Batch(jnp.asarray(pixels), jnp.arange(4, dtype=jnp.int32)[None], jnp.ones((1, 4), bool))
-    stepped = step(begun, batch, jnp.float32(0.1))[0]
+    batch = put_batch(mesh, pixels, np.arange(4, dtype=np.int32)[None], np.ones((1, 4), bool))
+    stepped = step(begun, batch, np.float32(0.1))[0]
     assert not np.array_equal(stepped.params["fc"]["kernel"], head)
     for name in ("conv1", "bn1", "layers"):
         assert same(stepped.params[name], loaded["params"][name]), name

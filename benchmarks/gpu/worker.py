@@ -11,11 +11,11 @@ import pickle
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -23,13 +23,14 @@ from benchmarks.gpu.job import Job
 from benchmarks.gpu.targets import GPUS, GpuName, target_config
 from seresnext_jax.config import Config
 from seresnext_jax.mesh import make_mesh, replicated
-from seresnext_jax.model.network import ResNet, abstract_variables, build
-from seresnext_jax.training.evaluate import validation_smoothing
-from seresnext_jax.training.optimizer import make_optimizer
-from seresnext_jax.training.precision import POLICIES, init_loss_scale
-from seresnext_jax.training.state import TrainState, create
-from seresnext_jax.training.step import make_eval_step, make_train_step
-from train import batch_shape, step_options
+from seresnext_jax.model.network import ResNet, abstract_variables
+from seresnext_jax.training.setup import (
+    lower_eval_step,
+    lower_train_step,
+    make_network,
+    make_state,
+)
+from seresnext_jax.training.state import TrainState
 
 
 class Compiled(TypedDict):
@@ -80,40 +81,21 @@ def lower(job: Job, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     """The program that `train.py` or `eval.py` compiles on these devices, before compilation."""
     config = job.config
     mesh = make_mesh(devices)
-    policy = POLICIES[config.precision]
-    network = build(config.model, dtype=policy.compute_dtype, bn_group_size=job.plan.bn_group_size)
-    optimizer = make_optimizer(config.optim)
-    state = abstract_state(config, network, optimizer, mesh)
-    batch = batch_shape(config, mesh, passes=job.passes)
+    network = make_network(config, bn_group_size=job.plan.bn_group_size)
+    state = abstract_state(config, network, mesh)
     if job.program == "train":
-        step = make_train_step(network.apply, optimizer, step_options(config), mesh)
-        return step.lower(state, batch, np.float32(0))
-    step = make_eval_step(
-        network.apply,
-        policy=policy,
-        topk=config.topk,
-        smoothing=validation_smoothing(config),
-        mesh=mesh,
-    )
-    return step.lower(state.variables, batch)
+        return lower_train_step(config, network, mesh, state, passes=job.passes)
+    return lower_eval_step(config, network, mesh, state.variables)
 
 
-def abstract_state(config: Config, network: ResNet, optimizer: Any, mesh: Mesh) -> TrainState:
+def abstract_state(config: Config, network: ResNet, mesh: Mesh) -> TrainState:
     """The shapes of a run's state, the same on every device."""
-
-    def initial(variables: Any) -> TrainState:
-        return create(
-            variables,
-            optimizer=optimizer,
-            loss_scale=init_loss_scale(POLICIES[config.precision], config.loss_scale.init),
-            seed=config.seed,
-            with_ema=config.use_ema is not None,
-        )
 
     def shape(x: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
 
-    return jax.tree.map(shape, jax.eval_shape(initial, abstract_variables(network)))
+    state = jax.eval_shape(partial(make_state, config), abstract_variables(network))
+    return jax.tree.map(shape, state)
 
 
 if __name__ == "__main__":

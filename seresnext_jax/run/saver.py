@@ -1,6 +1,5 @@
-"""When a run saves, what it writes beside the state, and where it continues."""
+"""When a run saves, and what it writes beside the state."""
 
-import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -12,74 +11,19 @@ from jax.experimental import multihost_utils
 from seresnext_jax.checkpoint.progress import Progress
 from seresnext_jax.checkpoint.reading import (
     Meta,
-    find_checkpoint,
     read_checkpoint,
     read_newest,
-    step_folders,
 )
-from seresnext_jax.checkpoint.saving import Checkpoints, settle_replaced
+from seresnext_jax.checkpoint.saving import Checkpoints
 from seresnext_jax.config import Config, Plan, to_dict
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.console import Console
+from seresnext_jax.run.start import checkpoints_folder, saves_checkpoints
 from seresnext_jax.training.state import TrainState
 
 STEPS_BETWEEN_CLOCKS = 10
 """Every so many steps the processes agree on the minutes since the last save."""
-
-
-def find_start(config: Config) -> Path | None:
-    """Where a run continues, decided before anything else is read.
-
-    Returns:
-      the checkpoint that ``--resume`` names; the workspace's folder of checkpoints, for its newest
-      one that is whole; or None for a run from the beginning.
-
-    Raises:
-      UserError: there is nothing to resume, or the workspace has another run's checkpoints or can't
-        be written.
-    """
-    folder = _checkpoints_folder(config)
-    _check_writable(Path(config.workspace))
-    if _saves(config):
-        settle_replaced(folder)
-    existing = step_folders(folder)
-    if config.resume == "auto" and existing:
-        return folder
-    named = None
-    if config.resume not in ("", "auto"):
-        named = find_checkpoint(Path(os.path.expanduser(config.resume)))
-        if named is None:
-            raise UserError(f"--resume {config.resume}: there is no checkpoint; check the path")
-        if named.resolve().parent == folder.resolve():
-            return named
-    if _saves(config) and existing:
-        raise UserError(
-            f"{folder} holds checkpoints of an earlier run: continue it with --resume auto, or "
-            "choose another --workspace"
-        )
-    return named
-
-
-def _checkpoints_folder(config: Config) -> Path:
-    return (Path(config.workspace) / "checkpoints").absolute()
-
-
-def _saves(config: Config) -> bool:
-    """Whether the run writes checkpoints."""
-    return not (config.no_checkpoints or config.evaluate)
-
-
-def _check_writable(workspace: Path) -> None:
-    """Refuse a workspace that can't be made or written, without making it."""
-    folder = workspace.absolute()
-    while not os.path.exists(folder):
-        folder = folder.parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise UserError(
-            f"--workspace {workspace} can't be written: make {folder} a writable folder, or choose "
-            "another --workspace"
-        )
 
 
 class Saver:
@@ -90,13 +34,13 @@ class Saver:
     """
 
     def __init__(self, config: Config, plan: Plan, loader: Loader, console: Console) -> None:
-        self.folder = _checkpoints_folder(config)
+        self.folder = checkpoints_folder(config)
         self._config = config
         self._plan = plan
         self._loader = loader
         self._console = console
         self._checkpoints: Checkpoints | None = None
-        if _saves(config):
+        if saves_checkpoints(config):
             self._checkpoints = Checkpoints(self.folder, keep=config.checkpoint.keep)
         self._saved_at = time.monotonic()
         self._owed = False
