@@ -17,7 +17,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -100,22 +100,31 @@ def main(argv: list[str]) -> int:
         raise UserError(
             "--steps, --turn, --batch-sizes, --devices and --passes take numbers from 1 on"
         )
-    content = compile_steps(options) if options.what == "compile" else measure_here(options)
-    if options.json:
-        content = {"command": ["benchmark.py", *argv], **content}
-        Path(options.json).write_text(json.dumps(content, indent=2) + "\n")
-    return 1 if any(row.get("result", "ok") != "ok" for row in content["rows"]) else 0
+    if options.steps % options.turn:
+        raise UserError(
+            f"--steps {options.steps} is not a multiple of --turn {options.turn}: give "
+            f"--steps {options.turn * -(-options.steps // options.turn)}"
+        )
+    status = 0
+    measured = compile_steps(options) if options.what == "compile" else measure_here(options)
+    for content in measured:
+        if options.json:
+            content = {"command": ["benchmark.py", *argv], **content}
+            Path(options.json).write_text(json.dumps(content, indent=2) + "\n")
+        failed = [row for row in content["rows"] if row.get("result", "ok") != "ok"]
+        status = 1 if failed or content.get("failed") else 0
+    return status
 
 
-def compile_steps(options: BenchmarkConfig) -> dict[str, Any]:
-    """Compile each program for each GPU; returns and prints what came of it."""
+def compile_steps(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
+    """Compile each program for each GPU; prints what came of it, and yields it for the JSON."""
     hlo_folder = Path(options.hlo) if options.hlo else None
     outcomes = compile_and_print(jobs(options), hlo_folder=hlo_folder, debug=options.debug)
     kinds = [row for outcome in outcomes for row in outcome.kind_rows()]
     if options.kinds:
         print_table(kinds)
     rows = [outcome.row() for outcome in outcomes]
-    return {"machine": compiler_versions(), "rows": rows, "kinds": kinds}
+    yield {"machine": compiler_versions(), "rows": rows, "kinds": kinds}
 
 
 def jobs(options: BenchmarkConfig) -> list[Job]:
@@ -130,20 +139,20 @@ def jobs(options: BenchmarkConfig) -> list[Job]:
     return found
 
 
-def measure_here(options: BenchmarkConfig) -> dict[str, Any]:
-    """Run what the options name on this machine; returns and prints what was measured."""
+def measure_here(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
+    """Run what the options name on this machine; prints what was measured.
+
+    Yields what there is up to now for the JSON, so an interruption loses only what was running.
+    """
     header = machine()
     print_header(header)
     if options.what == "gpu":
-        content = run_suite(
-            configs(options)[0],
-            minutes=options.minutes,
-            cache=options.compilation_cache,
-            against_torch=True,
-        )
-        return {"machine": header, **content}
+        cache = cache_folder(options)
+        for findings in run_suite(configs(options)[0], minutes=options.minutes, cache=cache):
+            yield {"machine": header, **asdict(findings)}
+        return
     rows = measure_data(options) if options.what == "data" else measure_programs(options)
-    return {"machine": header, "rows": print_table(rows)}
+    yield {"machine": header, "rows": print_table(rows)}
 
 
 def machine() -> dict[str, Any]:
@@ -161,15 +170,21 @@ def measure_programs(options: BenchmarkConfig) -> Iterator[Row]:
     """Training or inference for each precision, batch size and number of devices."""
     work: Work = "train" if options.what == "train" else "infer"
     effort = Effort(
-        rounds=max(1, options.steps // options.turn),
+        rounds=options.steps // options.turn,
         steps=options.turn,
         warmup=options.warmup,
         against_torch=bool(options.against),
     )
     for config in configs(options):
         for devices in options.devices if work == "train" else (1,):
-            task = Task("jax", work, config, devices, options.compilation_cache)
+            task = Task("jax", work, config, devices, cache_folder(options))
             yield measure(task, effort)[0]
+
+
+def cache_folder(options: BenchmarkConfig) -> str:
+    """The compilation cache as an absolute path; empty: none."""
+    folder = options.compilation_cache
+    return os.path.abspath(os.path.expanduser(folder)) if folder else ""
 
 
 def configs(options: BenchmarkConfig) -> list[Config]:
@@ -179,7 +194,8 @@ def configs(options: BenchmarkConfig) -> list[Config]:
         base = replace(base, model=replace(base.model, arch=options.arch))
     if options.image_size:
         base = replace(base, data=replace(base.data, image_size=options.image_size))
-    data = replace(base.data, root=options.data_root, workers=options.workers)
+    root = os.path.abspath(os.path.expanduser(options.data_root)) if options.data_root else ""
+    data = replace(base.data, root=root, workers=options.workers)
     base = replace(base, data=data)
     if base.model.arch not in ARCHITECTURES:
         raise UserError(f"--arch {base.model.arch} is unknown: {', '.join(ARCHITECTURES)}")

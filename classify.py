@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -24,7 +23,7 @@ from seresnext_jax.data.folder import BadImage, Transform, open_rgb
 from seresnext_jax.data.pictures import pictures_below
 from seresnext_jax.errors import UserError, shown
 from seresnext_jax.run import runtime
-from seresnext_jax.training.setup import folded_forward, make_network
+from seresnext_jax.training.setup import folded_forward, make_network, place_folded
 from seresnext_jax.weights.read import read_weights
 
 
@@ -125,7 +124,7 @@ def find_images(given: tuple[str, ...]) -> list[Path]:
 def make_predict(config: Config, variables: Any) -> Callable[[np.ndarray], np.ndarray]:
     """A compiled function from (N, H, W, 3) uint8 to probabilities (N, K) float32."""
     forward, weights = folded_forward(make_network(config), variables, config.precision)
-    weights = jax.tree.map(jnp.asarray, weights)
+    weights = place_folded(weights)
     return lambda images: np.asarray(jax.nn.softmax(forward(weights, images)))
 
 

@@ -29,13 +29,14 @@ class Effort:
     against_torch: bool
     """Whether PyTorch runs in turn with JAX."""
     start_together: bool = False
-    """Let both compile at the same time: quicker, but their compilation times are not their own."""
+    """Let both compile at the same time: quicker, but each can disturb the other's compilation time
+    and its choice of algorithms."""
     profile: bool = False
     """Also run a few steps under JAX's profiler."""
 
 
 def measure(task: Task, effort: Effort) -> tuple[Row, list[Row]]:
-    """A row about a JAX program, and the rows of its profile, which are none without one.
+    """A row about a JAX program, and the rows of its profile, empty if it was not profiled.
 
     Raises:
       UserError: a program could not be made ready.
@@ -46,7 +47,8 @@ def measure(task: Task, effort: Effort) -> tuple[Row, list[Row]]:
     with ExitStack() as stack:
         processes: dict[str, Process] = {}
         for name, one in tasks.items():
-            processes[name] = stack.enter_context(Process(one))
+            process = Process(one, share_gpu=len(tasks) > 1)
+            processes[name] = stack.enter_context(process)
             if not effort.start_together:
                 processes[name].facts()
         for process in processes.values():
@@ -95,8 +97,8 @@ def _rates(task: Task, facts: Facts, timing: Timing) -> Row:
     config = task.config
     per_step = config.batch_size * gigaflops(config, training=task.work == "train") / 1e3
     row: Row = {"TFLOP/s": per_step / timing.median}
-    if peak := PEAK_TFLOPS.get(facts.device, {}).get(config.precision):
-        row["MFU"] = row["TFLOP/s"] / peak
+    peak = PEAK_TFLOPS.get(facts.device, {}).get(config.precision)
+    row["MFU"] = row["TFLOP/s"] / peak if peak else None
     if facts.bytes_accessed:
         row["GB/s"] = facts.bytes_accessed / timing.median / 1e9
     return row

@@ -1,7 +1,7 @@
-"""A program in a process of its own, which runs and times steps when it is told to.
+"""A program in its own process, which runs and times steps when it is told to.
 
-JAX takes most of a GPU's memory when it starts, and each framework has threads of its own: two of
-them in one process disturb each other.
+JAX takes most of a GPU's memory when it starts, and each framework has its own threads: two of them
+in one process disturb each other.
 
     python -m benchmarks.process     # the child; it reads a pickled `Task`, then requests as JSON
 """
@@ -12,15 +12,19 @@ import pickle
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
+from seresnext_jax.cli import run
 from seresnext_jax.config import Config
 from seresnext_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
+COMMAND = ("-m", "benchmarks.process")
+"""What Python runs as the child."""
 Framework = Literal["jax", "torch"]
 Work = Literal["train", "infer"]
 
@@ -34,6 +38,7 @@ class Task:
     config: Config
     devices: int = 1
     compilation_cache: str = ""
+    """An absolute path, as `config.data.root` is: the child runs in another folder."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +58,24 @@ class Process:
     It gets ready by itself; the first of the methods waits for that.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, *, share_gpu: bool) -> None:
+        """Start the child.
+
+        Args:
+          share_gpu: another process runs on the same GPU; JAX then leaves half of its memory.
+        """
         self.task = task
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.process"],
+            [sys.executable, *COMMAND],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
-            env=_environment(task),
+            env={"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5", **os.environ} if share_gpu else None,
         )
         assert self._child.stdin is not None
-        pickle.dump(task, self._child.stdin)
-        self._child.stdin.flush()
+        with suppress(BrokenPipeError):
+            pickle.dump(task, self._child.stdin)
+            self._child.stdin.flush()
         self._facts: Facts | None = None
 
     def __enter__(self) -> "Process":
@@ -108,8 +119,9 @@ class Process:
     def _ask(self, **request: Any) -> Any:
         self.facts()
         assert self._child.stdin is not None
-        self._child.stdin.write(json.dumps(request).encode() + b"\n")
-        self._child.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, as the missing answer will tell
+            self._child.stdin.write(json.dumps(request).encode() + b"\n")
+            self._child.stdin.flush()
         return self._answer()
 
     def _answer(self) -> Any:
@@ -122,11 +134,6 @@ class Process:
                 f"{task.config.batch_size} ended with status {self._child.wait()}: see above"
             )
         return json.loads(line)
-
-
-def _environment(task: Task) -> dict[str, str]:
-    """JAX leaves half of a GPU's memory to PyTorch, unless the user says otherwise."""
-    return {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5", **os.environ}
 
 
 # ---- the child ---------------------------------------------------------------------------------
@@ -168,7 +175,9 @@ def _take_stdout() -> IO[str]:
 def _prepare(task: Task) -> tuple[Any, str]:
     """The program, and the name of its device. The other framework takes no memory there."""
     from benchmarks import programs
+    from seresnext_jax.run.runtime import keep_freed_memory, use_compilation_cache
 
+    keep_freed_memory()
     if task.framework == "torch":
         import torch
 
@@ -178,13 +187,10 @@ def _prepare(task: Task) -> tuple[Any, str]:
 
     import jax
 
-    from seresnext_jax.run.runtime import keep_freed_memory, use_compilation_cache
-
-    keep_freed_memory()
     use_compilation_cache(task.compilation_cache)
     if task.devices > jax.device_count():
-        raise SystemExit(
-            f"error: --devices {task.devices} but there are {jax.device_count()}: on a CPU set "
+        raise UserError(
+            f"--devices {task.devices} but there are {jax.device_count()}: on a CPU set "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={task.devices}"
         )
     name = jax.devices()[0].device_kind
@@ -212,4 +218,4 @@ def _time_together(program: Any, steps: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda _: main())

@@ -21,7 +21,13 @@ from seresnext_jax.data.place import put_batch
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.initial import init_variables
 from seresnext_jax.model.network import ARCHITECTURES
-from seresnext_jax.training.setup import folded_forward, lower_train_step, make_network, make_state
+from seresnext_jax.training.setup import (
+    folded_forward,
+    lower_train_step,
+    make_network,
+    make_state,
+    place_folded,
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def jax_infer(config: Config) -> Program:
     network = make_network(config)
     variables = init_variables(network, config.seed)
     forward, variables = folded_forward(network, variables, config.precision)
-    variables = jax.device_put(variables, jax.devices()[0])
+    variables = place_folded(variables)
     images = jax.device_put(_images(config, 1)[0][0], jax.devices()[0])
     started = time.perf_counter()
     compiled = forward.lower(variables, images).compile()
@@ -142,7 +148,7 @@ def torch_train(config: Config) -> Program:
 
 
 def torch_infer(config: Config) -> Program:
-    """The forward pass, under the same conditions."""
+    """The forward pass as users of PyTorch run it: autocast and torch.compile, nothing folded."""
     import torch
 
     device, dtype = _torch_device(config)

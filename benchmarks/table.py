@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 Row = dict[str, Any]
-"""A cell's value by its column. All rows of a table have the same columns in the same order."""
+"""A cell's value by its column."""
 
 
 def print_header(header: Mapping[str, Any]) -> None:
@@ -13,13 +13,18 @@ def print_header(header: Mapping[str, Any]) -> None:
 
 
 def print_table(rows: Iterable[Row]) -> list[Row]:
-    """Print each row as soon as it is there; returns them all."""
+    """Print each row as soon as it is there; returns them all.
+
+    The first row has the columns of the table.
+    """
     printed: list[Row] = []
     for row in rows:
         if not printed:
             print("| " + " | ".join(row) + " |")
             print("|" + " --- |" * len(row))
-        print("| " + " | ".join(map(_cell, row.values())) + " |", flush=True)
+        columns = printed[0] if printed else row
+        cells = [_cell(row.get(column)) for column in columns]
+        print("| " + " | ".join(cells) + " |", flush=True)
         printed.append(row)
     return printed
 

@@ -1,16 +1,23 @@
 """What benchmark.py counts and prints; how fast anything is, no test asks."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks import process
 from benchmarks.flops import PEAK_TFLOPS, forward_macs
+from benchmarks.gpu import suite
 from benchmarks.measure import against, waiting
+from benchmarks.process import Facts, Process, Task
 from benchmarks.profile import kind_rows
+from benchmarks.table import Row
 from benchmarks.timing import Timing
+from seresnext_jax.config import Config, DataConfig, ModelConfig
+from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import ARCHITECTURES
-from tests.programs import done, error_line, run, shared
+from tests.programs import done, run, shared
 
 
 @pytest.mark.parametrize(
@@ -46,7 +53,7 @@ def test_inference_beside_pytorch(tmp_path: Path) -> None:
         assert 0 < row["p50 ms"] <= row["p90 ms"] <= row["p95 ms"] <= row["p99 ms"]
         assert row["img/s"] == pytest.approx(1e3 * row["batch"] / row["p50 ms"])
         assert row["jax / torch"] > 0 and row["torch img/s"] > 0
-        assert row["TFLOP/s"] > 0 and row["GB/s"] > 0 and "MFU" not in row
+        assert row["TFLOP/s"] > 0 and row["GB/s"] > 0 and row["MFU"] is None
         assert f"{row['img/s']:.4g}" in out
 
 
@@ -97,21 +104,59 @@ def test_operations_of_a_profile_by_kind() -> None:
     assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
 
 
-def test_the_gpu_suite_from_start_to_end_on_a_cpu(tmp_path: Path) -> None:
+def test_the_gpu_suite_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first round always runs; what there is no time for is named."""
-    words = "gpu --arch se-resnext-tiny --image-size 32 --minutes 0.02"
-    file = tmp_path / "a.json"
-    out = done(["benchmark.py", *words.split(), "--json", str(file)]).stdout
-    found = json.loads(file.read_text())
-    (row,) = found["rows"]
-    assert (row["work"], row["precision"], row["batch"]) == ("train", "fp16", 128)
+    monkeypatch.setattr(suite, "ROUNDS", (("train", "fp32", 2), ("infer", "fp32", 1)))
+    monkeypatch.setattr(suite, "TRAINING", replace(suite.TRAINING, rounds=1, steps=2, warmup=1))
+    base = Config(model=ModelConfig("se-resnext-tiny"), data=DataConfig(image_size=32))
+    *_, last = suite.run_suite(base, minutes=0.02, cache="")
+    (row,) = last.rows
+    assert (row["work"], row["precision"], row["batch"]) == ("train", "fp32", 2)
     assert row["img/s"] > 0 and row["jax / torch"] > 0
-    assert sum(line["share"] for line in found["profiles"]) == pytest.approx(1)
-    assert "infer fp16 batch 1" in found["left out"] and "left out" in out
-    assert found["gpu tests"] == "not run"
+    assert sum(line["share"] for line in last.profiles) == pytest.approx(1)
+    assert last.left_out == ["infer fp32 batch 1"] and last.failed == []
 
 
-def test_a_program_that_cannot_start_is_one_line() -> None:
-    words = "train --arch se-resnext-tiny --image-size 32 --batch-sizes 2 --devices 99"
-    line = error_line(run(["benchmark.py", *words.split()]))
-    assert "--devices 99" in line
+@pytest.mark.parametrize(
+    ("option", "cause"),
+    [("--devices 99", "--devices 99"), ("--data-root /nowhere", "/nowhere is not a folder")],
+)
+def test_a_program_that_cannot_start_is_a_line_of_its_own_and_one_of_the_parents(
+    option: str, cause: str
+) -> None:
+    words = f"train --arch se-resnext-tiny --image-size 32 --batch-sizes 2 {option}"
+    result = run(["benchmark.py", *words.split()])
+    assert result.returncode == 2
+    first, second = result.stderr.splitlines()
+    assert cause in first
+    assert second == "error: jax train fp32 batch 2 ended with status 2: see above"
+
+
+def test_a_program_that_dies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it gets ready, or between two requests."""
+    monkeypatch.setattr(process, "COMMAND", ("-c", "import sys; sys.exit(7)"))
+    with Process(Task("jax", "train", Config()), share_gpu=False) as program:
+        with pytest.raises(UserError, match="jax train fp32 batch 128 ended with status 7"):
+            program.time_each(1)
+    ready = json.dumps(asdict(Facts("cpu", 1.0, None, None)))
+    code = f"import sys; print({ready!r}, flush=True); sys.stdin.close(); sys.exit(7)"
+    monkeypatch.setattr(process, "COMMAND", ("-c", code))
+    with Process(Task("jax", "train", Config()), share_gpu=False) as program:
+        assert program.facts().device == "cpu"
+        with pytest.raises(UserError, match="ended with status 7"):
+            program.time_each(1)
+
+
+def test_a_round_that_fails_does_not_end_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(task: Task, effort: object) -> tuple[Row, list[Row]]:
+        if task.work == "infer":
+            raise UserError("out of memory")
+        return {"device": "NVIDIA H100 80GB HBM3", "img/s": 1.0}, [{"kind": "other", "ms": 1.0}]
+
+    monkeypatch.setattr(suite, "measure", measure)
+    monkeypatch.setattr(suite, "gpu_tests_pass", lambda: False)
+    rounds = (("train", "fp16", 128), ("infer", "fp16", 1), ("train", "bf16", 128))
+    monkeypatch.setattr(suite, "ROUNDS", rounds)
+    *_, last = suite.run_suite(Config(), minutes=1, cache="")
+    assert len(last.rows) == 2 and last.left_out == []
+    assert last.failed == ["the tests that need a GPU", "infer fp16 batch 1"]

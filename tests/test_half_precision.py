@@ -18,6 +18,9 @@ import torch
 from seresnext_jax.config import ModelConfig, Precision
 from seresnext_jax.data.images import normalize
 from seresnext_jax.model.network import build
+from seresnext_jax.ops.gpu.activation import relu_from_output
+from seresnext_jax.ops.gpu.convolution import conv2d_on_gpu
+from seresnext_jax.ops.gpu.pooling import max_pool_on_gpu
 from seresnext_jax.training.losses import smoothed_cross_entropy
 from seresnext_jax.training.precision import POLICIES
 from tests.bridge import assert_close, by_torch_name, to_variables
@@ -43,14 +46,17 @@ SCALE = 128.0
 @pytest.fixture
 def on_gpu_forms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run what is lowered for a GPU on the CPU."""
+    taken = set()
 
     def take_default(*args: Any, default: Any, **_: Any) -> Any:
+        taken.add(getattr(default, "func", default))
         return default(*args)
 
     jax.clear_caches()
     monkeypatch.setattr(jax.lax, "platform_dependent", take_default)
     yield
     jax.clear_caches()
+    assert {conv2d_on_gpu, max_pool_on_gpu, relu_from_output} <= taken
 
 
 def test_five_training_steps_in_the_gpus_formulations_are_pytorchs(on_gpu_forms: None) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from seresnext_jax.ops.convolution import conv2d
-from seresnext_jax.ops.cpu import grouped_native, native
+from seresnext_jax.ops.cpu import native
 from seresnext_jax.ops.cpu.native import CompilationError, load_library
 from seresnext_jax.ops.reference import conv2d_reference
+from tests.cpu_kernel import forget_the_cpu_kernel
 from tests.programs import done
 
 
@@ -93,12 +94,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(folder: Path, tmp_path: Pat
         load_library(source(tmp_path, ""))
 
 
-def forget() -> None:
-    """Whether the kernel is there, and what was traced with that knowledge."""
-    grouped_native.is_available.cache_clear()
-    conv2d.clear_cache()
-
-
 def test_without_a_compiler_convolutions_are_the_same_and_it_is_said_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,14 +101,14 @@ def test_without_a_compiler_convolutions_are_the_same_and_it_is_said_once(
     x = jnp.asarray(draw(size=(2, 8, 8, 32)), jnp.float32)
     kernel = jnp.asarray(draw(size=(3, 3, 4, 32)), jnp.float32)
     monkeypatch.setenv("CXX", "/no/such/compiler")
-    forget()
+    forget_the_cpu_kernel()
     try:
         with pytest.warns(
             RuntimeWarning, match=r"run without their C\+\+ kernel.*/no/such"
         ) as said:
             y = [conv2d(x, kernel, padding=1, groups=8) for _ in range(2)]
     finally:
-        forget()
+        forget_the_cpu_kernel()
     assert len(said) == 1
     plain = conv2d_reference(x, kernel, padding=1, groups=8)
     np.testing.assert_allclose(y, [plain, plain], atol=1e-5)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from jax.sharding import PartitionSpec as P
 
+from seresnext_jax.ops import layout
 from seresnext_jax.ops.activation import inner_relu, output_relu
 from seresnext_jax.ops.convolution import conv2d
 from seresnext_jax.ops.cpu.fusion import computed_once, relu_once
@@ -257,3 +258,28 @@ def test_the_platform_that_is_lowered_for_decides() -> None:
         cpu, gpu = (lowered_for(platform, function, (2, 8, 8, 4)) for platform in ("cpu", "cuda"))
         assert cpu != gpu and "reduce_window" not in gpu
     assert "optimization_barrier" in gpu
+
+
+def test_an_overflow_between_merged_groups_is_nobodys() -> None:
+    """Group 0 has large inputs and small gradients, the others the opposite."""
+    x = np.full((2, 16, 16, 16), 0.01, np.float16)
+    gradient = np.full((2, 16, 16, 16), 300, np.float16)
+    x[..., :4], gradient[..., :4] = 300, 0.01
+    kernel = jnp.zeros((3, 3, 4, 16), jnp.float16)
+    convolve = partial(conv2d_on_gpu, jnp.asarray(x), stride=1, padding=1, groups=4)
+    _, vjp = jax.vjp(lambda kernel: convolve(kernel), kernel)
+    assert np.isfinite(vjp(jnp.asarray(gradient))[0]).all()
+
+
+@pytest.mark.parametrize(("platform", "order"), [("gpu", (3, 0, 1, 2)), ("cpu", (0, 1, 2, 3))])
+def test_kernels_are_stored_as_the_platform_reads_them(
+    platform: str, order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Devices:
+        device_set = {type("Device", (), {"platform": platform})}
+
+    formats: dict[int, tuple[int, ...]] = {}
+    monkeypatch.setattr(layout, "Format", lambda layout, _: layout.major_to_minor)
+    for x in (np.zeros((3, 3, 4, 8)), np.zeros((4, 8)), np.zeros(8)):
+        formats[x.ndim] = layout.inference_format(x, Devices())  # type: ignore[arg-type]
+    assert formats == {4: order, 2: (0, 1), 1: (0,)}

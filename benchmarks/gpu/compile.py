@@ -139,7 +139,7 @@ def compile_and_print(
 def child_environment() -> dict[str, str]:
     """The worker's environment: JAX stays on the CPU, and XLA compiles anew and measures nothing.
 
-    XLA_FLAGS of the user's come first, to see what they change.
+    XLA_FLAGS of the user's come last and win, to see what they change.
     """
     tools = distribution(COMPILER_TOOLS).locate_file("nvidia/cuda_nvcc")
     flags = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={tools}"
@@ -147,7 +147,7 @@ def child_environment() -> dict[str, str]:
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
+        "XLA_FLAGS": f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip(),
     }
 
 

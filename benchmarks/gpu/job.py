@@ -6,7 +6,7 @@ from typing import Literal
 from benchmarks.gpu.targets import GpuName
 from seresnext_jax.config import Config, Plan, resolve
 
-ProgramName = Literal["train", "eval"]
+ProgramName = Literal["train", "eval", "infer"]
 
 
 @dataclass(frozen=True)

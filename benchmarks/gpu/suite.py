@@ -1,19 +1,20 @@
 """Everything that is measured on a GPU, in order of importance, for as long as there is time.
 
-Rounds that do not fit any more are named, not shortened. Within a round JAX and PyTorch compile at
-the same time and then run in turn.
+A round that does not fit any more is named, not shortened; one that fails is named, and the rest
+goes on. Within a round JAX and PyTorch compile at the same time and then run in turn.
 """
 
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 from benchmarks.measure import Effort, measure
 from benchmarks.process import ROOT, Task, Work
-from benchmarks.table import print_table
+from benchmarks.table import Row, print_table
 from seresnext_jax.config import Config, Precision
+from seresnext_jax.errors import UserError
 
 ROUNDS: tuple[tuple[Work, Precision, int], ...] = (
     ("train", "fp16", 128),
@@ -51,43 +52,58 @@ class Clock:
         return time.monotonic() + self.longest <= self.deadline
 
 
-def run_suite(base: Config, *, minutes: float, cache: str, against_torch: bool) -> dict[str, Any]:
-    """Measure and print; returns the rows, the profiles and the result of the GPU tests.
+@dataclass
+class Findings:
+    """What was measured up to now."""
+
+    rows: list[Row] = field(default_factory=list)
+    profiles: list[Row] = field(default_factory=list)
+    """The time of a training step by kind of kernel, for each program."""
+    failed: list[str] = field(default_factory=list)
+    """Rounds that ended with an error, and the GPU tests if one failed."""
+    left_out: list[str] = field(default_factory=list)
+    """Rounds that there was no time for."""
+
+
+def run_suite(base: Config, *, minutes: float, cache: str) -> Iterator[Findings]:
+    """Measure and print, round by round; yields after each one.
 
     Args:
       base: the network and its image size.
       minutes: what may be spent, including compilation.
+      cache: folder of JAX's compilation cache, an absolute path; empty: none.
     """
     clock = Clock(time.monotonic() + 60 * minutes)
-    content: dict[str, Any] = {"rows": [], "profiles": [], "left out": [], "gpu tests": "not run"}
+    findings = Findings()
+    tested = False
     for work, precision, batch in ROUNDS:
         name = f"{work} {precision} batch {batch}"
         if not clock.allows_another():
-            content["left out"].append(name)
+            findings.left_out.append(name)
             continue
         started = time.monotonic()
         config = replace(base, precision=precision, batch_size=batch, optimizer_batch_size=-1)
-        effort = replace(TRAINING if work == "train" else INFERENCE, against_torch=against_torch)
-        row, profile = measure(Task("jax", work, config, compilation_cache=cache), effort)
-        content["rows"] += print_table([row])
-        content["profiles"] += [{"program": name, **line} for line in profile]
-        print_table(profile)
+        task = Task("jax", work, config, compilation_cache=cache)
+        try:
+            row, profile = measure(task, TRAINING if work == "train" else INFERENCE)
+        except UserError as error:
+            print(f"{name}: {error}", flush=True)
+            findings.failed.append(name)
+        else:
+            findings.rows += print_table([row])
+            findings.profiles += [{"program": name, **line} for line in print_table(profile)]
+            if not tested and row["device"] != "cpu":
+                tested = True
+                if not gpu_tests_pass():
+                    findings.failed.append("the tests that need a GPU")
         clock.longest = max(clock.longest, time.monotonic() - started)
-        if content["gpu tests"] == "not run" and row["device"] != "cpu":
-            content["gpu tests"] = run_gpu_tests()
-            print(f"pytest -m gpu: {content['gpu tests']}", flush=True)
-    for name in content["left out"]:
+        yield findings
+    for name in findings.left_out:
         print(f"left out, {minutes:g} minutes are over: {name}")
-    return content
+    yield findings
 
 
-def run_gpu_tests() -> str:
-    """The last line of what pytest prints about the tests that need a GPU."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "gpu"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    lines = done.stdout.strip().splitlines()
-    return lines[-1] if lines else f"exit status {done.returncode}"
+def gpu_tests_pass() -> bool:
+    """Run the tests that need a GPU; they are all in one file."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_dali.py"]
+    return subprocess.run(command, cwd=ROOT).returncode == 0

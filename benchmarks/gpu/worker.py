@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -23,8 +24,11 @@ from benchmarks.gpu.job import Job
 from benchmarks.gpu.targets import GPUS, GpuName, target_config
 from seresnext_jax.config import Config
 from seresnext_jax.mesh import make_mesh, replicated
+from seresnext_jax.model.initial import init_variables
 from seresnext_jax.model.network import ResNet, abstract_variables
+from seresnext_jax.ops.layout import inference_format
 from seresnext_jax.training.setup import (
+    folded_forward,
     lower_eval_step,
     lower_train_step,
     make_network,
@@ -82,10 +86,27 @@ def lower(job: Job, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     config = job.config
     mesh = make_mesh(devices)
     network = make_network(config, bn_group_size=job.plan.bn_group_size)
+    if job.program == "infer":
+        return lower_inference(config, network, mesh)
     state = abstract_state(config, network, mesh)
     if job.program == "train":
         return lower_train_step(config, network, mesh, state, passes=job.passes)
     return lower_eval_step(config, network, mesh, state.variables)
+
+
+def lower_inference(config: Config, network: ResNet, mesh: Mesh) -> jax.stages.Lowered:
+    """The forward pass of `classify.py`, with BatchNorm folded."""
+    variables = init_variables(network, config.seed)
+    forward, variables = folded_forward(network, variables, config.precision)
+    everywhere = replicated(mesh)
+
+    def shape(x: Any) -> Any:
+        placed = inference_format(x, everywhere)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+
+    size = config.data.image_size
+    images = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.uint8, sharding=everywhere)
+    return forward.lower(jax.tree.map(shape, variables), images)
 
 
 def abstract_state(config: Config, network: ResNet, mesh: Mesh) -> TrainState:

@@ -200,8 +200,18 @@ class Checkpoints:
 
 
 def settle_replaced(folder: Path) -> None:
-    """Drop the checkpoints that were saved again; bring back those whose new save failed."""
-    _on_one_process(lambda: _settle_replaced(folder))
+    """Drop the checkpoints that were saved again; bring back those whose new save failed.
+
+    Raises:
+      UserError: the folder can't be written.
+    """
+    try:
+        _on_one_process(lambda: _settle_replaced(folder))
+    except OSError as error:
+        raise UserError(
+            f"{folder} can't be written ({error.strerror}): make it writable, or choose another "
+            "--workspace"
+        ) from error
 
 
 def _settle_replaced(folder: Path) -> None:

@@ -32,7 +32,7 @@ def fold_batch_norm(network: ResNet, variables: Tree) -> tuple[ResNet, Tree]:
         mean, var = stats[(*norm, "mean")], stats[(*norm, "var")]
         slope = scale / np.sqrt(var + BatchNorm.epsilon)
         kernel = (*_convolution_before(norm), "kernel")
-        folded[kernel] = (params[kernel] * slope).transpose(3, 0, 1, 2).astype(network.dtype)
+        folded[kernel] = (params[kernel] * slope).astype(network.dtype)
         folded[(*norm, "bias")] = (bias - mean * slope).astype(network.dtype)
     options = replace(network.options, folded=True)
     return network.clone(options=options), {"params": unflatten_dict(folded)}

@@ -52,32 +52,6 @@ class Conv(nn.Module):
         )
 
 
-class FoldedConv(nn.Module):
-    """`Conv` of a network for inference (fold.py): its kernel is (O, kh, kw, C / groups).
-
-    That is how cuDNN reads it, so it is not rearranged in every call.
-    """
-
-    features: int
-    kernel_size: int
-    stride: int = 1
-    groups: int = 1
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """As `Conv`."""
-        size = self.kernel_size
-        shape = (self.features, size, size, x.shape[-1] // self.groups)
-        kernel = self.param("kernel", nn.initializers.zeros, shape, x.dtype)
-        return conv2d(
-            x,
-            kernel.transpose(1, 2, 3, 0),
-            stride=self.stride,
-            padding=size // 2,
-            groups=self.groups,
-        )
-
-
 class Dense(nn.Module):
     """Linear layer with bias; both start uniform within ±1/√inputs, as `torch.nn.Linear` does."""
 

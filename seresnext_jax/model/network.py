@@ -21,7 +21,6 @@ from seresnext_jax.model.layers import (
     Dense,
     FanMode,
     FoldedBatchNorm,
-    FoldedConv,
     SqueezeExcite,
 )
 from seresnext_jax.ops.activation import inner_relu, output_relu
@@ -101,10 +100,8 @@ class Options:
 
     def conv(
         self, name: str, features: int, kernel_size: int, stride: int = 1, groups: int = 1
-    ) -> Conv | FoldedConv:
+    ) -> Conv:
         """A convolution without bias."""
-        if self.folded:
-            return FoldedConv(features, kernel_size, stride, groups, name=name)
         return Conv(features, kernel_size, stride, groups, self.init_mode, name=name)
 
     def norm(self, name: str, scale_init: float = 1.0) -> BatchNorm | FoldedBatchNorm:

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from seresnext_jax.config import Config, Precision
 from seresnext_jax.data.batch import Batch
@@ -12,6 +12,7 @@ from seresnext_jax.data.images import normalize
 from seresnext_jax.data.place import abstract_batch
 from seresnext_jax.model.fold import fold_batch_norm
 from seresnext_jax.model.network import ResNet, build
+from seresnext_jax.ops.layout import inference_format
 from seresnext_jax.training.evaluate import validation_smoothing
 from seresnext_jax.training.optimizer import make_optimizer
 from seresnext_jax.training.precision import POLICIES, init_loss_scale
@@ -94,7 +95,7 @@ def folded_forward(
 
     Returns:
       ``forward(variables, images)``, compiled: (N, H, W, 3) uint8 → logits (N, K) float32; and the
-      folded variables.
+      folded variables, on the host (`ops.layout.inference_format` says how to place them).
     """
     folded, variables = fold_batch_norm(network, variables)
 
@@ -104,3 +105,9 @@ def folded_forward(
             return folded.apply(variables, normalize(images), train=False)
 
     return forward, variables
+
+
+def place_folded(variables: Tree) -> Tree:
+    """Place the variables of `folded_forward` on the first device."""
+    device = SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.device_put(x, inference_format(x, device)), variables)

@@ -38,11 +38,18 @@ def _merged_groups(group_in: int, groups: int) -> int:
 
 
 def _block_diagonal(kernel: jax.Array, groups: int, merged: int) -> jax.Array:
-    """(kh, kw, C / groups, O) → (kh, kw, merged · C / groups, O), zero between merged groups."""
+    """(kh, kw, C / groups, O) → (kh, kw, merged · C / groups, O), zero between merged groups.
+
+    Padded and stacked, so that its gradient takes slices. With a product instead, an overflow in
+    the gradient between two groups, which no parameter has, would become NaN in a parameter's.
+    """
     kh, kw, group_in, out = kernel.shape
-    split = kernel.reshape(kh, kw, 1, group_in, groups // merged, merged, out // groups)
-    diagonal = jnp.eye(merged, dtype=kernel.dtype)[:, None, None, :, None]
-    return (split * diagonal).reshape(kh, kw, merged * group_in, out)
+    split = kernel.reshape(kh, kw, group_in, groups // merged, merged, out // groups)
+    rows = []
+    for j in range(merged):
+        around = (j * group_in, (merged - 1 - j) * group_in)
+        rows.append(jnp.pad(split[..., j, :], ((0, 0), (0, 0), around, (0, 0), (0, 0))))
+    return jnp.stack(rows, axis=4).reshape(kh, kw, merged * group_in, out)
 
 
 def _on_cells(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
