@@ -29,8 +29,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# On a machine with an NVIDIA GPU: every figure of docs/performance.md's GPU section, for MINUTES
-# minutes. A Python that has JAX and PyTorch for its GPU is used as it is, else .venv is set up.
+# On a machine with an NVIDIA GPU: training and inference beside PyTorch, for MINUTES minutes. A Python that has JAX and PyTorch for its GPU is used as it is, else .venv is set up.
 MINUTES ?= 8
 HAS_GPU_PACKAGES := $(shell $(PYTHON) -c \
     'from importlib.util import find_spec as f; print(*["yes"] * all(map(f, ["jax_plugins", "torch", "tyro"])))')

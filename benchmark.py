@@ -7,10 +7,10 @@
     python benchmark.py compile --gpu h100 --precisions fp16 tf32 --batch-sizes 128
     python benchmark.py gpu --minutes 8 --json runs/bench-gpu.json
 
-Each program runs in a process of its own; programs that are compared run in turn, some steps of
-one, then some of the other. Warm-up and compilation are not in the figures; compilation has its
-own. `compile` needs no GPU (docs/gpu-compile.md). `gpu` measures everything that
-docs/performance.md says of a GPU, the most important first, for as many minutes as it is given.
+Each program runs in its own process; programs that are compared run in turn, some steps of one,
+then some of the other. Warm-up and compilation are not in the figures; compilation has its own.
+`compile` needs no GPU (docs/gpu-compile.md). `gpu` measures training and inference on a GPU, the
+most important first, for as many minutes as it is given, and runs the tests that need one.
 """
 
 import json
