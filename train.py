@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     if config.evaluate:
         assert val_loader is not None  # config.check: --evaluate excludes --training-only
         if not step and not config.init_from:
-            console.warn("the weights are random: name others with --resume or --init-from")
+            console.warn("the weights are random: load some with --resume or --init-from")
         results = validate(config, eval_step, state, val_loader, stop)
         if results is None:
             return stopped(argv, config, saver, console)

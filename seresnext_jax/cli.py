@@ -23,7 +23,7 @@ import tyro
 from typing_extensions import TypeVar
 
 from seresnext_jax.config import Config, check, flatten, option_name
-from seresnext_jax.errors import UserError, of_the_surroundings
+from seresnext_jax.errors import UserError, fixable_by_the_user
 from seresnext_jax.model.network import find_architecture
 
 T = TypeVar("T")
@@ -40,8 +40,8 @@ The defaults shown are those of """
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a program and exit: 0 or what `main` returns, 2 on a `UserError`, 130 on Ctrl-C.
 
-    An error of the surroundings is one line on stderr, preceded by its traceback where the command
-    line has ``--debug``. Every other exception is a bug in this project and passes through. A
+    An error that the user can fix is one line on stderr, after its traceback where the command line
+    has ``--debug``. Every other exception is a bug in this project and passes through. A
     warning is one line, too.
     """
     argv = sys.argv[1:]
@@ -54,7 +54,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         _end("interrupted", 130, debug="--debug" in argv)
     except Exception as error:
-        known = of_the_surroundings(error)
+        known = fixable_by_the_user(error)
         if known is None:
             raise
         _end(str(known), 2, debug="--debug" in argv)
@@ -274,7 +274,8 @@ def _explain_unknown(word: str, default: Any, known: Sequence[str]) -> str:
         if not isinstance(value, bool):
             options.append(option_name(path))
         elif name == _flag(path, value):
-            return f"{name} holds already: leave it out"
+            opposite = _flag(path, not value)
+            return f"{name} is the default here: leave it out, or use {opposite} for the opposite"
         else:
             options.append(_flag(path, not value))
     # A name without its section (--lr) is meant more often than one with other letters.

@@ -51,8 +51,8 @@ class DataConfig:
     flip: bool = True
     """Mirror half of the training images."""
     workers: int = 4
-    """Decoding threads for each device of this process. dali-cpu and folder, where the devices
-    share them, start no more than there are cores, and no fewer than for one device."""
+    """Decoding threads per device of this process. CPU backends share one pool, capped at the
+    number of cores but never smaller than this value."""
     prefetch: int = 2
     """Batches decoded ahead of the step."""
     on_bad_image: Literal["error", "skip"] = "error"
@@ -107,9 +107,9 @@ class CheckpointConfig:
     """When training saves, and what it keeps."""
 
     every_steps: int = 0
-    """Also save every so many optimizer steps; 0: at the ends of epochs only."""
+    """Also save every N optimizer steps; 0: at the ends of epochs only."""
     every_minutes: float = 0.0
-    """Also save when so many minutes have passed since the last save; 0: never."""
+    """Also save when N minutes have passed since the last save; 0: never."""
     keep: int = 0
     """0 keeps the last and the best checkpoint, N also the last N, -1 all of them."""
 
@@ -140,7 +140,7 @@ class Config:
     epochs: int = 90
     """Epochs of the whole schedule."""
     run_epochs: int = -1
-    """Stop after so many epochs of this start; the schedule still spans all. -1: no limit."""
+    """Train at most this many epochs in this run; the schedule is unchanged. -1: no limit."""
     batch_size: int = 128
     """Images per device in one forward pass."""
     optimizer_batch_size: int = -1
@@ -158,9 +158,9 @@ class Config:
     seed: int = 0
     """Decides everything random: initial weights, order, crops, flips, mixup."""
     early_stopping_patience: int = -1
-    """Stop after so many epochs without a better top-1; -1: never."""
+    """Stop after N epochs without a better top-1; -1: never."""
     max_bad_steps: int = 20
-    """Stop after so many steps in a row whose loss or gradients are not finite."""
+    """Stop after N steps in a row whose loss or gradients are not finite."""
     topk: int = 5
     """The second accuracy reported, beside top-1."""
 
@@ -181,10 +181,10 @@ class Config:
     print_freq: int = 20
     """Steps between two lines of the report."""
     prof: int = -1
-    """Stop each epoch's training, and each evaluation, after so many steps; -1: run them whole."""
+    """Cut each epoch's training, and each evaluation, after N steps; -1: run them whole."""
     compilation_cache: str = "~/.cache/seresnext_jax"
     """Folder of JAX's persistent compilation cache; empty: none. The environment's
-    JAX_COMPILATION_CACHE_DIR goes before the default."""
+    JAX_COMPILATION_CACHE_DIR overrides the default."""
     check_data: bool = False
     """Walk the dataset, print what is wrong with it and how to mend it, and stop."""
     debug: bool = False

@@ -17,7 +17,7 @@ def shown(text: object) -> str:
     return plain if len(plain) <= _SHOWN else plain[: _SHOWN - 3] + "..."
 
 
-def of_the_surroundings(error: Exception) -> UserError | None:
+def fixable_by_the_user(error: Exception) -> UserError | None:
     """What a program says of an error in one line; None: it is a bug.
 
     That a device's memory does not suffice reaches Python as a runtime error of JAX.

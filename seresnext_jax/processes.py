@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from seresnext_jax.errors import UserError, of_the_surroundings
+from seresnext_jax.errors import UserError, fixable_by_the_user
 
 HEARTBEAT_TIMEOUT = 30
 """Seconds without a sign of life from one process after which the others abort; JAX says 100."""
@@ -122,7 +122,7 @@ def fails_alone(main: Main) -> Main:
 
 def _explain(error: Exception, *, debug: bool) -> int:
     """Print why this process ends before the others; returns its exit status."""
-    known, lost = of_the_surroundings(error), _is_of_communication(error)
+    known, lost = fixable_by_the_user(error), _is_of_communication(error)
     if debug or not (known or lost):
         traceback.print_exc()
     if known:

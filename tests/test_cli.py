@@ -98,7 +98,8 @@ def test_a_config_s_true_can_be_switched_off(tmp_path: Path) -> None:
     file = write(tmp_path / "a.py", HEAD + "def get_config(): return Config(evaluate=True)")
     assert read("--config", file).evaluate
     assert not read("--config", file, "--no-evaluate").evaluate
-    assert "--evaluate holds already: leave it out" in complaint("--config", file, "--evaluate")
+    told = complaint("--config", file, "--evaluate")
+    assert "leave it out, or use --no-evaluate for the opposite" in told
 
 
 def test_the_last_of_two_config_files_counts(tmp_path: Path) -> None:
@@ -248,7 +249,7 @@ def test_help_into_a_closed_pipe_is_quiet() -> None:
         ("--num_classes 10", "did you mean --model.num-classes?"),
         ("--init 1", "did you mean --loss-scale.init?"),
         ("--confg a.py", "did you mean --config?"),
-        ("--data.flip", "--data.flip holds already"),
+        ("--data.flip", "or use --data.no-flip for the opposite"),
         ("--qqqqqq", "unknown option --qqqqqq ("),
         ("-b 8", "unknown option -b"),
         ("foo", "unexpected argument 'foo'"),

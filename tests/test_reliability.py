@@ -87,7 +87,7 @@ def copy_of_killed(folder: Path) -> Path:
 
 
 def exactly_like_whole(workspace: Path) -> None:
-    """Same arrays at the end, and each step reported once with all that no clock decides."""
+    """Same arrays at the end, and each step reported once with every metric but timings."""
     state = arrays(workspace)
     same_bits(state, arrays(whole()))
     for part in ("params", "batch_stats", "opt_state", "ema", "loss_scale", "seed"):

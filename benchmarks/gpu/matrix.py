@@ -3,8 +3,9 @@
     python -m benchmarks.gpu.matrix            # all of them; half an hour on two cores
     python -m benchmarks.gpu.matrix --short    # what a change is likely to break; 5 minutes
 
-The tables are below: every recipe, of one length, on its own machine, and every architecture, precision, GPU,
-number of devices and of forward passes in some combination, not in each with all others.
+The tables are below: every recipe, of one length, on its own machine, and every architecture,
+precision, GPU, number of devices and of forward passes in some combination, not in each with all
+others.
 """
 
 from dataclasses import dataclass

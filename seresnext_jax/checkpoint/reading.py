@@ -106,7 +106,7 @@ def read_newest(folder: Path, like: TrainState) -> tuple[TrainState, Meta, list[
             found = read_checkpoint(folder / str(step), like)
         except UserError as error:
             notes.append(f"{error}")
-        # What one process can't read, none goes on with.
+        # Skip a checkpoint that any process cannot read.
         if sum_over_processes(found is None) == 0:
             assert found is not None
             return *found, notes

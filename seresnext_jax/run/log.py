@@ -64,7 +64,7 @@ class TrainLog:
     def waiting_for_data(self) -> Iterator[None]:
         """Count the time inside as waiting for data, if the device had nothing else to do.
 
-        It had while the step dispatched last was still running at the end of the wait.
+        If the last step is still running, the wait cost nothing.
         """
         started = time.perf_counter()
         yield

@@ -37,7 +37,7 @@ def start(config: Config) -> None:
 def use_compilation_cache(folder: str) -> None:
     """Keep what JAX compiles in a folder, for the next process; in none if it is empty.
 
-    The user's JAX_COMPILATION_CACHE_DIR goes before the default folder.
+    The user's JAX_COMPILATION_CACHE_DIR overrides the default folder.
     """
     if folder == Config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return

@@ -23,7 +23,7 @@ from seresnext_jax.run.start import checkpoints_folder, saves_checkpoints
 from seresnext_jax.training.state import TrainState
 
 STEPS_BETWEEN_CLOCKS = 10
-"""Every so many steps the processes agree on the minutes since the last save."""
+"""Steps after which the processes agree again on the minutes since the last save."""
 
 
 class Saver:

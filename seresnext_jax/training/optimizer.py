@@ -55,7 +55,7 @@ def backbone_mask(params: Tree) -> Tree:
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Coupled weight decay, then momentum; its updates still want the factor -learning rate.
+    """Coupled weight decay, then momentum; the updates are not yet scaled by -learning_rate.
 
     The rate is no part of the optimizer's state, so that a step skipped by the loss scaler leaves
     the state alone and the schedule goes on. Equal to `torch.optim.SGD` (dampening 0).

@@ -68,8 +68,8 @@ def make_train_step(
 
     def device_step(state: TrainState, batch: Batch, lr: jax.Array) -> tuple[TrainState, Metrics]:
         means = jax.lax.pmean(_accumulate(state, batch, apply, options), DATA_AXIS)
-        # Left-out images are 0 in the means: divided by the share of the others, which is 1 where
-        # none was left out, gradient and loss are means over the step's images wherever they lay.
+        # Masked images contribute 0, so divide by the unmasked fraction: gradient and loss are
+        # means over the step's images on whichever devices they were.
         counted = jnp.maximum(means.counted, 1e-9)
         scale, loss = state.loss_scale.scale, means.loss / counted
         grads = jax.tree.map(lambda g: g / (scale * counted), means.grads)
