@@ -9,14 +9,13 @@ import jax
 import numpy as np
 from PIL import Image
 
+from benchmarks.table import Row
 from seresnext_jax.config import DataConfig
 from seresnext_jax.data.files import FileList, scan_folder
 from seresnext_jax.data.folder import Transform, open_rgb
 from seresnext_jax.data.open import open_loader
 from seresnext_jax.data.sampler import crop_draws
 from seresnext_jax.mesh import make_mesh
-
-Row = dict[str, Any]
 
 PHOTOGRAPHS = 256
 """Images of `write_photographs`; (width, height) below, that of an average ImageNet photo."""

@@ -23,7 +23,7 @@ from seresnext_jax.ops.gpu.convolution import conv2d_on_gpu
 from seresnext_jax.ops.gpu.pooling import max_pool_on_gpu
 from seresnext_jax.training.losses import smoothed_cross_entropy
 from seresnext_jax.training.precision import POLICIES
-from tests.bridge import assert_close, by_torch_name, to_variables
+from tests.bridge import by_torch_name, to_variables
 from tests.reference import torch_training
 from tests.test_parity import (
     CLASSES,
@@ -31,12 +31,12 @@ from tests.test_parity import (
     LR,
     OPTIMIZED,
     SMOOTHING,
-    STEPS,
     Twins,
     pixels,
     tiny_torch,
     to_torch_batch,
     to_torch_images,
+    train_alike,
 )
 
 SCALE = 128.0
@@ -63,17 +63,7 @@ def test_five_training_steps_in_the_gpus_formulations_are_pytorchs(on_gpu_forms:
     # The YNN library of XLA's CPU backend (jax 0.10.2) writes outside its arrays in the gradient of
     # a convolution whose kernel was computed on the way, as that of merged groups is.
     options = OPTIMIZED | {"xla_cpu_experimental_ynn_fusion_type": ""}
-    twins = Twins("no-bn", nesterov=False, compiler_options=options)
-    for _ in range(STEPS):
-        found, wanted = twins.train()
-        assert found == pytest.approx(wanted, rel=1e-4)
-    state = {
-        name: x.numpy()
-        for name, x in twins.model.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    trained = jax.device_get(twins.state)
-    assert_close(by_torch_name(trained.params, trained.batch_stats), state, relative=1e-4)
+    train_alike(Twins("no-bn", nesterov=False, compiler_options=options))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from seresnext_jax.cli import load_config
 from seresnext_jax.report.dllogger import read_report
 from tests.programs import (
     DIGITS,
@@ -210,10 +211,12 @@ def test_other_number_of_classes_gets_a_new_classifier(tmp_path: Path) -> None:
     assert "new classifier for 2 classes (the weights have 10)" in out
 
 
-@pytest.mark.skipif(Path("/imagenet").exists(), reason="it would train on ImageNet")
-def test_a_recipe_needs_nothing_but_its_config() -> None:
-    line = error_line(run(["train.py", "--config", "configs/dgxa100_amp_90e.py"]))
-    assert "/imagenet is not a folder: give --data.root" in line
+def test_a_recipe_reads_imagenet_and_names_the_option_if_it_is_missing(tmp_path: Path) -> None:
+    recipe = "configs/dgxa100_amp_90e.py"
+    assert load_config(recipe).data.root == "/imagenet"
+    missing = str(tmp_path / "imagenet")  # the other one may be there
+    line = error_line(run(["train.py", "--config", recipe, "--data.root", missing]))
+    assert f"{missing} is not a folder: give --data.root" in line
 
 
 COUNTING = """
