@@ -1,29 +1,31 @@
 """Name what is on pictures: ``python classify.py --weights WEIGHTS IMAGE_OR_FOLDER ...``.
 
 Any image that Pillow opens, in the preprocessing of evaluation; folders are searched for images.
-Two of ImageNet's 1,000 names are the same (crane): ``--json`` gives the class's index, too.
+Two of ImageNet's 1,000 names are the same (crane): ``--json FILE`` has each class's index, too.
 ``--weights`` takes what eval.py takes.
 """
 
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 import tyro
 
-from seresnext_jax.cli import parse, run
-from seresnext_jax.config import Config, ModelConfig, Precision
+from seresnext_jax.cli import check_output, parse, run, write_output
+from seresnext_jax.config import Config, ModelConfig, Precision, Range, SizesOfWeights
 from seresnext_jax.data.class_names import names_for
 from seresnext_jax.data.folder import BadImage, Transform, open_rgb
 from seresnext_jax.data.pictures import pictures_below
 from seresnext_jax.errors import UserError, shown
+from seresnext_jax.model.network import make_network
 from seresnext_jax.run import runtime
-from seresnext_jax.training.setup import folded_forward, make_network, place_folded
+from seresnext_jax.training.inference import folded_forward, place_folded
+from seresnext_jax.training.precision import POLICIES
 from seresnext_jax.weights.read import read_weights
 
 
@@ -35,22 +37,19 @@ class ClassifyConfig:
     """Image files, and folders of them."""
     weights: str = ""
     """A checkpoint, a weights folder, or a PyTorch file."""
-    topk: int = 5
+    topk: Annotated[int, Range(1, 10**7)] = 5
     """Classes named for each image."""
     precision: Precision = "fp32"
     """fp32, tf32, bf16 or fp16."""
-    batch_size: int = 16
+    batch_size: Annotated[int, Range(1, 10**6)] = 16
     """Images per forward pass."""
-    image_size: int = 0
-    """Side of the square the network sees, in pixels; 0: that of the weights."""
-    eval_margin: int = -1
-    """The shorter side is resized to image_size + this; -1: as the weights were evaluated."""
+    data: SizesOfWeights = field(default_factory=SizesOfWeights)
     ema: bool = False
-    """Use the moving average that the weights' file holds."""
+    """Use the moving average that the weights' file contains."""
     compilation_cache: str = Config.compilation_cache
     """Folder of JAX's persistent compilation cache; empty: none."""
-    json: bool = False
-    """Print one JSON object per image instead of text."""
+    json: str = ""
+    """Also write the results to this file: a JSON object for each image, one per line."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -60,24 +59,18 @@ def main(argv: list[str]) -> int:
     config = parse(ClassifyConfig(), argv, program="classify.py", description=__doc__ or "")
     if not config.weights:
         raise UserError("--weights is missing: name a checkpoint, weights folder or PyTorch file")
-    if config.topk < 1 or config.batch_size < 1:
-        raise UserError("--topk and --batch-size take numbers from 1 on")
+    check_output("--json", config.json)
     paths = find_images(config.images)
     runtime.use_compilation_cache(config.compilation_cache)
     variables, info = read_weights(config.weights, ema=config.ema)
-    size = config.image_size or info.image_size
-    transform = Transform(
-        split="val",
-        image_size=size,
-        eval_margin=info.eval_margin if config.eval_margin < 0 else config.eval_margin,
-        crop_area=(1.0, 1.0),
-        crop_ratio=(1.0, 1.0),
-        flip=False,
-    )
+    data = config.data.resolve(info.image_size, info.eval_margin)
+    size = data.image_size
+    transform = Transform("val", size, data.eval_margin, (1.0, 1.0), (1.0, 1.0), False)
     names = names_for(info.num_classes, info.class_names)
     model = ModelConfig(arch=info.architecture, num_classes=info.num_classes)
-    predict = make_predict(Config(model=model, precision=config.precision), variables)
+    predict = make_predict(model, config.precision, variables)
 
+    lines: list[str] = []
     failures = 0
     batch_size = min(config.batch_size, len(paths))
     for start in range(0, len(paths), batch_size):
@@ -95,7 +88,16 @@ def main(argv: list[str]) -> int:
                 failures += 1
                 print(f"error: can't decode {path}: {problems[row]}", file=sys.stderr)
             else:
-                print_result(path, probabilities[row], names, config)
+                best = np.argsort(-probabilities[row], kind="stable")[: config.topk].tolist()
+                classes = [
+                    {"index": i, "name": names[i], "probability": float(probabilities[row, i])}
+                    for i in best
+                ]
+                lines.append(json.dumps({"image": str(path), "classes": classes}) + "\n")
+                print(path)
+                for found in classes:
+                    print(f"  {100 * found['probability']:5.1f} %  {shown(found['name'])}")
+    write_output("--json", config.json, "".join(lines))
     return 1 if failures else 0
 
 
@@ -121,28 +123,14 @@ def find_images(given: tuple[str, ...]) -> list[Path]:
     return found
 
 
-def make_predict(config: Config, variables: Any) -> Callable[[np.ndarray], np.ndarray]:
+def make_predict(
+    model: ModelConfig, precision: Precision, variables: Any
+) -> Callable[[np.ndarray], np.ndarray]:
     """A compiled function from (N, H, W, 3) uint8 to probabilities (N, K) float32."""
-    forward, weights = folded_forward(make_network(config), variables, config.precision)
+    network = make_network(model, POLICIES[precision].compute_dtype)
+    forward, weights = folded_forward(network, variables, precision)
     weights = place_folded(weights)
     return lambda images: np.asarray(jax.nn.softmax(forward(weights, images)))
-
-
-def print_result(
-    path: Path, probabilities: np.ndarray, names: tuple[str, ...], config: ClassifyConfig
-) -> None:
-    """Print the most probable classes of one image."""
-    best = np.argsort(-probabilities, kind="stable")[: config.topk]
-    if config.json:
-        classes = [
-            {"index": int(i), "name": names[i], "probability": float(probabilities[i])}
-            for i in best
-        ]
-        print(json.dumps({"image": str(path), "classes": classes}))
-        return
-    print(path)
-    for i in best:
-        print(f"  {100 * probabilities[i]:5.1f} %  {shown(names[i])}")
 
 
 if __name__ == "__main__":

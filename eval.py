@@ -6,67 +6,90 @@ and so does the image's size unless --config or an option says otherwise.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from seresnext_jax.cli import parse_config, run
-from seresnext_jax.config import Config, DataConfig
+from seresnext_jax.cli import check_output, parse_over_config, run, write_output
+from seresnext_jax.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    InputConfig,
+    ModelConfig,
+    SizesOfWeights,
+)
 from seresnext_jax.data.files import check_classes
 from seresnext_jax.data.open import open_loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
+from seresnext_jax.model.network import make_network
 from seresnext_jax.processes import fails_alone
 from seresnext_jax.report.console import Console
 from seresnext_jax.run import runtime
 from seresnext_jax.training.evaluate import evaluate
-from seresnext_jax.training.setup import lower_eval_step, make_network
-from seresnext_jax.weights.folder import WeightsInfo
+from seresnext_jax.training.precision import POLICIES
+from seresnext_jax.training.step import lower_eval_step
 from seresnext_jax.weights.read import read_weights
 
 
 @dataclass(frozen=True)
-class EvalConfig(Config):
-    """A run's options, of which evaluation uses those of data, model and precision."""
+class EvalInput(SizesOfWeights, InputConfig):
+    """The images and how they are read."""
+
+
+@dataclass(frozen=True)
+class EvalConfig(EvaluationConfig):
+    """The options of eval.py."""
+
+    data: EvalInput = field(default_factory=EvalInput)
 
     weights: str = ""
     """What to evaluate: a checkpoint, a weights folder, or a PyTorch file."""
     ema: bool = False
-    """Evaluate the moving average that the weights' file holds."""
+    """Evaluate the moving average that the weights' file contains."""
     json: str = ""
     """Also write the results to this file."""
+
+
+def options_from(config: Config | None) -> EvalConfig:
+    """The default options: those of a config file, where there is one."""
+    if config is None:
+        return EvalConfig()
+    common = {f.name: getattr(config, f.name) for f in fields(EvaluationConfig)}
+    data = {f.name: getattr(config.data, f.name) for f in fields(InputConfig)}
+    smoothing = config.validation_smoothing
+    return EvalConfig(**{**common, "data": EvalInput(**data), "label_smoothing": smoothing})
 
 
 @fails_alone
 def main(argv: list[str]) -> int:
     """Run the program; returns its exit status."""
-    config = parse_config(argv, program="eval.py", description=__doc__ or "", schema=EvalConfig)
+    config = parse_over_config(options_from, argv, program="eval.py", description=__doc__ or "")
     if not config.weights:
         raise UserError("--weights is missing: name a checkpoint, weights folder or PyTorch file")
-    if config.json and not Path(config.json).absolute().parent.is_dir():
-        raise UserError(f"--json {config.json}: there is no such folder; make it first")
+    check_output("--json", config.json)
     runtime.start(config)
     mesh = make_mesh()
     console = Console(enabled=jax.process_index() == 0)
 
     # ---- network -------------------------------------------------------------------------------
     variables, info = read_weights(config.weights, ema=config.ema)
-    data = image_sizes(config.data, info, argv)
-    model = replace(config.model, arch=info.architecture, num_classes=info.num_classes)
-    config = replace(config, data=data, model=model, topk=min(config.topk, info.num_classes))
-    network = make_network(config)
+    data = config.data.resolve(info.image_size, info.eval_margin)
+    config = replace(config, data=data, topk=min(config.topk, info.num_classes))
+    model = ModelConfig(arch=info.architecture, num_classes=info.num_classes)
+    network = make_network(model, POLICIES[config.precision].compute_dtype)
 
     # ---- data ----------------------------------------------------------------------------------
     loader = open_loader(
-        data,
+        DataConfig(**asdict(data)),  # the crops of training are not used
         split="val",
         mesh=mesh,
         accumulation=1,
         images_per_pass=config.batch_size * mesh.size,
-        seed=config.seed,
+        seed=0,
         num_classes=info.num_classes,
         max_steps=config.prof,
     )
@@ -81,7 +104,7 @@ def main(argv: list[str]) -> int:
     # ---- evaluate ------------------------------------------------------------------------------
     variables = replicate(mesh, jax.tree.map(jnp.asarray, variables))
     with console.compiling("the evaluation step"):
-        step = lower_eval_step(config, network, mesh, variables).compile()
+        step = lower_eval_step(network.apply, config, mesh, variables).compile()
     results = evaluate(step, variables, loader, topk=config.topk)
     assert results is not None  # nothing asks this program to stop
     loader.close()
@@ -102,24 +125,9 @@ def main(argv: list[str]) -> int:
     )
     for path in loader.bad_files:
         console.warn(f"left out, can't be decoded: {path}")
-    if config.json and console.enabled:
-        try:
-            Path(config.json).write_text(json.dumps(header | results, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"--json {config.json}: {error.strerror}; name another file") from error
+    if console.enabled:
+        write_output("--json", config.json, json.dumps(header | results, indent=2) + "\n")
     return 0
-
-
-def image_sizes(data: DataConfig, info: WeightsInfo, argv: Sequence[str]) -> DataConfig:
-    """The image's size and margin as the weights have them, where the command line has no say."""
-    given = {word.partition("=")[0].replace("_", "-") for word in argv}
-    if "--config" in given:
-        return data
-    if "--data.image-size" not in given:
-        data = replace(data, image_size=info.image_size)
-    if "--data.eval-margin" not in given:
-        data = replace(data, eval_margin=info.eval_margin)
-    return data
 
 
 def _format(name: str, value: float) -> str:

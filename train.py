@@ -18,6 +18,7 @@ from seresnext_jax.data.check import check_data
 from seresnext_jax.data.files import check_classes, check_same_classes
 from seresnext_jax.data.open import Split, open_loader
 from seresnext_jax.mesh import make_mesh, replicate
+from seresnext_jax.model.network import make_network
 from seresnext_jax.processes import fails_alone
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.plot import plot_report
@@ -29,13 +30,9 @@ from seresnext_jax.run.start import find_start, initial_variables
 from seresnext_jax.run.stop import EXIT_STOPPED, StopRequest
 from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.training.optimizer import learning_rate
-from seresnext_jax.training.setup import (
-    lower_eval_step,
-    lower_train_step,
-    make_network,
-    make_state,
-)
-from seresnext_jax.training.state import TrainState
+from seresnext_jax.training.precision import POLICIES
+from seresnext_jax.training.state import TrainState, create_train_state
+from seresnext_jax.training.step import lower_eval_step, lower_train_step
 
 
 @fails_alone
@@ -61,9 +58,9 @@ def main(argv: list[str]) -> int:
     plan = resolve(config, num_images=train_loader.num_images, num_devices=mesh.size)
 
     # ---- network, optimizer, state -------------------------------------------------------------
-    network = make_network(config, bn_group_size=plan.bn_group_size)
+    network = make_network(config.model, POLICIES[config.precision].compute_dtype)
     variables = initial_variables(config, network, start, train_loader.class_names, console)
-    state = replicate(mesh, make_state(config, variables))
+    state = replicate(mesh, create_train_state(config, variables))
 
     # ---- where to continue ---------------------------------------------------------------------
     saver = Saver(config, plan, train_loader, console)
@@ -74,7 +71,7 @@ def main(argv: list[str]) -> int:
     # ---- the steps, compiled -------------------------------------------------------------------
     if val_loader is not None:
         with console.compiling("the evaluation step"):
-            eval_step = lower_eval_step(config, network, mesh, state.variables).compile()
+            eval_step = lower_eval_step(network.apply, config, mesh, state.variables).compile()
     if config.evaluate:
         assert val_loader is not None  # config.check: --evaluate excludes --training-only
         if not step and not config.init_from:
@@ -88,7 +85,7 @@ def main(argv: list[str]) -> int:
         val_loader.close()
         return 0
     with console.compiling("the training step"):
-        lowered = lower_train_step(config, network, mesh, state, passes=plan.accumulation)
+        lowered = lower_train_step(network.apply, config, mesh, state, passes=plan.accumulation)
         train_step = lowered.compile()
 
     # ---- train ---------------------------------------------------------------------------------

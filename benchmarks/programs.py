@@ -20,14 +20,11 @@ from seresnext_jax.data.open import open_loader
 from seresnext_jax.data.place import put_batch
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.initial import init_variables
-from seresnext_jax.model.network import ARCHITECTURES
-from seresnext_jax.training.setup import (
-    folded_forward,
-    lower_train_step,
-    make_network,
-    make_state,
-    place_folded,
-)
+from seresnext_jax.model.network import ARCHITECTURES, make_network
+from seresnext_jax.training.inference import folded_forward, place_folded
+from seresnext_jax.training.precision import POLICIES
+from seresnext_jax.training.state import create_train_state
+from seresnext_jax.training.step import lower_train_step
 
 
 @dataclass(frozen=True)
@@ -74,13 +71,13 @@ def _batches(config: Config, mesh: Any) -> Iterator[Batch]:
 def jax_train(config: Config, *, devices: int) -> Program:
     """The training step of `train.py` on the first `devices` devices."""
     mesh = make_mesh(jax.devices()[:devices])
-    plan = resolve(config, num_images=config.batch_size * devices, num_devices=devices)
-    network = make_network(config, bn_group_size=plan.bn_group_size)
-    state = replicate(mesh, make_state(config, init_variables(network, config.seed)))
+    resolve(config, num_images=config.batch_size * devices, num_devices=devices)
+    network = make_network(config.model, POLICIES[config.precision].compute_dtype)
+    state = replicate(mesh, create_train_state(config, init_variables(network, config.seed)))
     batches = _batches(config, mesh)
     lr = np.float32(0.01)
     started = time.perf_counter()
-    compiled = lower_train_step(config, network, mesh, state, passes=1).compile()
+    compiled = lower_train_step(network.apply, config, mesh, state, passes=1).compile()
     seconds = time.perf_counter() - started
     latest: list[Any] = [state]
     data_waits: list[float] = []
@@ -99,7 +96,7 @@ def jax_train(config: Config, *, devices: int) -> Program:
 
 def jax_infer(config: Config) -> Program:
     """The forward pass on one device, with BatchNorm folded, as in classify.py."""
-    network = make_network(config)
+    network = make_network(config.model, POLICIES[config.precision].compute_dtype)
     variables = init_variables(network, config.seed)
     forward, variables = folded_forward(network, variables, config.precision)
     variables = place_folded(variables)

@@ -7,6 +7,7 @@ schema; what it says about a wrong one becomes the message of a `UserError`.
 import contextlib
 import difflib
 import io
+import mimetypes
 import os
 import re
 import sys
@@ -16,18 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import typeguard
 import tyro
-from typing_extensions import TypeVar
 
-from seresnext_jax.config import Config, check, flatten, option_name
+from seresnext_jax.config import Config, check, check_ranges, flatten, option_name
 from seresnext_jax.errors import UserError, fixable_by_the_user
 from seresnext_jax.model.network import find_architecture
 
 T = TypeVar("T")
-C = TypeVar("C", bound=Config, default=Config)
 
 _CONFIG_HELP = """
 --config FILE: a Python file whose get_config() gives the defaults of the options below.
@@ -68,40 +67,46 @@ def _end(line: str, status: int, *, debug: bool) -> NoReturn:
     sys.exit(status)
 
 
-def parse_config(
-    argv: Sequence[str],
-    *,
-    program: str,
-    description: str,
-    schema: type[C] = Config,  # type: ignore[assignment]
-) -> C:
-    """Read ``--config FILE`` and the options that override it, and check the result.
+def parse_config(argv: Sequence[str], *, program: str, description: str) -> Config:
+    """Read the options of a training run, and check them.
 
-    Args:
-      argv: the words of the command line, without the program's name.
-      program: the program's name, for the help.
-      description: what the program does, for the help.
-      schema: `Config`, or a subclass of it whose own fields (all with defaults) are the options
-        that only this program has.
+    Args: as for `parse_over_config`.
 
     Raises:
       UserError: a bad config file, an unknown option, or a value of a wrong type or out of range,
         such as an unknown architecture.
       SystemExit: ``--help`` was given and printed.
     """
+    config = parse_over_config(
+        lambda base: base or Config(), argv, program=program, description=description
+    )
+    check(config)
+    find_architecture(config.model.arch)
+    return config
+
+
+def parse_over_config(
+    defaults: Callable[[Config | None], T], argv: Sequence[str], *, program: str, description: str
+) -> T:
+    """Read ``--config FILE`` and the options that override it.
+
+    Args:
+      defaults: the program's options, as the config file gives them; it gets None if no file is
+        named.
+      argv, program, description: as for `parse`.
+
+    Raises:
+      UserError: a bad config file, an unknown option, or a value of a wrong type or out of range.
+      SystemExit: ``--help`` was given and printed.
+    """
     file, rest = _split_config(argv)
-    base = load_config(file) if file else Config()
-    default = schema(**{f.name: getattr(base, f.name) for f in fields(Config)})
-    config = parse(
-        default,
+    return parse(
+        defaults(load_config(file) if file else None),
         rest,
         program=program,
         description=description + _CONFIG_HELP + (file or "a run without --config") + ".",
         known=("--config",),
     )
-    check(config)
-    find_architecture(config.model.arch)
-    return config
 
 
 def parse(
@@ -117,7 +122,7 @@ def parse(
       known: options the caller took out of `argv`, so that a typo in one of them is recognised.
 
     Raises:
-      UserError: an unknown option, or a value of a wrong type.
+      UserError: an unknown option, or a value of a wrong type or out of range.
       SystemExit: ``--help`` was given and printed.
     """
     printed = io.StringIO()
@@ -142,9 +147,38 @@ def parse(
     else:
         sys.stderr.write(printed.getvalue())
         if not unknown:
+            check_ranges(value)
             return value
         problem = _explain_unknown(unknown[0], default, known)
     raise UserError(f"{problem} ({program} --help explains every option)")
+
+
+# ---- output files ------------------------------------------------------------------------------
+
+
+def check_output(option: str, path: str) -> None:
+    """Refuse early an output file that can't be meant: in no folder, or named like an image.
+
+    Raises:
+      UserError: naming the option.
+    """
+    if path and not Path(path).absolute().parent.is_dir():
+        raise UserError(f"{option} {path}: there is no such folder; make it first")
+    if (mimetypes.guess_type(path)[0] or "").startswith("image/"):
+        raise UserError(f"{option} {path} has an image's name: give {option} a file to write")
+
+
+def write_output(option: str, path: str, text: str) -> None:
+    """Write a file that an option names; nothing if it names none.
+
+    Raises:
+      UserError: it can't be written.
+    """
+    try:
+        if path:
+            Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{option} {path}: {error.strerror}; name another file") from error
 
 
 # ---- config files ------------------------------------------------------------------------------

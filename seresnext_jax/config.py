@@ -1,13 +1,23 @@
 """What a run is told (`Config`) and what follows from it (`Plan`).
 
-A config file states decisions only; every derived number (accumulation, steps, learning rate) is
-computed by `resolve` after the command line was read, so an override never leaves a stale value.
+A config file contains decisions only. `resolve` computes every derived number (accumulation, steps,
+learning rate) after the command line was read, so an override never leaves a stale value.
 """
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import reduce
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from seresnext_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Smallest and largest value of an option, in the annotation of its field."""
+
+    low: float
+    high: float
+
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Backend = Literal["dali-gpu", "dali-cpu", "folder", "synthetic"]
@@ -21,74 +31,97 @@ class ModelConfig:
 
     arch: str = "se-resnext101-32x4d"
     """Architecture, one of the names in seresnext_jax/model/network.py."""
-    num_classes: int = 1000
+    num_classes: Annotated[int, Range(1, 10**7)] = 1000
     """Width of the classifier."""
     conv_init: ConvInit = "fan_in"
     """Fan of the convolutions' Kaiming-normal initialiser, or one of the original's four
     model-config names (classic = grp-fanout = fan_out, fanin = grp-fanin = fan_in)."""
     last_bn_0_init: bool = False
     """Start the scale of each block's last BatchNorm at 0."""
-    bn_group_size: int = 0
+    bn_group_size: Annotated[int, Range(0, 10**6)] = 0
     """Images that are normalised together; divides batch_size. 0: the per-device batch."""
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class InputConfig:
     """The images and how they are read."""
 
     root: str = ""
-    """Folder that holds train/<class>/<image> and val/<class>/<image>."""
+    """Folder with train/<class>/<image> and val/<class>/<image>."""
     backend: Backend = "dali-cpu"
     """dali-gpu and dali-cpu decode with DALI, folder with Pillow, synthetic needs no files."""
-    image_size: int = 224
+    image_size: Annotated[int, Range(8, 4096)] = 224
     """Side of the square the network sees, in pixels."""
-    eval_margin: int = 32
+    eval_margin: Annotated[int, Range(0, 4096)] = 32
     """Evaluation resizes the shorter side to image_size + eval_margin, then crops the centre."""
+    workers: Annotated[int, Range(1, 1024)] = 4
+    """Decoding threads per device of this process. CPU backends share one pool, capped at the
+    number of cores but never smaller than this value."""
+    prefetch: Annotated[int, Range(1, 64)] = 2
+    """Batches decoded ahead of the step."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What to do with a file that can't be decoded: stop the run, or leave the file out, count it
+    and list it."""
+
+
+@dataclass(frozen=True)
+class SizesOfWeights:
+    """The image's sizes of a program that evaluates weights: by default theirs."""
+
+    image_size: Annotated[int, Range(0, 4096)] = 0
+    """Side of the square the network sees, in pixels; 0: that of the weights."""
+    eval_margin: Annotated[int, Range(-1, 4096)] = -1
+    """The shorter side is resized to image_size + eval_margin, then the centre is cropped; -1: as
+    the weights were evaluated."""
+
+    def resolve(self, image_size: int, eval_margin: int) -> Self:
+        """The same with those of the weights in place of the defaults."""
+        margin = eval_margin if self.eval_margin < 0 else self.eval_margin
+        return replace(self, image_size=self.image_size or image_size, eval_margin=margin)
+
+
+@dataclass(frozen=True)
+class DataConfig(InputConfig):
+    """The images, how they are read, and how they vary in training."""
+
     crop_area: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest share of the image's area in the random training crop."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of the random training crop."""
     flip: bool = True
     """Mirror half of the training images."""
-    workers: int = 4
-    """Decoding threads per device of this process. CPU backends share one pool, capped at the
-    number of cores but never smaller than this value."""
-    prefetch: int = 2
-    """Batches decoded ahead of the step."""
-    on_bad_image: Literal["error", "skip"] = "error"
-    """What a file that can't be decoded does: stop the run, or be left out, counted and listed."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """SGD with momentum and its learning-rate schedule."""
 
-    lr: float | None = None
+    lr: Annotated[float | None, Range(0, 1e6)] = None
     """Peak learning rate, absolute. None: lr_per_256 x optimizer batch / 256."""
-    lr_per_256: float = 0.256
+    lr_per_256: Annotated[float, Range(0, 1e6)] = 0.256
     """Peak learning rate for each 256 images of the optimizer batch; used where lr is None."""
-    momentum: float = 0.875
+    momentum: Annotated[float, Range(0, 1)] = 0.875
     """SGD momentum (no dampening)."""
     nesterov: bool = False
     """Nesterov momentum."""
-    weight_decay: float = 6.103515625e-05
+    weight_decay: Annotated[float, Range(0, 1)] = 6.103515625e-05
     """Coupled L2 coefficient, added to the gradient before the momentum."""
     decay_mask: DecayMask = "no-bn"
     """What is decayed: no-bn spares every BatchNorm parameter; nvidia-names, the original's rule,
     those whose name contains "bn", which leaves the downsample BatchNorms decayed; all, none."""
     lr_schedule: Literal["cosine", "linear", "step"] = "cosine"
     """Shape after the warm-up."""
-    warmup: int = 8
+    warmup: Annotated[int, Range(0, 10**5)] = 8
     """Epochs of linear warm-up."""
-    end_lr: float = 0.0
+    end_lr: Annotated[float, Range(0, 1e6)] = 0.0
     """Learning rate that the cosine and linear schedules run towards."""
-    lr_steps: tuple[int, ...] = (30, 60, 80)
+    lr_steps: Annotated[tuple[int, ...], Range(0, 10**5)] = (30, 60, 80)
     """Epochs at which the step schedule multiplies the learning rate by 0.1."""
     lr_update: Literal["epoch", "step"] = "epoch"
     """Change the learning rate once per epoch (the recipes) or at every step."""
     freeze_backbone: bool = False
     """Train the classifier only; everything before it, running statistics included, stays."""
-    backbone_lr_multiplier: float = 1.0
+    backbone_lr_multiplier: Annotated[float, Range(0, 1e6)] = 1.0
     """Factor on the learning rate of everything but the classifier."""
 
 
@@ -96,9 +129,9 @@ class OptimConfig:
 class LossScaleConfig:
     """The dynamic gradient scaler of fp16."""
 
-    init: float = 128.0
+    init: Annotated[float, Range(1, 2.0**24)] = 128.0
     """First loss scale."""
-    growth_interval: int = 100
+    growth_interval: Annotated[int, Range(1, 10**9)] = 100
     """Finite steps in a row after which the scale doubles."""
 
 
@@ -106,11 +139,11 @@ class LossScaleConfig:
 class CheckpointConfig:
     """When training saves, and what it keeps."""
 
-    every_steps: int = 0
+    every_steps: Annotated[int, Range(0, 10**9)] = 0
     """Also save every N optimizer steps; 0: at the ends of epochs only."""
-    every_minutes: float = 0.0
+    every_minutes: Annotated[float, Range(0, 10**6)] = 0.0
     """Also save when N minutes have passed since the last save; 0: never."""
-    keep: int = 0
+    keep: Annotated[int, Range(-1, 10**6)] = 0
     """0 keeps the last and the best checkpoint, N also the last N, -1 all of them."""
 
 
@@ -120,56 +153,76 @@ class DistributedConfig:
 
     coordinator: str = ""
     """host:port of process 0. Empty: from the environment, or a single process."""
-    num_processes: int = 0
+    num_processes: Annotated[int, Range(0, 10**5)] = 0
     """How many processes take part; 0: from the environment."""
-    process_id: int = -1
+    process_id: Annotated[int, Range(-1, 10**5)] = -1
     """Rank of this process; -1: from the environment."""
 
 
 @dataclass(frozen=True)
-class Config:
+class EvaluationConfig:
+    """One evaluation; a training run has these options, too."""
+
+    data: InputConfig = field(default_factory=InputConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+
+    batch_size: Annotated[int, Range(1, 10**6)] = 128
+    """Images per device in one forward pass."""
+    precision: Precision = "fp32"
+    """fp32 (highest matmul precision), tf32, bf16, or fp16 (training scales the loss). Parameters,
+    statistics and loss are float32 in each."""
+    label_smoothing: Annotated[float, Range(0, 1)] = 0.1
+    """Weight of the uniform distribution in the target of the loss."""
+    topk: Annotated[int, Range(1, 10**7)] = 5
+    """The second accuracy reported, beside top-1."""
+    prof: Annotated[int, Range(-1, 10**9)] = -1
+    """Stop each epoch's training, and each evaluation, after N steps; -1: no limit."""
+    compilation_cache: str = "~/.cache/seresnext_jax"
+    """Folder of JAX's persistent compilation cache; empty: none. The environment's
+    JAX_COMPILATION_CACHE_DIR overrides the default."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    @property
+    def validation_smoothing(self) -> float:
+        """Label smoothing of the validation loss."""
+        return self.label_smoothing
+
+
+@dataclass(frozen=True)
+class Config(EvaluationConfig):
     """One training run."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
-    epochs: int = 90
+    epochs: Annotated[int, Range(1, 10**5)] = 90
     """Epochs of the whole schedule."""
-    run_epochs: int = -1
+    run_epochs: Annotated[int, Range(-1, 10**5)] = -1
     """Train at most this many epochs in this run; the schedule is unchanged. -1: no limit."""
-    batch_size: int = 128
-    """Images per device in one forward pass."""
-    optimizer_batch_size: int = -1
+    optimizer_batch_size: Annotated[int, Range(-1, 10**7)] = -1
     """Images per optimizer step over all devices; gradients are accumulated to reach it.
     -1: batch_size x devices."""
-    precision: Precision = "fp32"
-    """fp32 (highest matmul precision), tf32, bf16, or fp16 with loss scaling. Parameters,
-    statistics and loss are float32 in each."""
-    label_smoothing: float = 0.1
-    """Weight of the uniform distribution in the training target."""
-    mixup: float = 0.0
+    mixup: Annotated[float, Range(0, 100)] = 0.0
     """Alpha of the Beta distribution of mixup; 0: no mixup."""
-    use_ema: float | None = None
+    use_ema: Annotated[float | None, Range(0, 1)] = None
     """Decay of an exponential moving average of the weights; None: no average."""
-    seed: int = 0
-    """Decides everything random: initial weights, order, crops, flips, mixup."""
-    early_stopping_patience: int = -1
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    """Seed of everything random: initial weights, order, crops, flips, mixup."""
+    early_stopping_patience: Annotated[int, Range(-1, 10**5)] = -1
     """Stop after N epochs without a better top-1; -1: never."""
-    max_bad_steps: int = 20
+    max_bad_steps: Annotated[int, Range(1, 10**9)] = 20
     """Stop after N steps in a row whose loss or gradients are not finite."""
-    topk: int = 5
-    """The second accuracy reported, beside top-1."""
 
     workspace: str = "runs/default"
     """Folder for the report, the checkpoints and the plot."""
     raport_file: str = "experiment_raport.json"
     """Name of the DLLogger report in the workspace."""
     resume: str = ""
-    """A checkpoints folder to continue from, or auto: from this workspace if it has one."""
+    """A checkpoint to continue from, or auto: the newest one of this workspace, if there is one."""
     init_from: str = ""
     """Weights to start from: a converted weights folder, a checkpoint, or a torch file."""
     evaluate: bool = False
@@ -178,17 +231,15 @@ class Config:
     """Skip the evaluation after each epoch."""
     no_checkpoints: bool = False
     """Save nothing."""
-    print_freq: int = 20
+    print_freq: Annotated[int, Range(1, 10**9)] = 20
     """Steps between two lines of the report."""
-    prof: int = -1
-    """Cut each epoch's training, and each evaluation, after N steps; -1: run them whole."""
-    compilation_cache: str = "~/.cache/seresnext_jax"
-    """Folder of JAX's persistent compilation cache; empty: none. The environment's
-    JAX_COMPILATION_CACHE_DIR overrides the default."""
     check_data: bool = False
-    """Walk the dataset, print what is wrong with it and how to mend it, and stop."""
-    debug: bool = False
-    """Show the traceback of an error."""
+    """Check the dataset as check_data.py does, and stop."""
+
+    @property
+    def validation_smoothing(self) -> float:
+        """As in the original, there is none where training mixes up."""
+        return 0.0 if self.mixup else self.label_smoothing
 
 
 @dataclass(frozen=True)
@@ -278,65 +329,46 @@ def _batch_advice(batch_size: int, num_devices: int, wanted: int) -> str:
     return f"{problem}: use --batch-size {fit}"
 
 
-RANGES: tuple[tuple[str, float, float], ...] = (
-    ("model.num_classes", 1, 10**7),
-    ("model.bn_group_size", 0, 10**6),
-    ("data.image_size", 8, 4096),
-    ("data.eval_margin", 0, 4096),
-    ("data.workers", 1, 1024),
-    ("data.prefetch", 1, 64),
-    ("optim.lr", 0, 1e6),
-    ("optim.lr_per_256", 0, 1e6),
-    ("optim.momentum", 0, 1),
-    ("optim.weight_decay", 0, 1),
-    ("optim.warmup", 0, 10**5),
-    ("optim.end_lr", 0, 1e6),
-    ("optim.backbone_lr_multiplier", 0, 1e6),
-    ("loss_scale.init", 1, 2.0**24),
-    ("loss_scale.growth_interval", 1, 10**9),
-    ("checkpoint.every_steps", 0, 10**9),
-    ("checkpoint.every_minutes", 0, 10**6),
-    ("checkpoint.keep", -1, 10**6),
-    ("distributed.num_processes", 0, 10**5),
-    ("distributed.process_id", -1, 10**5),
-    ("epochs", 1, 10**5),
-    ("run_epochs", -1, 10**5),
-    ("batch_size", 1, 10**6),
-    ("optimizer_batch_size", -1, 10**7),
-    ("label_smoothing", 0, 1),
-    ("mixup", 0, 100),
-    ("use_ema", 0, 1),
-    ("seed", 0, 2**31 - 1),
-    ("early_stopping_patience", -1, 10**5),
-    ("max_bad_steps", 1, 10**9),
-    ("topk", 1, 10**7),
-    ("print_freq", 1, 10**9),
-    ("prof", -1, 10**9),
-)
-"""Every field that is a number, its smallest and its largest value."""
-
-
 def option_name(path: str) -> str:
     """The command-line spelling of a field: ``optim.lr_per_256`` → ``--optim.lr-per-256``."""
     return "--" + path.replace("_", "-")
 
 
-def check(config: Config) -> None:
-    """Check each field's range on its own and the pairs that exclude one another.
+def ranges(schema: type, prefix: str = "") -> dict[str, Range]:
+    """The range of each number in a dataclass of options, by its path: ``optim.lr``."""
+    found: dict[str, Range] = {}
+    for name, hint in get_type_hints(schema, include_extras=True).items():
+        if is_dataclass(hint):
+            found |= ranges(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        for limit in getattr(hint, "__metadata__", ()):
+            if isinstance(limit, Range):
+                found[prefix + name] = limit
+    return found
+
+
+def check_ranges(options: Any) -> None:
+    """Check each number of a dataclass of options against the range of its field.
 
     Raises:
       UserError: naming the option, its value and what it may be.
     """
-    for path, low, high in RANGES:
-        value: Any = config
-        for part in path.split("."):
-            value = getattr(value, part)
-        if value is None:
-            continue
-        if not low <= value <= high:
-            raise UserError(
-                f"{option_name(path)} is {value}: it must lie between {low:g} and {high:g}"
-            )
+    for path, limit in ranges(type(options)).items():
+        value = reduce(getattr, path.split("."), options)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not limit.low <= number <= limit.high:
+                raise UserError(
+                    f"{option_name(path)} is {number}: it must be between {limit.low:g} and "
+                    f"{limit.high:g}"
+                )
+
+
+def check(config: Config) -> None:
+    """Check each option on its own, and those that exclude one another.
+
+    Raises:
+      UserError: naming the option, its value and what it may be.
+    """
+    check_ranges(config)
     if config.optimizer_batch_size == 0 or config.prof == 0 or config.run_epochs == 0:
         raise UserError(
             "--optimizer-batch-size, --prof and --run-epochs take -1 or a positive number, not 0"
@@ -354,8 +386,6 @@ def check(config: Config) -> None:
             f"--optim.warmup {config.optim.warmup} leaves no epoch of --epochs {config.epochs} "
             "for the schedule: lower the warm-up"
         )
-    if any(epoch < 0 for epoch in config.optim.lr_steps):
-        raise UserError("--optim.lr-steps takes epochs, numbers from 0 on")
     if config.evaluate and config.training_only:
         raise UserError("--evaluate and --training-only exclude one another: give one of them")
     if config.training_only and config.early_stopping_patience >= 0:
@@ -367,11 +397,6 @@ def check(config: Config) -> None:
         raise UserError(
             f"--topk {config.topk} is more than --model.num-classes {config.model.num_classes}"
         )
-
-
-def to_dict(value: Any) -> dict[str, Any]:
-    """A config or plan as plain nested dictionaries (for JSON)."""
-    return asdict(value)
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -17,12 +17,10 @@ from seresnext_jax.checkpoint.reading import (
     read_weights,
 )
 from seresnext_jax.checkpoint.saving import Checkpoints
-from seresnext_jax.config import OptimConfig
+from seresnext_jax.config import Config, LossScaleConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
-from seresnext_jax.training.optimizer import make_optimizer
-from seresnext_jax.training.precision import POLICIES, init_loss_scale
-from seresnext_jax.training.state import TrainState, create
+from seresnext_jax.training.state import TrainState, create_train_state
 
 
 def state(step: int = 0, *, devices: int = 1, width: int = 3) -> TrainState:
@@ -32,13 +30,9 @@ def state(step: int = 0, *, devices: int = 1, width: int = 3) -> TrainState:
         "params": {"fc": {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(width)}},
         "batch_stats": {"bn1": {"mean": jnp.ones(4) * step, "var": jnp.ones(4)}},
     }
-    made = create(
-        variables,
-        optimizer=make_optimizer(OptimConfig()),
-        loss_scale=init_loss_scale(POLICIES["fp16"], 128.0 + step),
-        seed=3,
-        with_ema=True,
-    )
+    loss_scale = LossScaleConfig(init=128.0 + step)
+    config = Config(precision="fp16", loss_scale=loss_scale, seed=3, use_ema=0.9)
+    made = create_train_state(config, variables)
     made = made.replace(step=jnp.int32(step))  # type: ignore[attr-defined]
     return replicate(make_mesh(jax.devices()[:devices]), made)  # type: ignore[no-any-return]
 

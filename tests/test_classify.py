@@ -91,8 +91,10 @@ def test_json_of_several_batches(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [picture(tmp_path / f"{i}.png", (10 + i, 0, 0)) for i in range(5)]
-    assert run(weights, "--json", "--batch-size", "2", *files) == 0
-    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    out = tmp_path / "out.jsonl"
+    assert run(weights, "--json", out, "--batch-size", "2", *files) == 0
+    assert "100.0 %  red" in capsys.readouterr().out
+    results = [json.loads(line) for line in out.read_text().splitlines()]
     assert [result["image"] for result in results] == [str(file) for file in files]
     for result in results:
         assert result["classes"][0] == {"index": 0, "name": "red", "probability": 1.0}
@@ -188,10 +190,10 @@ def test_probabilities_are_the_networks_and_a_torch_file_is_taken(
 
     state = to_state_dict(variables, layout="ngc", prefix="module.")
     torch.save({k: torch.from_numpy(x) for k, x in state.items()}, tmp_path / "a.pth")
-    sizes = ("--image-size", SIZE, "--eval-margin", 0)
+    sizes = ("--data.image-size", SIZE, "--data.eval-margin", 0)
     for words in ([weights], [tmp_path / "a.pth", *sizes]):
-        assert run(*words, "--json", file) == 0
-        classes = json.loads(capsys.readouterr().out)["classes"]
+        assert run(*words, "--json", tmp_path / "out.jsonl", file) == 0
+        classes = json.loads((tmp_path / "out.jsonl").read_text())["classes"]
         assert [c["index"] for c in classes] == np.argsort(-wanted).tolist()
         for c in classes:
             assert c["probability"] == pytest.approx(float(wanted[c["index"]]), rel=1e-5)

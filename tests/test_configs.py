@@ -1,13 +1,14 @@
 """The recipes: each file against the table of NVIDIA's configs.yml, written out here."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from seresnext_jax.cli import load_config
-from seresnext_jax.config import Config, check, flatten, resolve, to_dict
+from seresnext_jax.config import Config, check, flatten, resolve
 from seresnext_jax.errors import UserError
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -184,7 +185,7 @@ def test_every_file_is_one_of_these() -> None:
 def test_each_file_stands_on_its_own(name: str) -> None:
     config = load(name)
     check(config)
-    json.dumps(to_dict(config), allow_nan=False)
+    json.dumps(asdict(config), allow_nan=False)
     text = (FOLDER / f"{name}.py").read_text()
     assert f"--config configs/{name}.py" in text, "the docstring shows how to run it"
     assert "img/s" not in text or "NVIDIA's figures, not measured" in text or "no figures" in text

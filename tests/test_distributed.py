@@ -55,7 +55,6 @@ initialize_distributed(
     coordinator=f"127.0.0.1:{port}", num_processes=count, process_id=rank
 )
 mesh = make_mesh()
-fp32 = POLICIES["fp32"]
 read = {"train": [], "val": []}
 image = ImageReader.image
 def recording(self, index, draws):
@@ -71,18 +70,18 @@ class Net(nn.Module):
     def __call__(self, x, *, train):
         x = BatchNorm(2, name="bn")(x, train=train)
         return nn.Dense(2, name="fc")(x.reshape(x.shape[0], -1))
-net, optimizer = Net(), make_optimizer(OptimConfig())
-state = replicate(mesh, create(
-    net.init(jax.random.key(0), np.zeros((2, 16, 16, 3), np.float32), train=False),
-    optimizer=optimizer, loss_scale=init_loss_scale(fp32, 1.0), seed=0, with_ema=False))
+net = Net()
+config = Config(model=ModelConfig(num_classes=2), topk=2, label_smoothing=0.0)
+state = replicate(mesh, create_train_state(config,
+    net.init(jax.random.key(0), np.zeros((2, 16, 16, 3), np.float32), train=False)))
 train, val = open_split("train", 2), open_split("val", 1)
-step = make_train_step(net.apply, optimizer, StepOptions(2, fp32), mesh)
+step = make_train_step(net.apply, config, mesh)
 losses = []
 for _, batch in zip(range(train.num_steps), train.batches(0)):
     state, metrics = step(state, batch, np.float32(0.01))
     losses.append(float(metrics["loss"]))
 seen = sorted(read["train"][: train.num_steps * 16 // count])
-check = make_eval_step(net.apply, policy=fp32, topk=2, smoothing=0.0, mesh=mesh)
+check = make_eval_step(net.apply, config, mesh)
 result = evaluate(check, state.variables, val, topk=2)
 train.close(), val.close()
 print(json.dumps({

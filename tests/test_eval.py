@@ -8,11 +8,11 @@ import torch
 
 import eval as program
 from convert.__main__ import main as convert
-from seresnext_jax.config import Config, DataConfig
+from eval import options_from
+from seresnext_jax.cli import parse_over_config
+from seresnext_jax.config import Config
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import ARCHITECTURES
-from seresnext_jax.training.evaluate import validation_smoothing
-from seresnext_jax.weights.folder import WeightsInfo
 from tests.programs import DIGITS, done, event, shared, tiny
 from tests.reference import torch_model, torch_training
 
@@ -26,27 +26,21 @@ TINY = "se-resnext-tiny"
         (["--data.image-size", "64"], (64, 4)),
         (["--data.image_size=64"], (64, 4)),
         (["--data.eval-margin", "0"], (32, 0)),
-        (["--config", "configs/digits.py"], (224, 32)),
-        (["--config=configs/digits.py"], (224, 32)),
+        (["--config", "configs/digits.py"], (32, 0)),
+        (["--config=configs/digits.py"], (32, 0)),
     ],
 )
-def test_the_weights_say_the_images_size_where_nobody_else_does(
+def test_the_weights_decide_the_images_size_unless_an_option_does(
     words: list[str], sizes: tuple[int, int]
 ) -> None:
-    """What the command line gave stands in the DataConfig already; here, the defaults."""
-    info = WeightsInfo(TINY, 10, image_size=32, eval_margin=4)
-    data = DataConfig()
-    if any("image" in word for word in words):
-        data = DataConfig(image_size=64)
-    if "--data.eval-margin" in words:
-        data = DataConfig(eval_margin=0)
-    found = program.image_sizes(data, info, words)
+    config = parse_over_config(options_from, words, program="eval.py", description="")
+    found = config.data.resolve(image_size=32, eval_margin=4)
     assert (found.image_size, found.eval_margin) == sizes
 
 
 def test_the_loss_is_smoothed_as_the_training_validates() -> None:
-    assert validation_smoothing(Config(label_smoothing=0.1)) == 0.1
-    assert validation_smoothing(Config(label_smoothing=0.1, mixup=0.2)) == 0.0
+    assert Config(label_smoothing=0.1).validation_smoothing == 0.1
+    assert Config(label_smoothing=0.1, mixup=0.2).validation_smoothing == 0.0
 
 
 def test_a_result_without_a_folder_is_refused_at_once(tmp_path: Path) -> None:

@@ -10,14 +10,14 @@ import pytest
 
 from seresnext_jax.config import ModelConfig
 from seresnext_jax.model.fold import fold_batch_norm
-from seresnext_jax.model.network import ResNet, abstract_variables, build
+from seresnext_jax.model.network import ResNet, abstract_variables, make_network
 
 ARCHITECTURES = ["se-resnext-tiny", "resnet18"]
 IMAGES = np.random.default_rng(1).normal(size=(4, 64, 64, 3)).astype(np.float32)
 
 
 def network(arch: str, dtype: str = "float32") -> ResNet:
-    return build(ModelConfig(arch=arch, num_classes=10), dtype=jnp.dtype(dtype))
+    return make_network(ModelConfig(arch=arch, num_classes=10), jnp.dtype(dtype))
 
 
 def trained_like(model: ResNet, *, variance: float = 1.0) -> Any:

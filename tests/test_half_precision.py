@@ -17,7 +17,7 @@ import torch
 
 from seresnext_jax.config import ModelConfig, Precision
 from seresnext_jax.data.images import normalize
-from seresnext_jax.model.network import build
+from seresnext_jax.model.network import make_network
 from seresnext_jax.ops.gpu.activation import relu_from_output
 from seresnext_jax.ops.gpu.convolution import conv2d_on_gpu
 from seresnext_jax.ops.gpu.pooling import max_pool_on_gpu
@@ -111,7 +111,7 @@ def loss_and_gradients(precision: Precision) -> Any:
     """A compiled function of variables, images and labels."""
     policy = POLICIES[precision]
     config = ModelConfig(arch="se-resnext-tiny", num_classes=CLASSES)
-    network = build(config, dtype=policy.compute_dtype)
+    network = make_network(config, policy.compute_dtype)
     scale = SCALE if policy.scale_loss else 1.0
 
     def scaled_loss(params: Any, variables: Any, images: jax.Array, labels: jax.Array) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from seresnext_jax.training.setup import lower_train_step
 
 from seresnext_jax.checkpoint.saving import Checkpoints
 from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -16,13 +17,10 @@ from seresnext_jax.data.place import put_batch
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.initial import init_variables
-from seresnext_jax.model.network import abstract_variables, build
+from seresnext_jax.model.network import abstract_variables, make_network
 from seresnext_jax.report.console import Console
 from seresnext_jax.run.start import find_start, initial_variables
-from seresnext_jax.training.optimizer import make_optimizer
-from seresnext_jax.training.precision import POLICIES, init_loss_scale
-from seresnext_jax.training.setup import lower_train_step, make_state
-from seresnext_jax.training.state import create
+from seresnext_jax.training.state import create_train_state
 from seresnext_jax.weights.folder import WeightsInfo, save_weights
 from seresnext_jax.weights.read import network, to_state_dict
 
@@ -39,7 +37,7 @@ def loaded() -> Any:
 
 
 def initial(config: Config, class_names: tuple[str, ...] = ()) -> Any:
-    model = build(config.model, dtype=jnp.dtype("float32"))
+    model = make_network(config.model, jnp.dtype("float32"))
     start = find_start(config)
     return initial_variables(config, model, start, class_names, Console(enabled=True))
 
@@ -57,7 +55,7 @@ def with_weights(folder: Path, variables: Any, names: tuple[str, ...] | None) ->
 @pytest.mark.parametrize(("conv_init", "zero"), [("fan_in", False), ("fan_out", True)])
 def test_random_weights_are_distributed_as_flaxs(arch: str, conv_init: Any, zero: bool) -> None:
     """Constants are equal; draws have the same spread, sign and bound."""
-    model = build(ModelConfig(arch, 10, conv_init, last_bn_0_init=zero), dtype=np.dtype("float32"))
+    model = make_network(ModelConfig(arch, 10, conv_init, last_bn_0_init=zero), np.dtype("float32"))
     ours, theirs = init_variables(model, 0), abstract_variables(model)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 32, 32, 3)), train=False))
@@ -124,13 +122,7 @@ def test_a_run_that_is_continued_needs_no_weights_to_start_from(tmp_path: Path) 
     with pytest.raises(UserError, match="gone"):
         initial(replace(config, resume="auto"))
     fresh = initial(replace(config, init_from=""))
-    state = create(
-        fresh,
-        optimizer=make_optimizer(config.optim),
-        loss_scale=init_loss_scale(POLICIES["fp32"], 1.0),
-        seed=0,
-        with_ema=False,
-    )
+    state = create_train_state(config, fresh)
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         checkpoints.save(state, {})
     assert same(initial(replace(config, resume="auto")), fresh)
@@ -151,8 +143,8 @@ def test_a_frozen_backbone_is_that_of_the_torch_file_and_stays(tmp_path: Path, l
 
     config = replace(config, batch_size=4, data=DataConfig(image_size=32))
     mesh, model = make_mesh(jax.devices()[:1]), network(TINY, 5)
-    begun = replicate(mesh, make_state(config, variables))
-    step = lower_train_step(config, model, mesh, begun, passes=1).compile()
+    begun = replicate(mesh, create_train_state(config, variables))
+    step = lower_train_step(model.apply, config, mesh, begun, passes=1).compile()
     pixels = np.random.default_rng(1).integers(0, 256, (1, 4, 32, 32, 3), np.uint8)
     batch = put_batch(mesh, pixels, np.arange(4, dtype=np.int32)[None], np.ones((1, 4), bool))
     stepped = step(begun, batch, np.float32(0.1))[0]

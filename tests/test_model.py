@@ -17,7 +17,7 @@ from seresnext_jax.model.network import (
     Architecture,
     Block,
     Options,
-    build,
+    make_network,
 )
 from seresnext_jax.torch_keys import torch_key
 from tests.reference import torch_model
@@ -25,7 +25,7 @@ from tests.reference import torch_model
 
 @cache
 def shapes(arch: str) -> Any:
-    network = build(ModelConfig(arch=arch), dtype=jnp.dtype("float32"))
+    network = make_network(ModelConfig(arch=arch), jnp.dtype("float32"))
     image = jnp.zeros((1, 32, 32, 3))
     return jax.eval_shape(lambda key: network.init(key, image, train=False), jax.random.key(0))
 
@@ -56,14 +56,14 @@ CONFIG = ModelConfig(arch="se-resnext-tiny", num_classes=10)
 
 @cache
 def tiny() -> tuple[Any, Any]:
-    network = build(CONFIG, dtype=jnp.dtype("float32"))
+    network = make_network(CONFIG, jnp.dtype("float32"))
     init = jax.jit(lambda key: network.init(key, jnp.zeros((1, 32, 32, 3)), train=False))
     return network, init(jax.random.key(0))
 
 
 def test_the_old_names_of_the_initialisers() -> None:
     modes = {
-        name: build(ModelConfig(conv_init=name), dtype=jnp.dtype("float32")).options.init_mode
+        name: make_network(ModelConfig(conv_init=name), jnp.dtype("float32")).options.init_mode
         for name in CONV_INIT
     }
     fan_in = {name for name, mode in modes.items() if mode == "fan_in"}
@@ -113,7 +113,7 @@ def test_features_stop_where_they_were_asked_to() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_near_and_its_logits_are_float32(dtype: str) -> None:
     network, variables = tiny()
-    half = build(CONFIG, dtype=jnp.dtype(dtype))
+    half = make_network(CONFIG, jnp.dtype(dtype))
     images = jax.random.normal(jax.random.key(1), (4, 64, 64, 3))
     wanted, found = (
         jax.jit(partial(n.apply, train=False))(variables, images) for n in (network, half)
@@ -124,4 +124,4 @@ def test_half_precision_is_near_and_its_logits_are_float32(dtype: str) -> None:
 
 def test_an_unknown_architecture_is_named() -> None:
     with pytest.raises(UserError, match="resnet51.*resnet50"):
-        build(ModelConfig(arch="resnet51"), dtype=jnp.dtype("float32"))
+        make_network(ModelConfig(arch="resnet51"), jnp.dtype("float32"))

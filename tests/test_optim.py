@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from seresnext_jax.config import Config, ModelConfig, OptimConfig, Plan, resolve
-from seresnext_jax.model.network import build
+from seresnext_jax.model.network import make_network
 from seresnext_jax.torch_keys import torch_key
 from seresnext_jax.training.optimizer import decay_mask, learning_rate, make_optimizer
 
@@ -62,7 +62,7 @@ def test_within_an_epoch_the_staircase_is_flat_and_the_per_step_curve_is_not() -
 
 @cache
 def full_size() -> Any:
-    network = build(ModelConfig(), dtype=jnp.dtype("float32"))
+    network = make_network(ModelConfig(), jnp.dtype("float32"))
     image = jnp.zeros((1, 32, 32, 3))
     init = lambda key: network.init(key, image, train=False)  # noqa: E731
     return jax.eval_shape(init, jax.random.key(0))["params"]

@@ -18,18 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from seresnext_jax.config import DecayMask, ModelConfig, OptimConfig
+from seresnext_jax.config import Config, DecayMask, ModelConfig, OptimConfig
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from seresnext_jax.data.place import abstract_batch, put_batch
 from seresnext_jax.mesh import make_mesh, replicate
-from seresnext_jax.model.network import build
+from seresnext_jax.model.network import make_network
 from seresnext_jax.training.losses import smoothed_cross_entropy
 from seresnext_jax.training.mixup import mix
-from seresnext_jax.training.optimizer import make_optimizer
-from seresnext_jax.training.precision import POLICIES, init_loss_scale
-from seresnext_jax.training.state import TrainState, create
-from seresnext_jax.training.step import StepOptions, make_train_step
+from seresnext_jax.training.precision import POLICIES
+from seresnext_jax.training.state import TrainState, create_train_state
+from seresnext_jax.training.step import make_train_step
 from tests.bridge import assert_close, by_torch_name, to_variables
 from tests.reference import torch_model, torch_training
 
@@ -97,7 +96,7 @@ def test_full_size_network_gives_pytorchs_logits_and_stage_outputs() -> None:
         torch_model.randomize_like_trained(model, seed=0)
         images = pixels(1, n=2, size=224)
         wanted = model.forward_features(to_torch_images(images))
-    network = build(ModelConfig(), dtype=FP32.compute_dtype)
+    network = make_network(ModelConfig(), FP32.compute_dtype)
     forward = jax.jit(partial(network.apply, method="extract_features"))
     found: Any = forward(to_variables(model), normalize(jnp.asarray(images)))
     logits = wanted.pop("classifier").numpy()
@@ -120,25 +119,17 @@ class Twins:
         variables = to_variables(self.model)
         self.model.double()
         # A decay this strong shows at once which tensors it is applied to.
-        config = OptimConfig(decay_mask=rule, nesterov=nesterov, weight_decay=0.05)
+        optim = OptimConfig(decay_mask=rule, nesterov=nesterov, weight_decay=0.05)
+        model = ModelConfig(arch="se-resnext-tiny", num_classes=CLASSES)
+        config = Config(model=model, optim=optim, label_smoothing=SMOOTHING)
         self.sgd = torch_training.sgd(
             self.model, LR, weight_decay=0.05, decay=rule, nesterov=nesterov
         )
-        network = build(
-            ModelConfig(arch="se-resnext-tiny", num_classes=CLASSES), dtype=FP32.compute_dtype
-        )
-        optimizer = make_optimizer(config)
-        state = create(
-            variables,
-            optimizer=optimizer,
-            loss_scale=init_loss_scale(FP32, 1.0),
-            seed=0,
-            with_ema=False,
-        )
+        network = make_network(model, FP32.compute_dtype)
+        state = create_train_state(config, variables)
         self.mesh = make_mesh(jax.devices()[:1])
         self.state: TrainState = replicate(self.mesh, jax.tree.map(jnp.asarray, state))
-        options = StepOptions(num_classes=CLASSES, policy=FP32, label_smoothing=SMOOTHING)
-        step = make_train_step(network.apply, optimizer, options, self.mesh)
+        step = make_train_step(network.apply, config, self.mesh)
         batch = abstract_batch(self.mesh, passes=1, batch_size=IMAGES, image_size=SIZE)
         lowered = step.lower(self.state, batch, np.float32(LR))
         self.step = lowered.compile(compiler_options=compiler_options)
@@ -198,8 +189,8 @@ def test_loss_and_every_gradient_are_pytorchs(mixed: bool) -> None:
     labels = np.random.default_rng(4).integers(0, CLASSES, IMAGES)
     order, c = np.random.default_rng(5).permutation(IMAGES), 0.3
     draw = torch_training.Mixup(c, torch.from_numpy(order)) if mixed else None
-    network = build(
-        ModelConfig(arch="se-resnext-tiny", num_classes=CLASSES), dtype=FP32.compute_dtype
+    network = make_network(
+        ModelConfig(arch="se-resnext-tiny", num_classes=CLASSES), FP32.compute_dtype
     )
     variables = to_variables(model)
     model.double()

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seresnext_jax.config import ModelConfig, OptimConfig, Precision
+from seresnext_jax.config import Config, ModelConfig, Precision
 from seresnext_jax.data.place import abstract_batch
 from seresnext_jax.mesh import make_mesh
-from seresnext_jax.model.network import build
+from seresnext_jax.model.network import make_network
 from seresnext_jax.ops.cpu import convolution
-from seresnext_jax.training.optimizer import make_optimizer
 from seresnext_jax.training.precision import (
     POLICIES,
     LossScale,
@@ -23,8 +22,8 @@ from seresnext_jax.training.precision import (
     init_loss_scale,
     update_loss_scale,
 )
-from seresnext_jax.training.state import create
-from seresnext_jax.training.step import StepOptions, make_eval_step, make_train_step
+from seresnext_jax.training.state import create_train_state
+from seresnext_jax.training.step import make_eval_step, make_train_step
 from tests.cpu_kernel import forget_the_cpu_kernel
 
 FP16 = POLICIES["fp16"]
@@ -82,21 +81,17 @@ def test_all_finite_sees_every_leaf() -> None:
 def trace(precision: Precision, *, training: bool) -> jax.stages.Traced:
     """The training or evaluation step of a small network."""
     policy, mesh = POLICIES[precision], make_mesh(jax.devices()[:1])
-    config = ModelConfig(arch="se-resnext-tiny", num_classes=10)
-    network = build(config, dtype=policy.compute_dtype)
+    model = ModelConfig(arch="se-resnext-tiny", num_classes=10)
+    network = make_network(model, policy.compute_dtype)
+    config = Config(model=model, precision=precision, mixup=0.2 if training else 0.0)
     image = jnp.zeros((1, 32, 32, 3))
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image, train=False))
     variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     batch = abstract_batch(mesh, passes=1, batch_size=4, image_size=32)
     if not training:
-        step = make_eval_step(network.apply, policy=policy, topk=5, smoothing=0.1, mesh=mesh)
-        return step.trace(variables, batch)
-    optimizer = make_optimizer(OptimConfig())
-    scale = init_loss_scale(policy, 128.0)
-    state = create(variables, optimizer=optimizer, loss_scale=scale, seed=0, with_ema=False)
-    options = StepOptions(num_classes=10, policy=policy, label_smoothing=0.1, mixup=0.2)
-    step = make_train_step(network.apply, optimizer, options, mesh)
-    return step.trace(state, batch, np.float32(0))
+        return make_eval_step(network.apply, config, mesh).trace(variables, batch)
+    state = create_train_state(config, variables)
+    return make_train_step(network.apply, config, mesh).trace(state, batch, np.float32(0))
 
 
 @pytest.mark.parametrize(

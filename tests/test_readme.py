@@ -13,9 +13,8 @@ import torch
 import benchmark
 import classify
 from convert.__main__ import parse as parse_conversion
-from eval import EvalConfig
-from seresnext_jax.cli import parse, parse_config
-from seresnext_jax.config import Config
+from eval import options_from as eval_options
+from seresnext_jax.cli import parse, parse_config, parse_over_config
 from tests.reference import torch_model, torch_training
 
 ROOT = Path(__file__).parent.parent
@@ -48,9 +47,9 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> 
             config = ["--config", options.training, *options.overrides]
             parse_config(config, program="train.py", description="")
     elif words[:2] == ["python", "train.py"]:
-        parse_config(words[2:], program="train.py", description="", schema=Config)
+        parse_config(words[2:], program="train.py", description="")
     elif words[:2] == ["python", "eval.py"]:
-        parse_config(words[2:], program="eval.py", description="", schema=EvalConfig)
+        parse_over_config(eval_options, words[2:], program="eval.py", description="")
     elif words[:2] == ["python", "classify.py"]:
         parse(classify.ClassifyConfig(), words[2:], program="classify.py", description="")
     elif words[:2] == ["python", "benchmark.py"]:

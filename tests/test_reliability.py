@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from seresnext_jax.checkpoint.reading import read_meta
@@ -25,8 +24,7 @@ from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.console import Console
 from seresnext_jax.run.saver import Saver
-from seresnext_jax.training.precision import POLICIES, init_loss_scale
-from seresnext_jax.training.state import create
+from seresnext_jax.training.state import create_train_state
 from tests import soak
 from tests.programs import (
     EPOCHS,
@@ -136,8 +134,7 @@ def test_a_step_that_is_saved_again_is_never_missing(
 ) -> None:
     """Its first checkpoint comes back if the second fails, or if the program was killed in it."""
     variables = {"params": {"w": jnp.ones(3)}, "batch_stats": {}}
-    scale, optimizer = init_loss_scale(POLICIES["fp32"], 1.0), optax.sgd(0.1)
-    state = create(variables, optimizer=optimizer, loss_scale=scale, seed=0, with_ema=False)
+    state = create_train_state(Config(), variables)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, {"first": True})
         checkpoints.wait()

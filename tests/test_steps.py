@@ -10,20 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seresnext_jax.config import OptimConfig, Precision
+from seresnext_jax.config import Config, LossScaleConfig, ModelConfig, OptimConfig, Precision
 from seresnext_jax.data.place import local_columns, put_batch
 from seresnext_jax.mesh import local_value_and_grad, make_mesh, replicate
 from seresnext_jax.model.layers import BatchNorm, Conv, Dense
 from seresnext_jax.model.network import Architecture, Block, Options
 from seresnext_jax.ops.pooling import global_mean
-from seresnext_jax.training.optimizer import make_optimizer
-from seresnext_jax.training.precision import POLICIES, init_loss_scale
-from seresnext_jax.training.state import TrainState, create
-from seresnext_jax.training.step import StepOptions, make_eval_step, make_train_step
+from seresnext_jax.training.precision import POLICIES
+from seresnext_jax.training.state import TrainState, create_train_state
+from seresnext_jax.training.step import make_eval_step, make_train_step
 
 IMAGES, SIZE, CLASSES, GROUP = 16, 12, 5, 4
-OPTIONS = StepOptions(
-    num_classes=CLASSES, policy=POLICIES["fp32"], label_smoothing=0.1, ema_decay=0.9
+CONFIG = Config(
+    model=ModelConfig(num_classes=CLASSES),
+    optim=OptimConfig(weight_decay=1e-3),
+    label_smoothing=0.1,
+    use_ema=0.9,
+    topk=2,
+    seed=7,
 )
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (8, IMAGES, SIZE, SIZE, 3), np.uint8)
@@ -62,28 +66,17 @@ class Run:
         self,
         devices: int = 1,
         passes: int = 1,
-        options: StepOptions = OPTIONS,
-        config: OptimConfig = OptimConfig(weight_decay=1e-3),  # noqa: B008 (frozen)
-        scale: float = 128.0,
+        config: Config = CONFIG,
         network: nn.Module | None = None,
     ) -> None:
         self.mesh = make_mesh(jax.devices()[:devices])
         self.passes = passes
-        network = network or Toy(dtype=options.policy.compute_dtype)
+        network = network or Toy(dtype=POLICIES[config.precision].compute_dtype)
         image = jnp.zeros((GROUP, SIZE, SIZE, 3))
-        optimizer = make_optimizer(config)
-        state = create(
-            network.init(jax.random.key(0), image, train=False),
-            optimizer=optimizer,
-            loss_scale=init_loss_scale(options.policy, scale),
-            seed=7,
-            with_ema=True,
-        )
+        state = create_train_state(config, network.init(jax.random.key(0), image, train=False))
         self.state: TrainState = replicate(self.mesh, state)
-        self.step: Any = make_train_step(network.apply, optimizer, options, self.mesh)
-        self.eval_step = make_eval_step(
-            network.apply, policy=options.policy, topk=2, smoothing=0.1, mesh=self.mesh
-        )
+        self.step: Any = make_train_step(network.apply, config, self.mesh)
+        self.eval_step = make_eval_step(network.apply, replace(config, mixup=0.0), self.mesh)
 
     def batch(self, index: int, mask: np.ndarray | None = None) -> Any:
         shape = (self.passes, IMAGES // self.passes)
@@ -122,10 +115,10 @@ def assert_same_runs(runs: list[Run], mask: np.ndarray | None = None) -> None:
 
 @pytest.mark.parametrize("mixed", [0.0, 0.2])
 def test_a_step_is_the_same_on_any_division_into_devices_and_passes(mixed: float) -> None:
-    options = replace(OPTIONS, mixup=mixed)
+    config = replace(CONFIG, mixup=mixed)
     # Mixup draws once per device and pass; without it one device may take all groups at once.
     divisions = [(4, 1), (1, 4), (2, 2)] if mixed else [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)]
-    runs = [Run(devices, passes, options) for devices, passes in divisions]
+    runs = [Run(devices, passes, config) for devices, passes in divisions]
     assert_same_runs(runs)
     if not mixed:
         # Left-out images, all of them on one device of four, half of the next one's.
@@ -154,18 +147,14 @@ def test_a_loss_that_is_no_number_costs_the_update_though_the_gradients_are() ->
         logits = apart + variables["params"]["fc"]["bias"]
         return logits, {"batch_stats": {"mean": jnp.mean(images)}}
 
-    policy = POLICIES["fp16"]
-    optimizer = make_optimizer(OptimConfig())
-    state = create(
-        {"params": {"fc": {"bias": jnp.zeros(CLASSES)}}, "batch_stats": {"mean": jnp.float32(0)}},
-        optimizer=optimizer,
-        loss_scale=init_loss_scale(policy, 128.0),
-        seed=0,
-        with_ema=False,
-    )
+    config = replace(CONFIG, precision="fp16", use_ema=None)
+    variables = {
+        "params": {"fc": {"bias": jnp.zeros(CLASSES)}},
+        "batch_stats": {"mean": jnp.float32(0)},
+    }
+    state = create_train_state(config, variables)
     run = Run()
-    options = replace(OPTIONS, policy=policy, ema_decay=None)
-    step = make_train_step(apply, optimizer, options, run.mesh)
+    step = make_train_step(apply, config, run.mesh)
     state, metrics = step(replicate(run.mesh, state), run.batch(0), np.float32(1))
     assert not np.isfinite(float(metrics["loss"]))
     assert int(metrics["bad_steps"]) == int(metrics["skipped_steps"]) == 1
@@ -219,7 +208,7 @@ def test_the_moving_average_is_the_originals() -> None:
 
 
 def test_an_overflow_costs_the_update_and_nothing_else() -> None:
-    run = Run(options=replace(OPTIONS, policy=POLICIES["fp16"]), scale=2.0**24)
+    run = Run(config=replace(CONFIG, precision="fp16", loss_scale=LossScaleConfig(init=2.0**24)))
     before = jax.device_get(run.state)
     (line,) = run.train(steps=1)
     after = jax.device_get(run.state)
@@ -236,14 +225,13 @@ def test_an_overflow_costs_the_update_and_nothing_else() -> None:
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.01), ("bf16", 0.05)])
 def test_half_precision_trains_alike(precision: Precision, tolerance: float) -> None:
     wanted = Run().train()
-    found = Run(options=replace(OPTIONS, policy=POLICIES[precision])).train()
+    found = Run(config=replace(CONFIG, precision=precision)).train()
     losses = [line["loss"] for line in found]
     assert losses == pytest.approx([line["loss"] for line in wanted], rel=tolerance)
 
 
 def test_a_frozen_backbone_stays_statistics_included() -> None:
-    options = replace(OPTIONS, freeze_backbone=True)
-    run = Run(devices=2, options=options, config=OptimConfig(freeze_backbone=True))
+    run = Run(devices=2, config=replace(CONFIG, optim=OptimConfig(freeze_backbone=True)))
     before = jax.device_get(run.state)
     run.train()
     after = jax.device_get(run.state)

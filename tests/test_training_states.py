@@ -20,9 +20,7 @@ from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh
-from seresnext_jax.training.optimizer import make_optimizer
-from seresnext_jax.training.precision import POLICIES
-from seresnext_jax.training.step import StepOptions, make_train_step
+from seresnext_jax.training.step import make_train_step
 from seresnext_jax.weights import torch_file
 from seresnext_jax.weights import training_state as training
 from seresnext_jax.weights.read import from_state_dict, network
@@ -72,12 +70,8 @@ def torch_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: i
 def flax_step(state: Any, config: Config, *, lr: float, seed: int) -> Any:
     pixels, labels = random_batch(seed)
     mesh = make_mesh(jax.devices()[:1])
-    step = make_train_step(
-        network(TINY, CLASSES).apply,
-        make_optimizer(config.optim),
-        StepOptions(CLASSES, POLICIES["fp32"], label_smoothing=0.1, ema_decay=config.use_ema),
-        mesh,
-    )
+    config = replace(config, model=ModelConfig(TINY, CLASSES), label_smoothing=0.1, mixup=0.0)
+    step = make_train_step(network(TINY, CLASSES).apply, config, mesh)
     batch = Batch(jnp.asarray(pixels[None]), jnp.asarray(labels[None]), jnp.ones((1, 4), bool))
     return step(state, batch, jnp.float32(lr))[0]
 

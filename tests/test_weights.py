@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from seresnext_jax.checkpoint import saving
-from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig, to_dict
+from seresnext_jax.config import Config, DataConfig, ModelConfig
 from seresnext_jax.errors import UserError
-from seresnext_jax.training import precision, state
-from seresnext_jax.training.optimizer import make_optimizer
+from seresnext_jax.training.state import create_train_state
 from seresnext_jax.weights.folder import WeightsInfo, flatten, load_weights, save_weights, unflatten
 from seresnext_jax.weights.read import network, read_weights
 
@@ -130,17 +129,15 @@ def test_metadata_that_can_not_be_true(
 def test_a_checkpoint_is_read_as_weights(
     tmp_path: Path, variables: dict[str, Any], with_ema: bool
 ) -> None:
-    config = Config(ModelConfig("se-resnext-tiny", num_classes=3), DataConfig(image_size=64))
-    trained = state.create(
-        jax.tree.map(jnp.asarray, variables),
-        optimizer=make_optimizer(OptimConfig()),
-        loss_scale=precision.init_loss_scale(precision.POLICIES["fp32"], 1.0),
-        seed=0,
-        with_ema=with_ema,
+    config = Config(
+        model=ModelConfig("se-resnext-tiny", num_classes=3),
+        data=DataConfig(image_size=64),
+        use_ema=0.9 if with_ema else None,
     )
+    trained = create_train_state(config, jax.tree.map(jnp.asarray, variables))
     if with_ema:
         trained = replace(trained, ema=jax.tree.map(lambda x: x + 1, trained.ema))
-    meta = {"config": to_dict(config), "class_names": ["a", "b", "c"], "epoch": 2}
+    meta = {"config": asdict(config), "class_names": ["a", "b", "c"], "epoch": 2}
     with saving.Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(trained, meta, top1=50.0)
 

@@ -25,16 +25,12 @@ from benchmarks.gpu.targets import GPUS, GpuName, target_config
 from seresnext_jax.config import Config
 from seresnext_jax.mesh import make_mesh, replicated
 from seresnext_jax.model.initial import init_variables
-from seresnext_jax.model.network import ResNet, abstract_variables
+from seresnext_jax.model.network import ResNet, abstract_variables, make_network
 from seresnext_jax.ops.layout import inference_format
-from seresnext_jax.training.setup import (
-    folded_forward,
-    lower_eval_step,
-    lower_train_step,
-    make_network,
-    make_state,
-)
-from seresnext_jax.training.state import TrainState
+from seresnext_jax.training.inference import folded_forward
+from seresnext_jax.training.precision import POLICIES
+from seresnext_jax.training.state import TrainState, create_train_state
+from seresnext_jax.training.step import lower_eval_step, lower_train_step
 
 
 class Compiled(TypedDict):
@@ -85,13 +81,13 @@ def lower(job: Job, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     """The program that `train.py` or `eval.py` compiles on these devices, before compilation."""
     config = job.config
     mesh = make_mesh(devices)
-    network = make_network(config, bn_group_size=job.plan.bn_group_size)
+    network = make_network(config.model, POLICIES[config.precision].compute_dtype)
     if job.program == "infer":
         return lower_inference(config, network, mesh)
     state = abstract_state(config, network, mesh)
     if job.program == "train":
-        return lower_train_step(config, network, mesh, state, passes=job.passes)
-    return lower_eval_step(config, network, mesh, state.variables)
+        return lower_train_step(network.apply, config, mesh, state, passes=job.passes)
+    return lower_eval_step(network.apply, config, mesh, state.variables)
 
 
 def lower_inference(config: Config, network: ResNet, mesh: Mesh) -> jax.stages.Lowered:
@@ -115,7 +111,7 @@ def abstract_state(config: Config, network: ResNet, mesh: Mesh) -> TrainState:
     def shape(x: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
 
-    state = jax.eval_shape(partial(make_state, config), abstract_variables(network))
+    state = jax.eval_shape(partial(create_train_state, config), abstract_variables(network))
     return jax.tree.map(shape, state)
 
 

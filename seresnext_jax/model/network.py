@@ -256,8 +256,8 @@ def find_architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build(config: ModelConfig, *, dtype: jnp.dtype, bn_group_size: int = 0) -> ResNet:
-    """The network a config names.
+def make_network(config: ModelConfig, dtype: jnp.dtype) -> ResNet:
+    """The network that a config names; its activations have the type `dtype`.
 
     Raises:
       UserError: an unknown architecture.
@@ -266,7 +266,7 @@ def build(config: ModelConfig, *, dtype: jnp.dtype, bn_group_size: int = 0) -> R
         arch=find_architecture(config.arch),
         init_mode=CONV_INIT[config.conv_init],
         last_bn_0_init=config.last_bn_0_init,
-        bn_group_size=bn_group_size,
+        bn_group_size=config.bn_group_size,
     )
     return ResNet(options, config.num_classes, dtype)
 

@@ -2,10 +2,11 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from seresnext_jax.checkpoint.progress import Progress
-from seresnext_jax.config import Config, Plan, flatten, to_dict
+from seresnext_jax.config import Config, Plan, flatten
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.dllogger import Report
@@ -25,9 +26,9 @@ def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: i
     )
     report.parameters(flatten(config))
     if not config.evaluate:
-        for name, value in {"config": config, "plan": plan}.items():
-            report.attach(f"{name}.json", json.dumps(to_dict(value), indent=2) + "\n")
-    console.table("Plan", [(name, str(value)) for name, value in to_dict(plan).items()])
+        for name, value in {"config": asdict(config), "plan": asdict(plan)}.items():
+            report.attach(f"{name}.json", json.dumps(value, indent=2) + "\n")
+    console.table("Plan", [(name, str(value)) for name, value in asdict(plan).items()])
     return report
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from seresnext_jax.config import Config
+from seresnext_jax.config import EvaluationConfig
 from seresnext_jax.processes import initialize_distributed
 
 # The names of glibc's malloc.h. Only the main arena can grow without mmap: hence one arena.
@@ -14,7 +14,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NVIDIA_DRIVER = Path("/dev/nvidiactl")
 
 
-def start(config: Config) -> None:
+def start(config: EvaluationConfig) -> None:
     """Prepare this process: XLA's flags, the compilation cache, the other processes.
 
     Must run before any array is made. Variables that the user has set are left alone.
@@ -39,7 +39,7 @@ def use_compilation_cache(folder: str) -> None:
 
     The user's JAX_COMPILATION_CACHE_DIR overrides the default folder.
     """
-    if folder == Config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if folder == EvaluationConfig.compilation_cache and "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder) or None)
 

@@ -1,6 +1,7 @@
 """When a run saves, and what it writes beside the state."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
@@ -15,7 +16,7 @@ from seresnext_jax.checkpoint.reading import (
     read_newest,
 )
 from seresnext_jax.checkpoint.saving import Checkpoints
-from seresnext_jax.config import Config, Plan, to_dict
+from seresnext_jax.config import Config, Plan
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.console import Console
@@ -150,8 +151,8 @@ class Saver:
             "step": step,
             "epoch": step // self._plan.steps_per_epoch,
             "progress": progress.to_json(),
-            "config": to_dict(self._config),
-            "plan": to_dict(self._plan),
+            "config": asdict(self._config),
+            "plan": asdict(self._plan),
             "fingerprint": self._loader.fingerprint,
             "class_names": list(self._loader.class_names),
         }

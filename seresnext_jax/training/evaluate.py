@@ -6,17 +6,11 @@ from typing import Any
 
 import jax
 
-from seresnext_jax.config import Config
 from seresnext_jax.data.batch import Batch, Loader
 from seresnext_jax.processes import sum_over_processes
 from seresnext_jax.report.meters import percentile
 
 LATENCY_PERCENTILES = (50, 90, 95, 99, 100)
-
-
-def validation_smoothing(config: Config) -> float:
-    """Label smoothing of the validation loss: as in the original, none where training mixes up."""
-    return 0.0 if config.mixup else config.label_smoothing
 
 
 def evaluate(

@@ -4,10 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
-from seresnext_jax.training.precision import LossScale
+from seresnext_jax.config import Config
+from seresnext_jax.training.optimizer import make_optimizer
+from seresnext_jax.training.precision import POLICIES, LossScale, init_loss_scale
 
 Tree = Any
 """Nested dictionaries of arrays."""
@@ -40,25 +41,22 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create(
-    variables: Tree,
-    *,
-    optimizer: optax.GradientTransformation,
-    loss_scale: LossScale,
-    seed: int,
-    with_ema: bool,
-) -> TrainState:
-    """The state before the first step. The average starts as a copy of the weights."""
+def create_train_state(config: Config, variables: Tree) -> TrainState:
+    """The state before the first step. The moving average starts as a copy of the weights.
+
+    Args:
+      variables: params and batch_stats.
+    """
     params, batch_stats = variables["params"], variables["batch_stats"]
-    ema = {"params": params, "batch_stats": batch_stats} if with_ema else None
+    ema = None if config.use_ema is None else {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.int32(0),
-        seed=jnp.int32(seed),
+        seed=jnp.int32(config.seed),
         params=params,
         batch_stats=batch_stats,
         # In one program: each shape alone would be compiled on its own.
-        opt_state=jax.jit(optimizer.init)(params),
-        loss_scale=loss_scale,
+        opt_state=jax.jit(make_optimizer(config.optim).init)(params),
+        loss_scale=init_loss_scale(POLICIES[config.precision], config.loss_scale.init),
         skipped_steps=jnp.int32(0),
         bad_steps=jnp.int32(0),
         ema=jax.tree.map(lambda x: x.copy(), ema),

@@ -1,25 +1,29 @@
 """The training step and the evaluation step: pure, per device, sharded by `jax.shard_map`.
 
-The training step reads: forward, loss, scale, gradient, mean, unscale, skip, update.
+The training step, in this order: forward, loss, scale, gradient, mean, unscale, skip, update.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from seresnext_jax.config import Config, EvaluationConfig
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.images import normalize
+from seresnext_jax.data.place import abstract_batch
 from seresnext_jax.mesh import BATCH_SPEC, DATA_AXIS, local_value_and_grad, vary
 from seresnext_jax.training.losses import smoothed_cross_entropy
 from seresnext_jax.training.metrics import evaluation_sums
 from seresnext_jax.training.mixup import mixup
-from seresnext_jax.training.precision import Policy, all_finite, update_loss_scale
+from seresnext_jax.training.optimizer import make_optimizer
+from seresnext_jax.training.precision import POLICIES, Policy, all_finite, update_loss_scale
 from seresnext_jax.training.state import TrainState
 
 Tree = Any
@@ -28,7 +32,7 @@ Apply = Callable[..., Any]
 Metrics = dict[str, jax.Array]
 
 
-class Means(NamedTuple):
+class LocalMeans(NamedTuple):
     """What one device computes of its images, as means over its images and forward passes."""
 
     grads: Tree
@@ -43,31 +47,69 @@ class Means(NamedTuple):
     """float32 scalar; the share of the images that are not left out."""
 
 
-@dataclass(frozen=True)
-class StepOptions:
-    """The numbers of a configuration that the training step closes over."""
-
-    num_classes: int
-    policy: Policy
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    ema_decay: float | None = None
-    growth_interval: int = 100
-    freeze_backbone: bool = False
+# ---- training, in the order of its computation ---------------------------------------------------
 
 
-def make_train_step(
-    apply: Apply, optimizer: optax.GradientTransformation, options: StepOptions, mesh: Mesh
-) -> jax.stages.Wrapped:
+def _forward_backward(
+    state: TrainState, apply: Apply, config: Config, index: jax.Array, batch: Batch
+) -> LocalMeans:
+    """One pass on this device."""
+    # Pass a of device d draws as device a · D + d of a larger machine would.
+    shard = index * jax.lax.axis_size(DATA_AXIS) + jax.lax.axis_index(DATA_AXIS)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), shard)
+    images, mask = normalize(batch.images), batch.mask
+    targets = jax.nn.one_hot(batch.labels, config.model.num_classes, dtype=jnp.float32)
+    if config.mixup:
+        images, targets, mask = mixup(key, images, targets, mask, config.mixup)
+
+    def scaled_loss(params: Tree) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        if config.optim.freeze_backbone:
+            logits = apply(variables, images, train=False)
+            batch_stats = vary(state.batch_stats)
+        else:
+            logits, updated = apply(variables, images, train=True, mutable=["batch_stats"])
+            batch_stats = updated["batch_stats"]
+        losses = smoothed_cross_entropy(logits, targets, config.label_smoothing)
+        loss = jnp.mean(jnp.where(mask, losses, 0.0))
+        return loss * state.loss_scale.scale, (batch_stats, loss)
+
+    (_, (batch_stats, loss)), grads = local_value_and_grad(scaled_loss)(state.params)
+    return LocalMeans(grads, batch_stats, loss, jnp.mean(mask), jnp.mean(batch.mask))
+
+
+def _accumulate(state: TrainState, batch: Batch, apply: Apply, config: Config) -> LocalMeans:
+    """The means over the forward passes.
+
+    Each pass starts from the same running statistics, and their mean is kept: a step on one device
+    with accumulation 4 is the step of four devices.
+    """
+    one_pass = partial(_forward_backward, state, apply, config)
+    passes = batch.labels.shape[0]
+    if passes == 1:
+        return one_pass(jnp.int32(0), jax.tree.map(lambda x: x[0], batch))
+
+    def body(total: Tree, inputs: tuple[jax.Array, Batch]) -> tuple[Tree, None]:
+        index, images = inputs
+        return jax.tree.map(jnp.add, total, one_pass(index, images)), None
+
+    like = LocalMeans(state.params, state.batch_stats, *3 * (jnp.float32(0),))
+    zero = vary(jax.tree.map(jnp.zeros_like, like))
+    total, _ = jax.lax.scan(body, zero, (jnp.arange(passes), batch))
+    return jax.tree.map(lambda x: x / passes, total)
+
+
+def make_train_step(apply: Apply, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     """Build ``step(state, batch, lr) -> (state, metrics)``, compiled, donating the state.
 
     Metrics are scalars: ``loss`` (mean over the images that count), ``lr``, ``loss_scale`` (the
     one this step used), ``skipped_steps`` and ``bad_steps`` as in `TrainState`, and ``readable``
     (the share of the images that were not left out).
     """
+    policy, optimizer = POLICIES[config.precision], make_optimizer(config.optim)
 
     def device_step(state: TrainState, batch: Batch, lr: jax.Array) -> tuple[TrainState, Metrics]:
-        means = jax.lax.pmean(_accumulate(state, batch, apply, options), DATA_AXIS)
+        means = jax.lax.pmean(_accumulate(state, batch, apply, config), DATA_AXIS)
         # Masked images contribute 0, so divide by the unmasked fraction: gradient and loss are
         # means over the step's images on whichever devices they were.
         counted = jnp.maximum(means.counted, 1e-9)
@@ -93,12 +135,12 @@ def make_train_step(
             loss_scale=update_loss_scale(
                 state.loss_scale,
                 finite=grads_finite,
-                growth_interval=options.growth_interval,
-                policy=options.policy,
+                growth_interval=config.loss_scale.growth_interval,
+                policy=policy,
             ),
             skipped_steps=state.skipped_steps + jnp.where(finite, 0, 1),
             bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
-            ema=_average(state, params, batch_stats, options.ema_decay),
+            ema=_average(state, params, batch_stats, config.use_ema),
         )
         metrics = {
             "loss": loss,
@@ -117,56 +159,11 @@ def make_train_step(
         in_specs=(replicated, BATCH_SPEC, replicated),
         out_specs=replicated,
     )
-    return jax.jit(_with_precision(sharded, options.policy), donate_argnums=0)
+    return jax.jit(_with_precision(sharded, policy), donate_argnums=0)
 
 
-def _accumulate(state: TrainState, batch: Batch, apply: Apply, options: StepOptions) -> Means:
-    """The means over the forward passes.
-
-    Each pass starts from the same running statistics, and their mean is kept: a step on one device
-    with accumulation 4 is the step of four devices.
-    """
-    one_pass = partial(_forward_backward, state, apply, options)
-    passes = batch.labels.shape[0]
-    if passes == 1:
-        return one_pass(jnp.int32(0), jax.tree.map(lambda x: x[0], batch))
-
-    def body(total: Tree, inputs: tuple[jax.Array, Batch]) -> tuple[Tree, None]:
-        index, images = inputs
-        return jax.tree.map(jnp.add, total, one_pass(index, images)), None
-
-    like = Means(state.params, state.batch_stats, *3 * (jnp.float32(0),))
-    zero = vary(jax.tree.map(jnp.zeros_like, like))
-    total, _ = jax.lax.scan(body, zero, (jnp.arange(passes), batch))
-    return jax.tree.map(lambda x: x / passes, total)
-
-
-def _forward_backward(
-    state: TrainState, apply: Apply, options: StepOptions, index: jax.Array, batch: Batch
-) -> Means:
-    """One pass on this device."""
-    # Pass a of device d draws as device a · D + d of a larger machine would.
-    shard = index * jax.lax.axis_size(DATA_AXIS) + jax.lax.axis_index(DATA_AXIS)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), shard)
-    images, mask = normalize(batch.images), batch.mask
-    targets = jax.nn.one_hot(batch.labels, options.num_classes, dtype=jnp.float32)
-    if options.mixup:
-        images, targets, mask = mixup(key, images, targets, mask, options.mixup)
-
-    def scaled_loss(params: Tree) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        if options.freeze_backbone:
-            logits = apply(variables, images, train=False)
-            batch_stats = vary(state.batch_stats)
-        else:
-            logits, updated = apply(variables, images, train=True, mutable=["batch_stats"])
-            batch_stats = updated["batch_stats"]
-        losses = smoothed_cross_entropy(logits, targets, options.label_smoothing)
-        loss = jnp.mean(jnp.where(mask, losses, 0.0))
-        return loss * state.loss_scale.scale, (batch_stats, loss)
-
-    (_, (batch_stats, loss)), grads = local_value_and_grad(scaled_loss)(state.params)
-    return Means(grads, batch_stats, loss, jnp.mean(mask), jnp.mean(batch.mask))
+def _select(condition: jax.Array, new: Tree, old: Tree) -> Tree:
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 
 def _average(
@@ -181,16 +178,21 @@ def _average(
     return jax.tree.map(lambda average, x: mu * average + (1 - mu) * x, state.ema, new)
 
 
-def make_eval_step(
-    apply: Apply, *, policy: Policy, topk: int, smoothing: float, mesh: Mesh
-) -> jax.stages.Wrapped:
+# ---- evaluation --------------------------------------------------------------------------------
+
+
+def make_eval_step(apply: Apply, config: EvaluationConfig, mesh: Mesh) -> jax.stages.Wrapped:
     """Build ``step(variables, batch) -> sums`` of `evaluation_sums` over all devices."""
 
     def device_step(variables: Tree, batch: Batch) -> Metrics:
         # `conv2d` takes arrays that are all replicated or all varying.
         logits = apply(vary(variables), normalize(batch.images[0]), train=False)
         sums = evaluation_sums(
-            logits, batch.labels[0], batch.mask[0], topk=topk, smoothing=smoothing
+            logits,
+            batch.labels[0],
+            batch.mask[0],
+            topk=config.topk,
+            smoothing=config.validation_smoothing,
         )
         return jax.lax.psum(sums, DATA_AXIS)
 
@@ -200,7 +202,40 @@ def make_eval_step(
         in_specs=(PartitionSpec(), BATCH_SPEC),
         out_specs=PartitionSpec(),
     )
-    return jax.jit(_with_precision(sharded, policy))
+    return jax.jit(_with_precision(sharded, POLICIES[config.precision]))
+
+
+# ---- compilation -------------------------------------------------------------------------------
+
+
+def lower_train_step(
+    apply: Apply, config: Config, mesh: Mesh, state: TrainState, *, passes: int
+) -> jax.stages.Lowered:
+    """`make_train_step`, ready to be compiled.
+
+    Args:
+      state: placed on the mesh, or its shapes.
+      passes: forward passes of a step.
+    """
+    step = make_train_step(apply, config, mesh)
+    return step.lower(state, _batch_shapes(config, mesh, passes), np.float32(0))
+
+
+def lower_eval_step(
+    apply: Apply, config: EvaluationConfig, mesh: Mesh, variables: Tree
+) -> jax.stages.Lowered:
+    """`make_eval_step`, ready to be compiled.
+
+    Args:
+      variables: placed on the mesh, or their shapes.
+    """
+    step = make_eval_step(apply, config, mesh)
+    return step.lower(variables, _batch_shapes(config, mesh, passes=1))
+
+
+def _batch_shapes(config: EvaluationConfig, mesh: Mesh, passes: int) -> Batch:
+    size = config.data.image_size
+    return abstract_batch(mesh, passes=passes, batch_size=config.batch_size, image_size=size)
 
 
 def _with_precision(function: Callable[..., Any], policy: Policy) -> Callable[..., Any]:
@@ -211,7 +246,3 @@ def _with_precision(function: Callable[..., Any], policy: Policy) -> Callable[..
             return function(*args)
 
     return traced
-
-
-def _select(condition: jax.Array, new: Tree, old: Tree) -> Tree:
-    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)

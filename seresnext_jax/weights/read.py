@@ -25,7 +25,7 @@ from seresnext_jax.model.network import (
     Architecture,
     ResNet,
     abstract_variables,
-    build,
+    make_network,
 )
 from seresnext_jax.weights.folder import (
     WeightsInfo,
@@ -146,7 +146,7 @@ def to_state_dict(
 def network(architecture: str, num_classes: int) -> ResNet:
     """The float32 network of an architecture."""
     config = ModelConfig(arch=architecture, num_classes=num_classes)
-    return build(config, dtype=jnp.dtype("float32"))
+    return make_network(config, jnp.dtype("float32"))
 
 
 @lru_cache

@@ -1,6 +1,6 @@
 """Whole training states: a checkpoint of the original ↔ one that train.py continues."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,11 @@ import optax
 from seresnext_jax import torch_keys
 from seresnext_jax.checkpoint import reading, saving
 from seresnext_jax.checkpoint.progress import Progress
-from seresnext_jax.config import Config, OptimConfig, Plan, resolve, to_dict
+from seresnext_jax.config import Config, OptimConfig, Plan, resolve
 from seresnext_jax.errors import UserError
-from seresnext_jax.training.optimizer import learning_rate, make_optimizer
-from seresnext_jax.training.precision import POLICIES, init_loss_scale
-from seresnext_jax.training.state import TrainState, create
+from seresnext_jax.training.optimizer import learning_rate
+from seresnext_jax.training.precision import POLICIES
+from seresnext_jax.training.state import TrainState, create_train_state
 from seresnext_jax.weights.folder import WeightsInfo, flatten, unflatten
 from seresnext_jax.weights.read import Layout, from_state_dict, from_torch_file, to_state_dict
 
@@ -224,13 +224,8 @@ def from_torch(
         lr=learning_rate(config.optim, Plan(**meta["plan"]), last_step) if meta["step"] else None,
     )
     # The arrays are put into the state of a network without any, so that none is made twice.
-    empty = create(
-        {"params": {}, "batch_stats": {}},
-        optimizer=make_optimizer(config.optim),
-        loss_scale=init_loss_scale(POLICIES[config.precision], config.loss_scale.init),
-        seed=config.seed,
-        with_ema=False,
-    )
+    nothing: Tree = {"params": {}, "batch_stats": {}}
+    empty = create_train_state(replace(config, use_ema=None), nothing)
     state = replace(
         empty,
         step=jnp.int32(meta["step"]),
@@ -294,8 +289,8 @@ def _meta(file: "TorchFile", config: Config, steps_per_epoch: int) -> Meta:
         "step": file.epoch * steps_per_epoch,
         "epoch": file.epoch,
         "progress": progress.to_json(),
-        "config": to_dict(config),
-        "plan": to_dict(plan),
+        "config": asdict(config),
+        "plan": asdict(plan),
         "fingerprint": None,
         "class_names": None,
     }
