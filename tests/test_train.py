@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from seresnext_jax.cli import load_config
-from seresnext_jax.report.dllogger import read_report
+from seresnext_jax.report.metrics import find_metric
+from seresnext_jax.report.sinks import read_report
 from tests.programs import (
     DIGITS,
     EPOCHS,
@@ -47,7 +48,7 @@ def test_run_prints_its_outcome_and_writes_every_file() -> None:
     workspace, out = demo()
     best = max(event(workspace, "epoch"), key=lambda record: record["metrics"]["val.top1"])
     table = out[out.index("Outcome") :]
-    assert f"{best['metrics']['val.top1']:.2f} % (epoch {best['epoch'] + 1})" in table
+    assert f"{best['metrics']['val.top1']:.3f} % (epoch {best['epoch'] + 1})" in table
     assert str(workspace / "checkpoints") in table
     assert str(workspace / "report.png") in table
 
@@ -74,6 +75,8 @@ def test_both_reports_say_each_step_once_and_the_same() -> None:
     assert [record["epoch"] for record in plain if record["event"] == "epoch"] == epochs
     assert [record["event"] for record in plain].count("summary") == 1
 
+    reported = {name for record in plain for name in record["metrics"]}
+    assert all(find_metric(name).meaning for name in reported), "each has a row in the table"
     dlll = read_report(workspace / "experiment_raport.json")
     losses = {
         tuple(record["step"]): record["data"]["train.loss"]
@@ -273,6 +276,8 @@ def test_error_is_one_line_that_says_how_to_mend_it(
     [
         (["--init-from", "/nowhere"], "/nowhere", "check the path"),
         (["--workspace", "WHOLE"], "checkpoints of an earlier run", "--resume auto"),
+        (["--raport-file", "."], "is a folder", "give a file's name"),
+        (["--raport-file", "report.jsonl"], "taken by the run", "choose another name"),
         (["--resume", "~nouser/run"], "--resume ~nouser/run", "check the path"),
         (["--workspace", "/dev/null/run"], "/dev/null/run", "choose another --workspace"),
         (["--optim.warmpu", "3"], "--optim.warmpu", "did you mean --optim.warmup?"),
