@@ -54,7 +54,7 @@ class ReportFile(ABC):
         self.path = path
         self._started = time.time()
         self._kept: set[Position | str] = set()
-        """Of records of earlier starts: their positions and the metrics that they describe."""
+        """Positions reported by earlier starts, and the metrics that the file describes."""
 
     @abstractmethod
     def lines(self, record: Record) -> list[str]:
@@ -88,9 +88,7 @@ class ReportFile(ABC):
         """
         if record.event == "summary" and () in self._kept:
             return
-        outdated = (
-            {record.position, ()} if record.event in ("train", "epoch") else {record.position}
-        )
+        outdated = {record.position} | ({()} if record.event in ("train", "epoch") else set())
         if self._kept & outdated:
             self.keep(lambda position: position not in outdated)
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:

@@ -116,20 +116,20 @@ class TrainLog:
     def epoch_metrics(self) -> dict[str, float]:
         """The means of the epoch's steps, and start the next epoch's."""
         progress = self._progress
-        means = self._means(progress.epoch_loss, self._epoch_steps, self._seconds, self._waited)
-        means["bad_images"] = progress.epoch_bad_images
+        metrics = self._metrics(progress.epoch_loss, self._epoch_steps, self._seconds, self._waited)
+        metrics["train.bad_images"] = progress.epoch_bad_images
         progress.interval_loss.reset()
         progress.epoch_loss.reset()
         progress.epoch_bad_images = 0
-        return _of_training(means)
+        return metrics
 
     def _report_interval(self, iteration: int) -> None:
         seconds, waited = self._take_time()
-        means = self._means(self._progress.interval_loss, self._interval_steps, seconds, waited)
+        metrics = self._metrics(self._progress.interval_loss, self._interval_steps, seconds, waited)
         self._progress.interval_loss.reset()
         self._interval_steps = 0
-        self._report.train(self._epoch, iteration, _of_training(means))
-        self._console.train_line(self._line(iteration, means, waited / seconds))
+        self._report.train(self._epoch, iteration, metrics)
+        self._console.train_line(self._line(iteration, metrics, waited / seconds))
 
     def _take_time(self) -> tuple[float, float]:
         seconds, waited = self._clock.mark()
@@ -137,30 +137,28 @@ class TrainLog:
         self._waited += waited
         return seconds, waited
 
-    def _means(self, loss: Mean, steps: int, seconds: float, waited: float) -> dict[str, float]:
-        last = {metric.name: _STEP_NAMES.get(metric.name, metric.name) for metric in METRICS}
-        means = {
-            name: self._progress.last_step[key]
-            for name, key in last.items()
-            if key in self._progress.last_step
-        } | {"loss": loss.value}
+    def _metrics(self, loss: Mean, steps: int, seconds: float, waited: float) -> dict[str, float]:
+        last = self._progress.last_step
+        of_step = {row.name: _STEP_NAMES.get(row.name, row.name) for row in METRICS}
+        metrics = {f"train.{name}": last[key] for name, key in of_step.items() if key in last}
+        metrics["train.loss"] = loss.value
         if not steps:  # the epoch was trained before a restart, only its evaluation was left
-            return means
+            return metrics
         images = steps * self._plan.global_batch
-        return means | {
-            "compute_ips": images / (seconds - waited),
-            "total_ips": images / seconds,
-            "data_time": waited / steps,
-            "compute_time": (seconds - waited) / steps,
+        return metrics | {
+            "train.compute_ips": images / (seconds - waited),
+            "train.total_ips": images / seconds,
+            "train.data_time": waited / steps,
+            "train.compute_time": (seconds - waited) / steps,
         }
 
-    def _line(self, iteration: int, means: dict[str, float], data_share: float) -> str:
+    def _line(self, iteration: int, metrics: dict[str, float], data_share: float) -> str:
         plan = self._plan
+        means = {name.removeprefix("train."): value for name, value in metrics.items()}
         names = ["loss", "lr", "total_ips"]
         names += ["grad_scale"] * (means["grad_scale"] != 1)
         names += ["skipped_steps"] * (means["skipped_steps"] > 0)
-        done = self._epoch * plan.steps_per_epoch + iteration
-        left = self._last_epoch * plan.steps_per_epoch - done
+        left = (self._last_epoch - self._epoch) * plan.steps_per_epoch - iteration
         parts = [
             f"epoch {self._epoch + 1}/{plan.epochs} step {iteration}/{plan.steps_per_epoch}",
             *(" ".join(row) for row in metric_rows(means, names)),
@@ -168,10 +166,6 @@ class TrainLog:
             f"run ends in {_duration(left * plan.global_batch / means['total_ips'])}",
         ]
         return "  ".join(parts)
-
-
-def _of_training(means: dict[str, float]) -> dict[str, float]:
-    return {f"train.{name}": value for name, value in means.items()}
 
 
 def _duration(seconds: float) -> str:

@@ -58,13 +58,9 @@ def report_outcome(config: Config, progress: Progress, report: Report, console: 
         report.summary(progress.results | best)
     plot = report.folder / PLOT_NAME
     plot_report(report.jsonl_path, plot)
-    rows += metric_rows(
-        progress.results,
-        (
-            *("val.top1", f"val.top{config.topk}", "val_ema.top1"),
-            *("train.total_ips", "train.compute_ips"),
-        ),
-    )
+    names = ["val.top1", f"val.top{config.topk}", "val_ema.top1"]
+    names += ["train.total_ips", "train.compute_ips"]
+    rows += metric_rows(progress.results, names)
     if not config.no_checkpoints:
         rows.append(("checkpoint", str(checkpoints_folder(config))))
     rows += [("report", str(report.dlll_path)), ("plot", str(plot))]
