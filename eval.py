@@ -28,6 +28,7 @@ from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.network import make_network
 from seresnext_jax.processes import fails_alone
 from seresnext_jax.report.console import Console
+from seresnext_jax.report.metrics import metric_rows
 from seresnext_jax.run import runtime
 from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.training.precision import POLICIES
@@ -118,26 +119,13 @@ def main(argv: list[str]) -> int:
         "batch_size": config.batch_size,
         "devices": mesh.size,
     }
-    console.table(
-        "Evaluation",
-        [(name, str(value)) for name, value in header.items()]
-        + [(name, _format(name, value)) for name, value in results.items()],
-    )
+    rows = [(name, str(value)) for name, value in header.items()]
+    console.table("Evaluation", rows + metric_rows(results))
     for path in loader.bad_files:
         console.warn(f"left out, can't be decoded: {path}")
     if console.enabled:
         write_output("--json", config.json, json.dumps(header | results, indent=2) + "\n")
     return 0
-
-
-def _format(name: str, value: float) -> str:
-    if name.startswith("top"):
-        return f"{value:.3f} %"
-    if name.endswith("_ips"):
-        return f"{value:.1f} img/s"
-    if "time" in name or "latency" in name:
-        return f"{1000 * value:.2f} ms"
-    return f"{value:.0f}" if name == "count" else f"{value:.5f}"
 
 
 if __name__ == "__main__":

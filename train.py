@@ -21,10 +21,10 @@ from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.network import make_network
 from seresnext_jax.processes import fails_alone
 from seresnext_jax.report.console import Console
-from seresnext_jax.report.plot import plot_report
+from seresnext_jax.report.metrics import metric_rows
 from seresnext_jax.run import runtime
 from seresnext_jax.run.log import TrainLog
-from seresnext_jax.run.outcome import epoch_line, list_bad_images, open_report, outcome_rows
+from seresnext_jax.run.outcome import epoch_line, list_bad_images, open_report, report_outcome
 from seresnext_jax.run.saver import Saver
 from seresnext_jax.run.start import find_start, initial_variables
 from seresnext_jax.run.stop import EXIT_STOPPED, StopRequest
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
         if results is None:
             return stopped(argv, config, saver, console)
         report.evaluation(step // plan.steps_per_epoch, 0, val_loader.num_steps, results)
-        console.table("Evaluation", [(k, f"{v:.5g}") for k, v in results.items()])
+        console.table("Evaluation", metric_rows(results))
         list_bad_images([val_loader])
         val_loader.close()
         return 0
@@ -90,15 +90,7 @@ def main(argv: list[str]) -> int:
 
     # ---- train ---------------------------------------------------------------------------------
     epochs = epochs_to_run(config, progress.finished_epochs)
-    log = TrainLog(
-        report,
-        console,
-        plan,
-        progress,
-        last_epoch=epochs.stop,
-        print_freq=config.print_freq,
-        max_bad_steps=config.max_bad_steps,
-    )
+    log = TrainLog(config, plan, progress, report, console, last_epoch=epochs.stop)
     batches = train_loader.batches(step)
     with saver:  # an error waits for the last save
         for epoch in epochs:
@@ -137,17 +129,7 @@ def main(argv: list[str]) -> int:
             saver.save(state, progress, top1=results.get("val.top1"))
 
     # ---- the outcome ---------------------------------------------------------------------------
-    if console.enabled:
-        if progress.results and not report.has_summary:  # else the run had ended before
-            best = {"best.top1": progress.best_top1} if progress.best_epoch >= 0 else {}
-            report.summary(progress.results | best)
-        plot = Path(config.workspace) / "report.png"
-        plot_report(report.jsonl_path, plot)
-        outcome = outcome_rows(config, progress)
-        if not config.no_checkpoints:
-            outcome.append(("checkpoint", str(saver.folder)))
-        files = [("report", str(report.dlll_path)), ("plot", str(plot))]
-        console.table("Outcome", [*outcome, *files])
+    report_outcome(config, progress, report, console)
     loaders = [train_loader] if val_loader is None else [train_loader, val_loader]
     list_bad_images(loaders)
     for loader in loaders:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from seresnext_jax.errors import UserError
-from seresnext_jax.report.dllogger import Report
 from seresnext_jax.report.plot import plot_report
+from seresnext_jax.report.report import Report
 
 
 @pytest.fixture

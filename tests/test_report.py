@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from seresnext_jax.errors import UserError
-from seresnext_jax.report.dllogger import PREFIX, Report, read_report
+from seresnext_jax.report.metrics import METRICS, find_metric, metric_rows
+from seresnext_jax.report.report import Report
+from seresnext_jax.report.sinks import PREFIX, Record, read_report
 
 RAPORT = "experiment_raport.json"
 STEPS = 4
@@ -237,7 +239,7 @@ def test_files_moved_aside_share_a_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("until", [0, 2, 4, 6, 8, 10])
 def test_a_resumed_run_reports_each_step_once(tmp_path: Path, until: int) -> None:
-    """Whatever was reported behind the checkpoint at step `until` is reported again, once."""
+    """Whatever was reported after the checkpoint at step `until` is reported again, once."""
     first = open_report(tmp_path)
     for epoch in range(3):
         run_epoch(first, epoch)
@@ -276,7 +278,7 @@ def test_an_evaluation_on_its_own_is_kept(tmp_path: Path) -> None:
     assert len(plain(tmp_path)) == 5
 
 
-def test_the_summary_stands_until_training_goes_on(tmp_path: Path) -> None:
+def test_the_summary_stays_until_training_goes_on(tmp_path: Path) -> None:
     first = open_report(tmp_path)
     first.parameters({"seed": 1})
     run_epoch(first, 0)
@@ -286,10 +288,11 @@ def test_the_summary_stands_until_training_goes_on(tmp_path: Path) -> None:
     second.parameters({"seed": 1})
     second.evaluation(1, 0, 3, VAL)
     events = [r["event"] for r in plain(tmp_path)]
-    assert events.count("summary") == 1 and second.has_summary
+    second.summary(VAL)
+    assert [r["event"] for r in plain(tmp_path)] == events and events.count("summary") == 1
     assert events.count("parameters") == 2  # one for each start
     run_epoch(second, 1)
-    assert "summary" not in [r["event"] for r in plain(tmp_path)] and not second.has_summary
+    assert "summary" not in [r["event"] for r in plain(tmp_path)]
     second.summary(TRAIN)
     assert [r["event"] for r in plain(tmp_path)].count("summary") == 1
     assert len(read_report(tmp_path / RAPORT)) > before
@@ -352,10 +355,10 @@ def test_the_originals_file_is_continued(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["not json", PREFIX + "{", "17", ""])
-def test_a_file_that_is_no_report_is_named(tmp_path: Path, damage: str) -> None:
+def test_a_file_that_is_not_a_report_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / RAPORT
     path.write_text(NVIDIA + damage + "\n" + NVIDIA)
-    with pytest.raises(UserError, match=r"experiment_raport\.json, line 5 is no report"):
+    with pytest.raises(UserError, match=r"experiment_raport\.json, line 5 is not a report"):
         read_report(path)
 
 
@@ -397,6 +400,89 @@ def test_a_report_beside_a_new_workspace(tmp_path: Path) -> None:
     assert [r["event"] for r in plain(tmp_path / "run")] == ["epoch"]
 
 
-def test_both_files_need_their_own_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--raport-file report.jsonl"):
-        Report(tmp_path, "report.jsonl", steps_per_epoch=1, keep_until_step=None)
+@pytest.mark.parametrize("name", ["report.jsonl", "report.png", "config.json", "checkpoints"])
+def test_the_file_needs_a_name_of_its_own(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"--raport-file {name} is taken"):
+        Report(tmp_path, name, steps_per_epoch=1, keep_until_step=None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_lost_its_summary_gets_one(tmp_path: Path) -> None:
+    """A run was killed between the two files' summaries."""
+    first = open_report(tmp_path)
+    run_epoch(first, 0)
+    before = (tmp_path / "report.jsonl").read_text()
+    first.summary(TRAIN)
+    (tmp_path / "report.jsonl").write_text(before)
+    whole = (tmp_path / RAPORT).read_text()
+    open_report(tmp_path, keep_until_step=STEPS).summary(TRAIN)
+    assert (tmp_path / RAPORT).read_text() == whole
+    assert plain(tmp_path)[-1]["event"] == "summary"
+
+
+# ---- more places, the table of metrics ---------------------------------------------------------
+
+
+def test_every_record_goes_to_every_sink(tmp_path: Path) -> None:
+    class Memory:
+        def __init__(self) -> None:
+            self.records: list[Record] = []
+
+        def write(self, record: Record) -> None:
+            self.records.append(record)
+
+    report, memory = open_report(tmp_path), Memory()
+    report.sinks.append(memory)
+    report.parameters({"seed": 1})
+    run_epoch(report, 0)
+    report.summary({"best.top1": math.nan})
+    assert [(r.event, r.position, r.step) for r in memory.records] == [
+        ("parameters", None, None),
+        ("train", (0, 2), 2),
+        ("train", (0, 4), 4),
+        ("evaluation", (0, 4, 3), 4),
+        ("epoch", (0,), 4),
+        ("summary", (), None),
+    ]
+    assert memory.records[0].data == {"seed": 1} and memory.records[3].data == VAL
+    assert memory.records[-1].data == {"best.top1": None}
+    assert [r.event for r in memory.records] == [r["event"] for r in plain(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "row"),
+    [
+        ("loss", 6.90123, ("loss", "6.9012")),
+        ("train.loss", math.nan, ("train loss", "nan")),
+        ("val.top1", 79.3341, ("val top-1", "79.334 %")),
+        ("val_ema.top10", 50, ("top-10 of the average", "50.000 %")),
+        ("best.top1", 80.03, ("best top-1", "80.030 %")),
+        ("train.total_ips", 812.345, ("train throughput", "812.3 img/s")),
+        ("val.compute_latency_at99", 0.01234, ("val latency, 99 %", "12.34 ms")),
+        ("train.grad_scale", 128.0, ("train loss scale", "128")),
+        ("val.f1", 0.5, ("val f1", "0.5")),
+    ],
+)
+def test_metrics_for_people(name: str, value: float, row: tuple[str, str]) -> None:
+    assert metric_rows({name: value, "val.ce": 1.0}, [name, "val.count", name]) == [row]
+
+
+def test_a_metric_without_a_row_is_not_described(tmp_path: Path) -> None:
+    open_report(tmp_path).epoch(0, {"val.f1": 0.5})
+    (record,) = read_report(tmp_path / RAPORT)
+    assert record["data"] == {"val.f1": 0.5}
+
+
+def test_a_name_has_one_row() -> None:
+    names = [metric.name.replace("{n}", "7") for metric in METRICS]
+    assert [find_metric(name).meaning for name in names] == [row.meaning for row in METRICS]
+    assert len({row.meaning for row in METRICS}) == len(METRICS)
+
+
+def test_the_documentation_has_the_table_of_metrics() -> None:
+    rows = ["| name | unit | for people | meaning |", "| --- | --- | --- | --- |"]
+    for metric in METRICS:
+        names = ", ".join(f"`{split}.{metric.name}`" for split in metric.splits.split())
+        rows.append(f"| {names} | {metric.unit or ''} | {metric.label} | {metric.meaning} |")
+    text = (Path(__file__).parent.parent / "docs/report.md").read_text()
+    assert text.partition("## Metrics")[2].partition("\n| ")[2] == "\n".join(rows)[2:] + "\n"

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from seresnext_jax.cli import load_config
-from seresnext_jax.report.dllogger import read_report
+from seresnext_jax.report.metrics import find_metric
+from seresnext_jax.report.sinks import read_report
 from tests.programs import (
     DIGITS,
     EPOCHS,
@@ -74,6 +75,8 @@ def test_both_reports_say_each_step_once_and_the_same() -> None:
     assert [record["epoch"] for record in plain if record["event"] == "epoch"] == epochs
     assert [record["event"] for record in plain].count("summary") == 1
 
+    reported = {name for record in plain for name in record["metrics"]}
+    assert all(find_metric(name).meaning for name in reported), "each has a row in the table"
     dlll = read_report(workspace / "experiment_raport.json")
     losses = {
         tuple(record["step"]): record["data"]["train.loss"]
@@ -105,7 +108,7 @@ def test_eval_of_the_best_checkpoint_gives_the_reports_numbers(tmp_path: Path) -
     result = json.loads((tmp_path / "r.json").read_text())
     for name in ("top1", "top5", "loss", "ce", "count"):
         assert result[name] == best["metrics"][f"val.{name}"]
-    assert f"{result['top1']:.3f} %" in out
+    assert f"{result['top1']:.2f} %" in out
 
 
 def test_classify_names_the_digits() -> None:
@@ -273,6 +276,8 @@ def test_error_is_one_line_that_says_how_to_mend_it(
     [
         (["--init-from", "/nowhere"], "/nowhere", "check the path"),
         (["--workspace", "WHOLE"], "checkpoints of an earlier run", "--resume auto"),
+        (["--raport-file", "."], "is a folder", "give a file's name"),
+        (["--raport-file", "report.jsonl"], "taken by the run", "choose another name"),
         (["--resume", "~nouser/run"], "--resume ~nouser/run", "check the path"),
         (["--workspace", "/dev/null/run"], "/dev/null/run", "choose another --workspace"),
         (["--optim.warmpu", "3"], "--optim.warmpu", "did you mean --optim.warmup?"),

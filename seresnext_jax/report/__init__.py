@@ -1,1 +1,1 @@
-"""What a run tells: files that tools read, lines and bars that people read, a plot."""
+"""What a run reports: one table of metrics, files for tools, lines and a plot for people."""

@@ -1,47 +1,10 @@
-"""What is measured: the metrics' units, means that survive a checkpoint, a clock, percentiles."""
+"""Means that survive a checkpoint, a clock, percentiles."""
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-_UNITS: dict[str, tuple[str | None, str]] = {
-    "loss": (None, ":.5f"),
-    "ce": (None, ":.5f"),
-    "compute_ips": ("images/s", ":.2f"),
-    "total_ips": ("images/s", ":.2f"),
-    "data_time": ("s", ":.5f"),
-    "compute_time": ("s", ":.5f"),
-    "grad_scale": (None, ":.5f"),
-    "skipped_steps": (None, ":.0f"),
-    "bad_images": (None, ":.0f"),
-    "count": (None, ":.0f"),
-    "compute_latency": ("s", ":.5f"),
-    "top": ("%", ":.2f"),
-}
-"""Unit and format by the start of a metric's last name; the original describes no ``lr``."""
-_VERBOSE = ("data_time", "compute_time", "compute_latency_at")
-
-
-def description(metric: str) -> dict[str, str | None] | None:
-    """Unit and format of ``val.top1`` and its like, as DLLogger's metadata; None: not described."""
-    leaf = metric.split(".")[-1]
-    for start, (unit, form) in _UNITS.items():
-        if leaf.startswith(start):
-            return {"unit": unit, "format": form}
-    return None
-
-
-def is_verbose(metric: str) -> bool:
-    """Whether the original keeps a metric off the console, in an event's second record."""
-    return metric.split(".")[-1].startswith(_VERBOSE)
-
-
-def json_number(value: float) -> float | None:
-    """A metric as a number that JSON has; None where it has none."""
-    return float(value) if math.isfinite(value) else None
 
 
 @dataclass
@@ -62,7 +25,7 @@ class Mean:
         return self.total / self.count if self.count else float("nan")
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Start anew."""
         self.total, self.count = 0.0, 0
 
 

@@ -3,21 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from seresnext_jax.report.dllogger import read_report
-from seresnext_jax.report.files import writing
+from seresnext_jax.report.metrics import METRICS, find_metric
+from seresnext_jax.report.sinks import read_report, writing
 
-_PANELS = {"loss": ".loss", "accuracy (%)": ".top", "learning rate": ".lr"}
-"""Title of a panel: what the names of its metrics hold."""
-_SPLITS = {
-    "train": ("training", "C0"),
-    "val": ("validation", "C1"),
-    "val_ema": ("moving average", "C2"),
-}
-"""First part of a metric's name: its label and colour."""
+_COLOURS = {"train": "C0", "val": "C1", "val_ema": "C2"}
+"""By the first part of a metric's name."""
 
 
 def plot_report(report: Path, png: Path) -> None:
-    """Draw loss, accuracy and learning rate over the epochs, with a gap where a value is missing.
+    """Draw the metrics of each panel over the epochs, with a gap where a value is missing.
 
     Args:
       report: a run's ``report.jsonl``.
@@ -31,20 +25,19 @@ def plot_report(report: Path, png: Path) -> None:
 
     epochs = [record for record in read_report(report) if record["event"] == "epoch"]
     figure = Figure(figsize=(13, 3.8), layout="constrained")
-    for axis, (title, part) in zip(figure.subplots(1, 3), _PANELS.items(), strict=True):
-        for name in _names(epochs, part):
+    panels = list(dict.fromkeys(metric.panel for metric in METRICS if metric.panel))
+    for axis, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for name in _names(epochs, panel):
             split, metric = name.split(".")
-            label, colour = _SPLITS[split]
-            top = metric.startswith("top")
             axis.plot(
                 [record["epoch"] + 1 for record in epochs],
                 [_number(record["metrics"].get(name)) for record in epochs],
-                color=colour,
-                linestyle="--" if top and metric != "top1" else "-",
+                color=_COLOURS[split],
+                linestyle="--" if metric.startswith("top") and metric != "top1" else "-",
                 marker="." if len(epochs) <= 40 else "",
-                label=f"{label} {metric.replace('top', 'top-')}" if top else label,
+                label=find_metric(name).label,
             )
-        axis.set_title(title)
+        axis.set_title(panel)
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
@@ -54,10 +47,11 @@ def plot_report(report: Path, png: Path) -> None:
         figure.savefig(png, dpi=120)
 
 
-def _names(epochs: list[dict[str, Any]], part: str) -> list[str]:
+def _names(epochs: list[dict[str, Any]], panel: str) -> list[str]:
     """The metrics of a panel: training, validation, average."""
-    names = {name for record in epochs for name in record["metrics"] if part in name}
-    return [name for split in _SPLITS for name in sorted(names) if name.split(".")[0] == split]
+    names = {name for record in epochs for name in record["metrics"]}
+    drawn = sorted(name for name in names if find_metric(name).panel == panel)
+    return [name for split in _COLOURS for name in drawn if name.split(".")[0] == split]
 
 
 def _number(value: float | None) -> float:

@@ -8,38 +8,41 @@ from typing import Any
 import jax
 
 from seresnext_jax.checkpoint.progress import Progress
-from seresnext_jax.config import Plan
+from seresnext_jax.config import Config, Plan
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.console import Console
-from seresnext_jax.report.dllogger import Report
 from seresnext_jax.report.meters import Clock, Mean
+from seresnext_jax.report.metrics import METRICS, metric_rows
+from seresnext_jax.report.report import Report
+
+_STEP_NAMES = {"grad_scale": "loss_scale"}
+"""Where the training step calls a metric of the report by another name."""
 
 
 class TrainLog:
     """Reports training steps, each one only after the next was dispatched.
 
     Reading a step's metrics waits for its end. Reading them one step late leaves the device
-    something to do meanwhile.
+    something to do meanwhile. Every metric of a step that has a row in `METRICS` is reported: the
+    loss as a mean, the others as they were after the last step.
     """
 
     def __init__(
         self,
-        report: Report,
-        console: Console,
+        config: Config,
         plan: Plan,
         progress: Progress,
+        report: Report,
+        console: Console,
         *,
         last_epoch: int,
-        print_freq: int,
-        max_bad_steps: int,
     ) -> None:
-        self._report = report
-        self._console = console
+        self._config = config
         self._plan = plan
         self._progress = progress
+        self._report = report
+        self._console = console
         self._last_epoch = last_epoch
-        self._print_freq = print_freq
-        self._max_bad_steps = max_bad_steps
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._epoch = 0
         self._clock = Clock()
@@ -48,7 +51,7 @@ class TrainLog:
 
     @contextmanager
     def epoch(self, epoch: int, *, done: int) -> Iterator[None]:
-        """Report the steps inside as those of `epoch`, of which `done` were made before."""
+        """Report the steps inside as those of `epoch`, of which `done` were trained before."""
         self._epoch = epoch
         self._seconds = self._waited = 0.0
         self._interval_steps = self._epoch_steps = 0
@@ -101,24 +104,23 @@ class TrainLog:
         )
         self._progress.last_step = metrics
         self._console.step(iteration)
-        if iteration % self._print_freq == 0:
+        if iteration % self._config.print_freq == 0:
             self._report_interval(iteration)
-        if metrics["bad_steps"] >= self._max_bad_steps:
+        if metrics["bad_steps"] >= self._config.max_bad_steps:
             raise UserError(
-                f"{self._max_bad_steps} steps in a row up to step {step} had no finite loss or "
-                "gradient: the last good checkpoint is kept; lower the learning rate, lengthen the "
-                "warm-up, or choose --precision bf16 or fp32"
+                f"{self._config.max_bad_steps} steps in a row up to step {step} had no finite loss "
+                "or gradient: the last good checkpoint is kept; lower the learning rate, lengthen "
+                "the warm-up, or choose --precision bf16 or fp32"
             )
 
     def epoch_metrics(self) -> dict[str, float]:
         """The means of the epoch's steps, and start the next epoch's."""
-        metrics = self._metrics(
-            self._progress.epoch_loss, self._epoch_steps, self._seconds, self._waited
-        )
-        metrics["train.bad_images"] = self._progress.epoch_bad_images
-        self._progress.interval_loss.reset()
-        self._progress.epoch_loss.reset()
-        self._progress.epoch_bad_images = 0
+        progress = self._progress
+        metrics = self._metrics(progress.epoch_loss, self._epoch_steps, self._seconds, self._waited)
+        metrics["train.bad_images"] = progress.epoch_bad_images
+        progress.interval_loss.reset()
+        progress.epoch_loss.reset()
+        progress.epoch_bad_images = 0
         return metrics
 
     def _report_interval(self, iteration: int) -> None:
@@ -137,12 +139,9 @@ class TrainLog:
 
     def _metrics(self, loss: Mean, steps: int, seconds: float, waited: float) -> dict[str, float]:
         last = self._progress.last_step
-        metrics = {
-            "train.loss": loss.value,
-            "train.lr": last["lr"],
-            "train.grad_scale": last["loss_scale"],
-            "train.skipped_steps": last["skipped_steps"],
-        }
+        of_step = {row.name: _STEP_NAMES.get(row.name, row.name) for row in METRICS}
+        metrics = {f"train.{name}": last[key] for name, key in of_step.items() if key in last}
+        metrics["train.loss"] = loss.value
         if not steps:  # the epoch was trained before a restart, only its evaluation was left
             return metrics
         images = steps * self._plan.global_batch
@@ -155,22 +154,18 @@ class TrainLog:
 
     def _line(self, iteration: int, metrics: dict[str, float], data_share: float) -> str:
         plan = self._plan
-        left = self._last_epoch * plan.steps_per_epoch - (
-            self._epoch * plan.steps_per_epoch + iteration
-        )
-        eta = left * plan.global_batch / metrics["train.total_ips"]
+        means = {name.removeprefix("train."): value for name, value in metrics.items()}
+        names = ["loss", "lr", "total_ips"]
+        names += ["grad_scale"] * (means["grad_scale"] != 1)
+        names += ["skipped_steps"] * (means["skipped_steps"] > 0)
+        left = (self._last_epoch - self._epoch) * plan.steps_per_epoch - iteration
         parts = [
             f"epoch {self._epoch + 1}/{plan.epochs} step {iteration}/{plan.steps_per_epoch}",
-            f"loss {metrics['train.loss']:.4f}",
-            f"lr {metrics['train.lr']:.4g}",
-            f"{metrics['train.total_ips']:.1f} img/s",
+            *(" ".join(row) for row in metric_rows(means, names)),
             f"data wait {100 * data_share:.0f} %",
+            f"run ends in {_duration(left * plan.global_batch / means['total_ips'])}",
         ]
-        if metrics["train.grad_scale"] != 1:
-            parts.append(f"loss scale {metrics['train.grad_scale']:g}")
-        if metrics["train.skipped_steps"]:
-            parts.append(f"skipped {metrics['train.skipped_steps']:.0f}")
-        return "  ".join([*parts, f"run ends in {_duration(eta)}"])
+        return "  ".join(parts)
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What a run says at its start, after an epoch, and at its end."""
+"""What a run prints and writes at its start, after an epoch, and at its end."""
 
 import json
 import sys
@@ -9,13 +9,16 @@ from seresnext_jax.checkpoint.progress import Progress
 from seresnext_jax.config import Config, Plan, flatten
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.report.console import Console
-from seresnext_jax.report.dllogger import Report
+from seresnext_jax.report.metrics import metric_rows
+from seresnext_jax.report.plot import plot_report
+from seresnext_jax.report.report import PLOT_NAME, Report
+from seresnext_jax.run.start import checkpoints_folder
 
 
 def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: int) -> Report:
-    """Open the report, and put the configuration and what follows from it into the workspace.
+    """Open the report, and write the configuration and the plan into the workspace.
 
-    An evaluation is added to whatever the report holds.
+    An evaluation only adds to a report.
     """
     report = Report(
         Path(config.workspace),
@@ -34,39 +37,39 @@ def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: i
 
 def epoch_line(config: Config, epoch: int, results: dict[str, float], *, best: bool) -> str:
     """One line on a finished epoch."""
-    parts = [f"epoch {epoch + 1}/{config.epochs}", f"loss {results['train.loss']:.4f}"]
-    if "val.top1" in results:
-        parts += [
-            f"val loss {results['val.loss']:.4f}",
-            f"top-1 {results['val.top1']:.2f} %{' (best)' if best else ''}",
-            f"top-{config.topk} {results[f'val.top{config.topk}']:.2f} %",
-        ]
-    if "train.total_ips" in results:
-        parts.append(f"{results['train.total_ips']:.1f} img/s")
-    return "  ".join(parts)
+    names = ("train.loss", "val.loss", "val.top1", f"val.top{config.topk}", "train.total_ips")
+    parts = [" ".join(row) for row in metric_rows(results, names)]
+    return "  ".join([f"epoch {epoch + 1}/{config.epochs}", *parts, *["best so far"] * best])
 
 
-def outcome_rows(config: Config, progress: Progress) -> list[tuple[str, str]]:
-    """The end-of-run table, without the files."""
-    rows = []
+def report_outcome(config: Config, progress: Progress, report: Report, console: Console) -> None:
+    """Finish the report of a run, draw its plot and print its outcome.
+
+    Raises:
+      UserError: a file can't be written.
+    """
+    if not console.enabled:
+        return
+    best, rows = {}, []
     if progress.best_epoch >= 0:
-        best = f"{progress.best_top1:.2f} % (epoch {progress.best_epoch + 1})"
-        rows.append(("best top-1", best))
-    labels = {
-        "val.top1": ("top-1", "%"),
-        f"val.top{config.topk}": (f"top-{config.topk}", "%"),
-        "val_ema.top1": ("top-1 of the average", "%"),
-        "train.total_ips": ("training", "img/s"),
-        "train.compute_ips": ("training without data wait", "img/s"),
-    }
-    for name, (label, unit) in labels.items():
-        if name in progress.results:
-            rows.append((label, f"{progress.results[name]:.2f} {unit}"))
-    return rows
+        best = {"best.top1": progress.best_top1}
+        ((label, value),) = metric_rows(best)
+        rows = [(label, f"{value} (epoch {progress.best_epoch + 1})")]
+    if progress.results:
+        report.summary(progress.results | best)
+    plot = report.folder / PLOT_NAME
+    plot_report(report.jsonl_path, plot)
+    names = ["val.top1", f"val.top{config.topk}", "val_ema.top1"]
+    names += ["train.total_ips", "train.compute_ips"]
+    rows += metric_rows(progress.results, names)
+    if not config.no_checkpoints:
+        rows.append(("checkpoint", str(checkpoints_folder(config))))
+    rows += [("report", str(report.dlll_path)), ("plot", str(plot))]
+    console.table("Outcome", rows)
 
 
 def list_bad_images(loaders: list[Loader]) -> None:
-    """Name the files that were left out; each process those that it met."""
+    """Name the files that were left out; each process names those that it met."""
     console = Console(enabled=True)
     for path in [path for loader in loaders for path in loader.bad_files]:
         console.warn(f"left out, can't be decoded: {path}")

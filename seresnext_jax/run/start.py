@@ -11,6 +11,7 @@ from seresnext_jax.errors import UserError
 from seresnext_jax.model.initial import init_variables
 from seresnext_jax.model.network import ResNet
 from seresnext_jax.report.console import Console
+from seresnext_jax.report.report import dllogger_path
 from seresnext_jax.weights.read import find_weights, read_weights
 
 Tree = Any
@@ -28,8 +29,9 @@ def find_start(config: Config) -> Path | None:
 
     Raises:
       UserError: there is nothing to resume, or the workspace has another run's checkpoints or can't
-        be written, or ``--init-from`` is not there.
+        be written, or ``--raport-file`` can't be used, or ``--init-from`` is not there.
     """
+    dllogger_path(Path(config.workspace), config.raport_file)
     start = _checkpoint_to_continue(config)
     if start is None and config.init_from:
         find_weights(Path(config.init_from))

@@ -30,9 +30,7 @@ def evaluate(
       should_stop: asked after each batch; a yes abandons the pass.
 
     Returns:
-      ``top1``, ``top{k}`` (percent), ``loss``, ``ce``, ``count`` (images), ``compute_ips`` and
-      ``total_ips`` (images/s without and with waiting for data), ``data_time`` (seconds per batch)
-      and ``compute_latency``, ``compute_latency_at{p}`` (seconds from a batch to its result); None
+      metrics by the names of `report.metrics`, such as ``top1``, ``loss`` and ``total_ips``; None
       if it was abandoned.
 
     Raises:
@@ -58,12 +56,12 @@ def evaluate(
         raise RuntimeError(f"evaluated {count:.0f} of {wanted} images")
     total = before - started
     batches = len(latencies)
-    images = max(count, 1.0)
+    means = {name: value / max(count, 1.0) for name, value in sums.items() if name != "count"}
     result = {
-        "top1": 100 * sums["top1"] / images,
-        f"top{topk}": 100 * sums["topk"] / images,
-        "loss": sums["loss"] / images,
-        "ce": sums["ce"] / images,
+        "top1": 100 * means.pop("top1"),
+        f"top{topk}": 100 * means.pop("topk"),
+        "loss": means.pop("loss"),
+        **means,
         "count": count,
         "compute_ips": count / sum(latencies),
         "total_ips": count / total,
