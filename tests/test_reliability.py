@@ -18,8 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-from seresnext_jax.checkpoint.reading import read_meta
-from seresnext_jax.checkpoint.saving import Checkpoints
+from seresnext_jax.checkpoint.store import Checkpoints, read_meta
 from seresnext_jax.config import CheckpointConfig, Config, resolve
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
@@ -28,6 +27,7 @@ from seresnext_jax.run.saver import Saver
 from seresnext_jax.training.precision import POLICIES, init_loss_scale
 from seresnext_jax.training.state import create
 from tests import soak
+from tests.metas import make_meta
 from tests.programs import (
     EPOCHS,
     ROOT,
@@ -139,7 +139,7 @@ def test_a_step_that_is_saved_again_is_never_missing(
     scale, optimizer = init_loss_scale(POLICIES["fp32"], 1.0), optax.sgd(0.1)
     state = create(variables, optimizer=optimizer, loss_scale=scale, seed=0, with_ema=False)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, {"first": True})
+        checkpoints.save(state, make_meta(epoch=1))
         checkpoints.wait()
 
         def full(*args: object, **kwargs: object) -> bool:
@@ -149,11 +149,11 @@ def test_a_step_that_is_saved_again_is_never_missing(
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints._manager, "save", full)
             with pytest.raises(UserError, match="checkpoint 0 is whole"):
-                checkpoints.save(state, {"first": False})
+                checkpoints.save(state, make_meta(epoch=2))
         assert checkpoints.steps() == [0]
-        checkpoints.save(state, {"first": False})
+        checkpoints.save(state, make_meta(epoch=2))
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
-    assert read_meta(tmp_path / "0")["first"] is False
+    assert read_meta(tmp_path / "0").epoch == 2
 
     (tmp_path / "0").rename(tmp_path / "0.replaced")
     with Checkpoints(tmp_path) as checkpoints:
@@ -161,7 +161,7 @@ def test_a_step_that_is_saved_again_is_never_missing(
 
 
 def test_a_named_checkpoint_is_gone_back_to(tmp_path: Path) -> None:
-    """From the end of the first epoch; what lies behind it is set aside."""
+    """From the end of the first epoch; what came after it is set aside."""
     workspace = copy_of_killed(tmp_path)
     named = workspace / "checkpoints" / str(STEPS)
     out = done(tiny(workspace, *OPTIONS, "--resume", str(named))).stdout
@@ -251,7 +251,7 @@ def test_steps_without_finite_gradients_stop_the_run(tmp_path: Path) -> None:
     assert "3 steps in a row" in line
     assert "lower the learning rate" in line
     (kept,) = (tmp_path / "run/checkpoints").iterdir()
-    assert read_meta(kept)["bad_steps"] == 0
+    assert read_meta(kept).bad_steps == 0
     state = arrays(tmp_path / "run")
     assert all(np.isfinite(array).all() for name, array in state.items() if "params" in name)
 

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seresnext_jax.checkpoint import saving
-from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig, to_dict
+from seresnext_jax.checkpoint.store import Checkpoints
+from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.training import precision, state
 from seresnext_jax.training.optimizer import make_optimizer
 from seresnext_jax.weights.folder import WeightsInfo, flatten, load_weights, save_weights, unflatten
 from seresnext_jax.weights.read import network, read_weights
+from tests.metas import make_meta
 
 INFO = WeightsInfo(
     architecture="se-resnext-tiny",
@@ -140,9 +141,9 @@ def test_a_checkpoint_is_read_as_weights(
     )
     if with_ema:
         trained = replace(trained, ema=jax.tree.map(lambda x: x + 1, trained.ema))
-    meta = {"config": to_dict(config), "class_names": ["a", "b", "c"], "epoch": 2}
-    with saving.Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(trained, meta, top1=50.0)
+    meta = make_meta(config=config, class_names=("a", "b", "c"), epoch=2, top1=50.0)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(trained, meta)
 
     found, info = read_weights(tmp_path)
     assert_same(found, variables)

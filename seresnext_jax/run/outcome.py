@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from seresnext_jax.checkpoint.progress import Progress
+from seresnext_jax.checkpoint.meta import Progress
 from seresnext_jax.config import Config, Plan, flatten, to_dict
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.report.console import Console
