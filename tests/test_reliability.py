@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -24,8 +25,9 @@ from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.console import Console
 from seresnext_jax.run.saver import Saver
+from seresnext_jax.run.start import Start
 from seresnext_jax.training.precision import POLICIES, init_loss_scale
-from seresnext_jax.training.state import create
+from seresnext_jax.training.state import TrainState, create
 from tests import soak
 from tests.metas import make_meta
 from tests.programs import (
@@ -131,13 +133,17 @@ def test_killed_while_saving_and_damaged_checkpoints_fall_back(tmp_path: Path) -
     assert not list(saved.glob("*orbax-checkpoint-tmp*"))
 
 
+def small_state() -> TrainState:
+    variables = {"params": {"w": jnp.ones(3)}, "batch_stats": {}}
+    scale, optimizer = init_loss_scale(POLICIES["fp32"], 1.0), optax.sgd(0.1)
+    return create(variables, optimizer=optimizer, loss_scale=scale, seed=0, with_ema=False)
+
+
 def test_a_step_that_is_saved_again_is_never_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first checkpoint comes back if the second fails, or if the program was killed in it."""
-    variables = {"params": {"w": jnp.ones(3)}, "batch_stats": {}}
-    scale, optimizer = init_loss_scale(POLICIES["fp32"], 1.0), optax.sgd(0.1)
-    state = create(variables, optimizer=optimizer, loss_scale=scale, seed=0, with_ema=False)
+    state = small_state()
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, make_meta(epoch=1))
         checkpoints.wait()
@@ -168,6 +174,17 @@ def test_a_named_checkpoint_is_gone_back_to(tmp_path: Path) -> None:
     assert f"set aside as {KILLED_AFTER}.later" in out
     assert f"continuing after step {STEPS} (epoch 1)" in out
     exactly_like_whole(workspace)
+
+
+def test_a_checkpoint_that_does_not_fit_the_run_moves_nothing(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "checkpoints", keep=-1) as checkpoints:
+        for step in (1, 2):
+            state = replace(small_state(), step=jnp.int32(step))
+            checkpoints.save(state, make_meta(step=step))  # of 10 steps in an epoch
+    named = tmp_path / "checkpoints/1"
+    with saver(tmp_path) as saving, pytest.raises(UserError, match="had steps_per_epoch 10"):
+        saving.resume(Start(checkpoint=named), small_state())
+    assert {path.name for path in named.parent.iterdir()} == {"1", "2"}
 
 
 def test_stop_signals_in_compilation_saving_and_evaluation(tmp_path: Path) -> None:

@@ -91,17 +91,16 @@ def read_newest(folder: Path, like: TrainState) -> tuple[TrainState, Meta, list[
     notes: list[str] = []
     steps = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]
     for step in sorted(steps, reverse=True):
-        found = None
+        found, note = None, f"checkpoint {folder / str(step)} can't be read by another process"
         try:
             found = read_checkpoint(folder / str(step), like)
         except UserError as error:
-            notes.append(f"{error}")
+            note = str(error)
         # Skip a checkpoint that any process cannot read.
         if sum_over_processes(found is None) == 0:
             assert found is not None
             return *found, notes
-        if found is not None:
-            notes.append(f"checkpoint {folder / str(step)} can't be read by another process")
+        notes.append(note)
     if notes:
         raise UserError(
             f"no checkpoint in {folder} fits this run: {'; '.join(notes)}; "
