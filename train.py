@@ -26,7 +26,7 @@ from seresnext_jax.run import runtime
 from seresnext_jax.run.log import TrainLog
 from seresnext_jax.run.outcome import epoch_line, list_bad_images, open_report, report_outcome
 from seresnext_jax.run.saver import Saver
-from seresnext_jax.run.start import find_start, initial_variables
+from seresnext_jax.run.start import Start, find_start, initial_variables
 from seresnext_jax.run.stop import EXIT_STOPPED, StopRequest
 from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.training.optimizer import learning_rate
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
             eval_step = lower_eval_step(network.apply, config, mesh, state.variables).compile()
     if config.evaluate:
         assert val_loader is not None  # config.check: --evaluate excludes --training-only
-        if not step and not config.init_from:
+        if start == Start():
             console.warn("the weights are random: load some with --resume or --init-from")
         results = validate(config, eval_step, state, val_loader, stop)
         if results is None:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from seresnext_jax.checkpoint import reading
+from seresnext_jax.checkpoint.store import find_checkpoint, read_arrays
 from seresnext_jax.cli import parse_config, run
 from seresnext_jax.errors import UserError, shown
 from seresnext_jax.weights import training_state as training
@@ -60,7 +60,7 @@ def _training_to_flax(options: argparse.Namespace) -> int:
     _print_notes(notes)
     root = [] if config.data.root else ["--data.root", "DATA"]
     more = ["--workspace", str(options.out), *root, "--resume", "auto"]
-    print(f"{options.out}: a training state after epoch {meta['epoch']}, step {meta['step']}")
+    print(f"{options.out}: a training state after epoch {meta.epoch}, step {meta.step}")
     print(f"go on with: {shlex.join(['python', 'train.py', *words, *more])}")
     return 0
 
@@ -74,7 +74,7 @@ def to_torch(options: argparse.Namespace) -> int:
             raise UserError(
                 "--checkpoint goes with neither --safetensors nor --ema: leave them out"
             )
-        folder = reading.find_checkpoint(options.source)
+        folder = find_checkpoint(options.source)
         if folder is None:
             raise UserError(f"{options.source} is no checkpoint: leave --checkpoint out")
         content, notes = training.to_torch(folder, layout=options.layout, prefix=prefix)
@@ -121,9 +121,9 @@ def _inspect(path: Path) -> Facts:
     facts = _facts(variables, info)
     if weights_folder(path):
         return {**facts, "kind": "weights folder"}
-    found = reading.find_checkpoint(path)
+    found = find_checkpoint(path)
     assert found is not None  # or read_weights would have refused
-    return {**facts, "kind": "checkpoint", "has_ema": "ema" in reading.read_weights(found)}
+    return {**facts, "kind": "checkpoint", "has_ema": "ema" in read_arrays(found, "weights")}
 
 
 def _facts(variables: dict[str, Any], info: WeightsInfo) -> Facts:

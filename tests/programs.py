@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seresnext_jax.checkpoint.reading import find_checkpoint, read_training, read_weights
+from seresnext_jax.checkpoint.store import find_checkpoint, read_arrays
 from seresnext_jax.data.digits import write_digits
 
 ROOT = Path(__file__).parent.parent
@@ -154,12 +154,12 @@ def arrays(workspace: Path, step: int | None = None) -> dict[str, np.ndarray]:
     folder = workspace / "checkpoints" / str(step) if step is not None else workspace
     checkpoint = find_checkpoint(folder)
     assert checkpoint is not None, f"no checkpoint in {folder}"
-    tree = (read_weights(checkpoint), read_training(checkpoint))
+    tree = (read_arrays(checkpoint, "weights"), read_arrays(checkpoint, "training"))
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(tree)}
 
 
 def keep_until(workspace: Path, step: int) -> None:
-    """Delete the checkpoints behind `step`."""
+    """Delete the checkpoints after `step`."""
     for newer in (workspace / "checkpoints").iterdir():
         if newer.name.isdigit() and int(newer.name) > step:
             shutil.rmtree(newer)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from seresnext_jax.checkpoint.reading import step_folders
+from seresnext_jax.checkpoint.store import step_folders
 from tests.programs import DIGITS, arrays, done, finish, records, start, tiny
 
 STOPPED = 75

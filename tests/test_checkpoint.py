@@ -1,6 +1,10 @@
 """Checkpoints: bit for bit, best and last kept, and a broken one stepped over."""
 
+import json
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seresnext_jax.checkpoint.reading import (
+from seresnext_jax.checkpoint.meta import Meta, Progress
+from seresnext_jax.checkpoint.store import (
+    Checkpoints,
     find_checkpoint,
+    read_arrays,
     read_checkpoint,
     read_meta,
     read_newest,
-    read_weights,
 )
-from seresnext_jax.checkpoint.saving import Checkpoints
 from seresnext_jax.config import Config, LossScaleConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.training.state import TrainState, create_train_state
+from tests.metas import make_meta
 
 
 def state(step: int = 0, *, devices: int = 1, width: int = 3) -> TrainState:
@@ -46,21 +52,31 @@ def assert_equal(a: Any, b: Any) -> None:
 def fill(folder: Path, keep: int, scores: list[float | None]) -> list[int]:
     with Checkpoints(folder, keep=keep) as checkpoints:
         for step, top1 in enumerate(scores, start=1):
-            checkpoints.save(state(step), {"made_at": step}, top1=top1)
+            checkpoints.save(state(step), make_meta(step=step, top1=top1))
             checkpoints.wait()
         return checkpoints.steps()
 
 
+def restore(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainState, Meta, list[str]]:
+    """As a run does that is continued."""
+    found, meta, notes = read_newest(checkpoints.folder, like)
+    checkpoints.set_aside_after(meta.step, ".broken")
+    return found, meta, notes
+
+
 @pytest.mark.parametrize("devices", [1, 4])
 def test_a_state_comes_back_bit_for_bit_on_any_devices(tmp_path: Path, devices: int) -> None:
+    saved = make_meta(
+        step=5, epoch=1, progress=Progress(results={"loss": 0.1 + 0.2}), top1=12.5, fingerprint="f"
+    )
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state(5, devices=2), {"epoch": 1, "loss": 0.1 + 0.2}, top1=12.5)
+        checkpoints.save(state(5, devices=2), saved)
     with Checkpoints(tmp_path) as checkpoints:
-        found, meta, notes = checkpoints.restore_newest(state(devices=devices))
+        found, meta, notes = restore(checkpoints, state(devices=devices))
     assert_equal(found, state(5))
     assert found.params["fc"]["kernel"].sharding.num_devices == devices
-    assert meta.pop("crc32")
-    assert meta == {"epoch": 1, "loss": 0.1 + 0.2, "top1": 12.5, "bad_steps": 0} and notes == []
+    assert meta.crc32
+    assert replace(meta, crc32={}) == saved and notes == []
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(0, [2, 5]), (2, [2, 4, 5]), (-1, [1, 2, 3, 4, 5])])
@@ -73,10 +89,10 @@ def test_best_and_last_are_kept(tmp_path: Path, keep: int, kept: list[int]) -> N
 
 def test_a_step_can_be_saved_again_with_its_evaluation(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state(3), {"evaluated": False})
-        checkpoints.save(state(3), {"evaluated": True}, top1=50.0)
+        checkpoints.save(state(3), make_meta(step=3, epoch=0))
+        checkpoints.save(state(3), make_meta(step=3, epoch=1, top1=50.0))
     meta = read_meta(tmp_path / "3")
-    assert (meta["evaluated"], meta["top1"]) == (True, 50.0)
+    assert (meta.epoch, meta.top1) == (1, 50.0)
 
 
 def test_what_is_best_is_not_guessed_past_a_damaged_result(tmp_path: Path) -> None:
@@ -99,7 +115,7 @@ def test_the_last_good_ones_outlast_bad_steps(tmp_path: Path, keep: int, kept: l
         with Checkpoints(tmp_path, keep=keep) as checkpoints:
             for step in steps:
                 saved = state(step).replace(bad_steps=jnp.int32(max(0, step - 2)))  # type: ignore[attr-defined]
-                checkpoints.save(saved, {})
+                checkpoints.save(saved, make_meta(step=step))
                 checkpoints.wait()
             left = checkpoints.steps()
     assert left == kept
@@ -117,7 +133,7 @@ def test_any_broken_file_costs_one_checkpoint(tmp_path: Path) -> None:
             folder = Path(shutil.copytree(source, tmp_path / "run", dirs_exist_ok=True))
             (folder / file).write_bytes((folder / file).read_bytes()[:left])
             with Checkpoints(folder, keep=-1) as checkpoints:
-                found, _, notes = checkpoints.restore_newest(state())
+                found, _, notes = restore(checkpoints, state())
             assert_equal(found, state(int(found.step)))
             assert len(notes) == 2 - int(found.step), file
             if notes:
@@ -127,17 +143,17 @@ def test_any_broken_file_costs_one_checkpoint(tmp_path: Path) -> None:
 
 
 def test_one_byte_changed_in_the_arrays_is_found(tmp_path: Path) -> None:
-    """Large enough to lie in a file of their own, which orbax reads unchecked."""
+    """Large enough for a file of their own, which orbax reads unchecked."""
     with Checkpoints(tmp_path, keep=-1) as checkpoints:
         for step in (1, 2):
-            checkpoints.save(state(step, width=3000), {})
+            checkpoints.save(state(step, width=3000), make_meta(step=step))
     files = [path for path in (tmp_path / "2/weights").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
     with pytest.raises(UserError, match="kernel is not what was saved"):
-        read_weights(tmp_path / "2")
+        read_arrays(tmp_path / "2", "weights")
     found, _, notes = read_newest(tmp_path, state(width=3000))
     assert int(found.step) == 1 and len(notes) == 1
     assert (tmp_path / "2").exists(), "reading changes nothing"
@@ -146,8 +162,8 @@ def test_one_byte_changed_in_the_arrays_is_found(tmp_path: Path) -> None:
 def test_going_back_sets_later_checkpoints_aside(tmp_path: Path) -> None:
     fill(tmp_path, -1, [None, 70.0, 80.0])
     with Checkpoints(tmp_path, keep=0) as checkpoints:
-        assert checkpoints.go_back_to(1) == [2, 3]
-        checkpoints.save(state(2), {}, top1=60.0)
+        assert checkpoints.set_aside_after(1, ".later") == [2, 3]
+        checkpoints.save(state(2), make_meta(step=2, top1=60.0))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "2.later", "3.later"]
 
 
@@ -157,7 +173,7 @@ def test_a_renamed_copy_can_be_read(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "run/1", copy)
     found, meta = read_checkpoint(copy, state())
     assert_equal(found, state(1))
-    assert meta["made_at"] == 1
+    assert meta.step == 1
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -176,12 +192,12 @@ def test_a_broken_newest_is_named_moved_aside_and_stepped_over(tmp_path: Path) -
     fill(tmp_path, -1, [None, None, None])
     break_files(tmp_path / "3")
     with Checkpoints(tmp_path, keep=-1) as checkpoints:
-        found, meta, notes = checkpoints.restore_newest(state())
-        assert int(found.step) == 2 and meta["made_at"] == 2
+        found, meta, notes = restore(checkpoints, state())
+        assert int(found.step) == 2 and meta.step == 2
         assert len(notes) == 1 and f"checkpoint {tmp_path / '3'} can't be read" in notes[0]
         assert checkpoints.steps() == [1, 2] and (tmp_path / "3.broken").is_dir()
-        checkpoints.save(state(3), {"made_at": 33})
-    assert read_meta(tmp_path / "3")["made_at"] == 33
+        checkpoints.save(state(3), make_meta(step=3, epoch=33))
+    assert read_meta(tmp_path / "3").epoch == 33
 
 
 def test_what_a_killed_save_leaves_is_no_checkpoint(tmp_path: Path) -> None:
@@ -190,7 +206,7 @@ def test_what_a_killed_save_leaves_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     assert find_checkpoint(tmp_path) == tmp_path / "1"
     with Checkpoints(tmp_path, keep=-1) as checkpoints:
-        found, _, _ = checkpoints.restore_newest(state())
+        found, _, _ = restore(checkpoints, state())
     assert int(found.step) == 1
 
 
@@ -198,20 +214,97 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, -1, [None])
     with Checkpoints(tmp_path, keep=-1) as checkpoints:
         with pytest.raises(UserError, match="fits this run"):
-            checkpoints.restore_newest(state(width=7))
+            restore(checkpoints, state(width=7))
         assert checkpoints.steps() == [1]
 
 
 def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path) is None and find_checkpoint(tmp_path / "none") is None
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="no checkpoint"):
-        checkpoints.restore_newest(state())
+        restore(checkpoints, state())
 
 
 def test_weights_are_read_without_optimizer_or_device(tmp_path: Path) -> None:
     fill(tmp_path, 0, [1.0])
-    weights = read_weights(tmp_path / "1")
+    weights = read_arrays(tmp_path / "1", "weights")
     assert all(type(x) is np.ndarray for x in jax.tree.leaves(weights))
     wanted = state(1)
     assert_equal(weights["params"], jax.device_get(wanted.params))
     assert_equal(weights["ema"], jax.device_get(wanted.ema))
+
+
+META = """{
+  "step": 18, "epoch": 3, "top1": 27.604166666666668, "bad_steps": 0,
+  "progress": {
+    "finished_epochs": 3, "best_top1": 27.604166666666668, "best_epoch": 2,
+    "interval_loss": {"total": 2.5, "count": 1}, "epoch_loss": {"total": 0.0, "count": 0},
+    "epoch_bad_images": 0, "last_step": {"loss": 2.1159257888793945},
+    "results": {"val.top1": 27.604166666666668, "train.bad_images": 0, "train.loss": NaN}
+  },
+  "config": {
+    "model": {"arch": "resnet18", "num_classes": 10},
+    "data": {"image_size": 32, "backend": "a former one", "crop_area": [0.7, 1.0], "gone": 1},
+    "optim": {"lr": null, "decay_mask": "all", "lr_steps": [30, 60]},
+    "epochs": 3, "use_ema": 0.5, "raport_file": "experiment_raport.json", "gone": {"a": 1}
+  },
+  "plan": {
+    "num_images": 1438, "num_devices": 1, "batch_size": 32, "accumulation": 1, "global_batch": 32,
+    "bn_group_size": 32, "lr": 0.04, "steps_per_epoch": 6, "epochs": 3, "total_steps": 18
+  },
+  "fingerprint": "c3216d", "class_names": ["0", "1"], "crc32": {"params/fc/bias": 3298758519},
+  "batches_tracked": {"weights": 7, "ema": null}, "gone": 1
+}"""
+"""As the first version wrote it, and with what other versions may add or lack."""
+
+
+def test_a_meta_of_another_version_is_read() -> None:
+    meta = Meta.from_json(json.loads(META))
+    assert (meta.step, meta.epoch, meta.top1, meta.bad_steps) == (18, 3, 27.604166666666668, 0)
+    assert (meta.fingerprint, meta.class_names) == ("c3216d", ("0", "1"))
+    assert meta.crc32 == {"params/fc/bias": 3298758519}
+    assert meta.batches_tracked == {"weights": 7, "ema": None}
+    assert (meta.progress.best_epoch, meta.progress.interval_loss.value) == (2, 2.5)
+    assert (meta.plan.global_batch, meta.plan.lr) == (32, 0.04)
+    assert (meta.config.model.arch, meta.config.data.crop_area) == ("resnet18", (0.7, 1.0))
+    assert (meta.config.optim.lr_steps, meta.config.optim.momentum) == ((30, 60), 0.875)
+    assert Meta.from_json(json.loads(json.dumps(meta.to_json()))).config == meta.config
+    assert not (json.loads(META).keys() - {"gone"}) ^ meta.to_json().keys()
+
+
+def test_a_meta_needs_only_what_has_no_default() -> None:
+    needed = ("step", "epoch", "progress", "config", "plan")
+    saved = {name: value for name, value in json.loads(META).items() if name in needed}
+    meta = Meta.from_json(saved)
+    assert (meta.top1, meta.class_names, meta.crc32, meta.fingerprint) == (None, None, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"plan": {"lr": 1}}, "missing 9 required"),
+        ({"plan": None}, "Plan is None"),
+        ({"step": "x"}, "step is 'x'"),
+        ({"class_names": [3, "a"]}, r"class_names is \(3, 'a'\)"),
+        ({"config": {"model": {"arch": 3}}}, "arch is 3"),
+        ({"progress": {"epoch_loss": 3}}, "Mean is 3"),
+        ({"top1": {"a": 1}}, "top1 is {'a': 1}"),
+        ({"crc32": [1]}, r"crc32 is \(1,\)"),
+    ],
+)
+def test_a_foreign_meta_is_refused_in_one_line(
+    tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/metadata").write_text(json.dumps({**json.loads(META), **change}))
+    with pytest.raises(UserError, match=f"meta of another kind .*{problem}") as caught:
+        read_meta(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+def test_importing_changes_no_setting() -> None:
+    code = (
+        "import logging, sys, seresnext_jax.checkpoint.store\n"
+        "assert sys.unraisablehook is sys.__unraisablehook__\n"
+        "assert logging.getLogger('asyncio').level == logging.NOTSET\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True)

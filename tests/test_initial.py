@@ -11,7 +11,7 @@ import pytest
 import torch
 from seresnext_jax.training.setup import lower_train_step
 
-from seresnext_jax.checkpoint.saving import Checkpoints
+from seresnext_jax.checkpoint.store import Checkpoints
 from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from seresnext_jax.data.place import put_batch
 from seresnext_jax.errors import UserError
@@ -23,6 +23,7 @@ from seresnext_jax.run.start import find_start, initial_variables
 from seresnext_jax.training.state import create_train_state
 from seresnext_jax.weights.folder import WeightsInfo, save_weights
 from seresnext_jax.weights.read import network, to_state_dict
+from tests.metas import make_meta
 
 TINY = "se-resnext-tiny"
 CONFIG = Config(model=ModelConfig(TINY, num_classes=3), seed=1)
@@ -124,7 +125,7 @@ def test_a_run_that_is_continued_needs_no_weights_to_start_from(tmp_path: Path) 
     fresh = initial(replace(config, init_from=""))
     state = create_train_state(config, fresh)
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        checkpoints.save(state, {})
+        checkpoints.save(state, make_meta())
     assert same(initial(replace(config, resume="auto")), fresh)
 
 

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -17,15 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seresnext_jax.checkpoint.reading import read_meta
-from seresnext_jax.checkpoint.saving import Checkpoints
+from seresnext_jax.checkpoint.store import Checkpoints, read_meta
 from seresnext_jax.config import CheckpointConfig, Config, resolve
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.console import Console
 from seresnext_jax.run.saver import Saver
-from seresnext_jax.training.state import create_train_state
+from seresnext_jax.run.start import Start
+from seresnext_jax.training.state import TrainState, create_train_state
 from tests import soak
+from tests.metas import make_meta
 from tests.programs import (
     EPOCHS,
     ROOT,
@@ -129,14 +131,18 @@ def test_killed_while_saving_and_damaged_checkpoints_fall_back(tmp_path: Path) -
     assert not list(saved.glob("*orbax-checkpoint-tmp*"))
 
 
+def small_state() -> TrainState:
+    variables = {"params": {"w": jnp.ones(3)}, "batch_stats": {}}
+    return create_train_state(Config(), variables)
+
+
 def test_a_step_that_is_saved_again_is_never_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first checkpoint comes back if the second fails, or if the program was killed in it."""
-    variables = {"params": {"w": jnp.ones(3)}, "batch_stats": {}}
-    state = create_train_state(Config(), variables)
+    state = small_state()
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, {"first": True})
+        checkpoints.save(state, make_meta(epoch=1))
         checkpoints.wait()
 
         def full(*args: object, **kwargs: object) -> bool:
@@ -146,11 +152,11 @@ def test_a_step_that_is_saved_again_is_never_missing(
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints._manager, "save", full)
             with pytest.raises(UserError, match="checkpoint 0 is whole"):
-                checkpoints.save(state, {"first": False})
+                checkpoints.save(state, make_meta(epoch=2))
         assert checkpoints.steps() == [0]
-        checkpoints.save(state, {"first": False})
+        checkpoints.save(state, make_meta(epoch=2))
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
-    assert read_meta(tmp_path / "0")["first"] is False
+    assert read_meta(tmp_path / "0").epoch == 2
 
     (tmp_path / "0").rename(tmp_path / "0.replaced")
     with Checkpoints(tmp_path) as checkpoints:
@@ -158,13 +164,24 @@ def test_a_step_that_is_saved_again_is_never_missing(
 
 
 def test_a_named_checkpoint_is_gone_back_to(tmp_path: Path) -> None:
-    """From the end of the first epoch; what lies behind it is set aside."""
+    """From the end of the first epoch; what came after it is set aside."""
     workspace = copy_of_killed(tmp_path)
     named = workspace / "checkpoints" / str(STEPS)
     out = done(tiny(workspace, *OPTIONS, "--resume", str(named))).stdout
     assert f"set aside as {KILLED_AFTER}.later" in out
     assert f"continuing after step {STEPS} (epoch 1)" in out
     exactly_like_whole(workspace)
+
+
+def test_a_checkpoint_that_does_not_fit_the_run_moves_nothing(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "checkpoints", keep=-1) as checkpoints:
+        for step in (1, 2):
+            state = replace(small_state(), step=jnp.int32(step))
+            checkpoints.save(state, make_meta(step=step))  # of 10 steps in an epoch
+    named = tmp_path / "checkpoints/1"
+    with saver(tmp_path) as saving, pytest.raises(UserError, match="had steps_per_epoch 10"):
+        saving.resume(Start(checkpoint=named), small_state())
+    assert {path.name for path in named.parent.iterdir()} == {"1", "2"}
 
 
 def test_stop_signals_in_compilation_saving_and_evaluation(tmp_path: Path) -> None:
@@ -248,7 +265,7 @@ def test_steps_without_finite_gradients_stop_the_run(tmp_path: Path) -> None:
     assert "3 steps in a row" in line
     assert "lower the learning rate" in line
     (kept,) = (tmp_path / "run/checkpoints").iterdir()
-    assert read_meta(kept)["bad_steps"] == 0
+    assert read_meta(kept).bad_steps == 0
     state = arrays(tmp_path / "run")
     assert all(np.isfinite(array).all() for name, array in state.items() if "params" in name)
 

@@ -28,7 +28,7 @@ WALLS = ("ops.cpu", "ops.gpu")
 
 ONLY_IN = {
     "nvidia.dali": {"data.dali"},
-    "orbax": {"checkpoint.saving", "checkpoint.reading"},
+    "orbax": {"checkpoint.arrays"},
     "flax.linen": {"model.layers", "model.network"},
     "torch": {"weights.torch_file", "weights.torch_forward"},
 }

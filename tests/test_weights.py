@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seresnext_jax.checkpoint import saving
+from seresnext_jax.checkpoint.store import Checkpoints
 from seresnext_jax.config import Config, DataConfig, ModelConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.training.state import create_train_state
 from seresnext_jax.weights.folder import WeightsInfo, flatten, load_weights, save_weights, unflatten
 from seresnext_jax.weights.read import network, read_weights
+from tests.metas import make_meta
 
 INFO = WeightsInfo(
     architecture="se-resnext-tiny",
@@ -137,9 +138,9 @@ def test_a_checkpoint_is_read_as_weights(
     trained = create_train_state(config, jax.tree.map(jnp.asarray, variables))
     if with_ema:
         trained = replace(trained, ema=jax.tree.map(lambda x: x + 1, trained.ema))
-    meta = {"config": asdict(config), "class_names": ["a", "b", "c"], "epoch": 2}
-    with saving.Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(trained, meta, top1=50.0)
+    meta = make_meta(config=config, class_names=("a", "b", "c"), epoch=2, top1=50.0)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(trained, meta)
 
     found, info = read_weights(tmp_path)
     assert_same(found, variables)

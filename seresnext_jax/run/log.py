@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from seresnext_jax.checkpoint.progress import Progress
+from seresnext_jax.checkpoint.meta import Progress
 from seresnext_jax.config import Config, Plan
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.console import Console

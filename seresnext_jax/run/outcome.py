@@ -5,7 +5,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from seresnext_jax.checkpoint.progress import Progress
+from seresnext_jax.checkpoint.meta import Progress
 from seresnext_jax.config import Config, Plan, flatten
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.report.console import Console

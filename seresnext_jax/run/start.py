@@ -1,11 +1,11 @@
 """Where a run starts: a named checkpoint, the newest one, ``--init-from``, or random weights."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seresnext_jax.checkpoint.reading import find_checkpoint, step_folders
-from seresnext_jax.checkpoint.saving import settle_replaced
+from seresnext_jax.checkpoint.store import find_checkpoint, settle_replaced, step_folders
 from seresnext_jax.config import Config
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.initial import init_variables
@@ -17,48 +17,54 @@ from seresnext_jax.weights.read import find_weights, read_weights
 Tree = Any
 
 
-def find_start(config: Config) -> Path | None:
-    """Where a run continues, decided before anything else is read.
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from: at most one is given; none means random weights."""
+
+    checkpoint: Path | None = None
+    """One to continue from."""
+    newest_in: Path | None = None
+    """A folder of checkpoints, to continue from the newest whole one."""
+    weights: Path | None = None
+    """Those of ``--init-from``, for a new run."""
+
+
+def find_start(config: Config) -> Start:
+    """Decide where a run starts, before anything else is read.
 
     The order: the checkpoint of ``--resume``, the workspace's newest one with ``--resume auto``,
-    the weights of ``--init-from``, random weights. `initial_variables` reads the last two.
-
-    Returns:
-      the checkpoint that ``--resume`` names; the workspace's folder of checkpoints, for its newest
-      one that is whole; or None for a run from the beginning.
+    the weights of ``--init-from``, random weights.
 
     Raises:
       UserError: there is nothing to resume, or the workspace has another run's checkpoints or can't
         be written, or ``--raport-file`` can't be used, or ``--init-from`` is not there.
     """
     dllogger_path(Path(config.workspace), config.raport_file)
-    start = _checkpoint_to_continue(config)
-    if start is None and config.init_from:
-        find_weights(Path(config.init_from))
-    return start
-
-
-def _checkpoint_to_continue(config: Config) -> Path | None:
     folder = checkpoints_folder(config)
     _check_writable(Path(config.workspace))
     if saves_checkpoints(config):
         settle_replaced(folder)
-    existing = step_folders(folder)
-    if config.resume == "auto" and existing:
-        return folder
+    existing = bool(step_folders(folder))
+    if existing and config.resume == "auto":
+        return Start(newest_in=folder)
     named = None
     if config.resume not in ("", "auto"):
         named = find_checkpoint(Path(os.path.expanduser(config.resume)))
         if named is None:
             raise UserError(f"--resume {config.resume}: there is no checkpoint; check the path")
-        if named.resolve().parent == folder.resolve():
-            return named
-    if saves_checkpoints(config) and existing:
+    own = named is not None and named.resolve().parent == folder.resolve()
+    if existing and saves_checkpoints(config) and not own:
         raise UserError(
-            f"{folder} holds checkpoints of an earlier run: continue it with --resume auto, or "
+            f"{folder} has checkpoints of an earlier run: continue it with --resume auto, or "
             "choose another --workspace"
         )
-    return named
+    if named is not None:
+        return Start(checkpoint=named)
+    if not config.init_from:
+        return Start()
+    weights = Path(config.init_from)
+    find_weights(weights)
+    return Start(weights=weights)
 
 
 def checkpoints_folder(config: Config) -> Path:
@@ -86,33 +92,32 @@ def _check_writable(workspace: Path) -> None:
 def initial_variables(
     config: Config,
     network: ResNet,
-    start: Path | None,
+    start: Start,
     class_names: tuple[str, ...],
     console: Console,
 ) -> Tree:
     """Random weights from the seed, or those of ``--init-from``.
 
-    A classifier of other classes stays random: a new head.
+    A classifier of other classes stays random: a new head. A checkpoint's own weights come later,
+    with the rest of its state (`Saver.resume`).
 
     Args:
-      start: what `find_start` found. A run that is continued brings its own weights and does not
-        need those of ``--init-from`` any more.
       class_names: of the dataset; empty if it has none.
 
     Raises:
       UserError: the weights can't be read or are of another architecture.
     """
     fresh = init_variables(network, config.seed)
-    if not config.init_from or start is not None:
+    if start.weights is None:
         return fresh
-    loaded, info = read_weights(config.init_from)
+    loaded, info = read_weights(start.weights)
     if info.architecture != config.model.arch:
         raise UserError(
-            f"--init-from {config.init_from} is a {info.architecture}: give --model.arch "
+            f"--init-from {start.weights} is a {info.architecture}: give --model.arch "
             f"{info.architecture}, or other weights"
         )
     average = ", the moving average" if info.ema else ""
-    console.note(f"starting from {config.init_from} ({info.architecture}{average})")
+    console.note(f"starting from {start.weights} ({info.architecture}{average})")
     difference = None
     if info.num_classes != config.model.num_classes:
         difference = f"the weights have {info.num_classes}"

@@ -72,5 +72,15 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     )
 
 
+def get_momentum(opt_state: Tree) -> Tree:
+    """The momentum of each parameter in a state of `make_optimizer`, or in one read as arrays."""
+    return optax.tree.get(opt_state, "trace")
+
+
+def with_momentum(opt_state: Tree, momentum: Tree) -> Tree:
+    """A state of `make_optimizer` with the momentum of each parameter replaced."""
+    return optax.tree.set(opt_state, trace=momentum)
+
+
 def _path(key_path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(entry.key for entry in key_path)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seresnext_jax import torch_keys
-from seresnext_jax.checkpoint import reading
+from seresnext_jax.checkpoint.store import find_checkpoint, read_arrays, read_meta
 from seresnext_jax.config import ModelConfig
 from seresnext_jax.errors import UserError, shown
 from seresnext_jax.model.network import (
@@ -229,7 +229,7 @@ def read_weights(path: Path | str, *, ema: bool = False) -> tuple[Tree, WeightsI
     """Read weights from a weights folder, a checkpoint or a torch file.
 
     Args:
-      path: a folder of `save_weights`, anything `reading.find_checkpoint` understands, or a
+      path: a folder of `save_weights`, anything `find_checkpoint` understands, or a
         file that `torch_file.read` does.
       ema: the moving average instead of the weights. Where there is nothing else, it is taken
         without asking, and the result says so.
@@ -259,7 +259,7 @@ def find_weights(path: Path) -> Path:
     Raises:
       UserError: there is none.
     """
-    if found := weights_folder(path) or reading.find_checkpoint(path):
+    if found := weights_folder(path) or find_checkpoint(path):
         return found
     if not path.is_file():
         raise UserError(f"{path} holds neither weights nor a checkpoint: check the path")
@@ -286,25 +286,24 @@ def _check_variables(variables: Tree, info: WeightsInfo, path: Path) -> None:
 
 
 def _from_checkpoint(folder: Path, *, ema: bool) -> tuple[Tree, WeightsInfo]:
-    weights, meta = reading.read_weights(folder), reading.read_meta(folder)
+    weights, meta = read_arrays(folder, "weights"), read_meta(folder)
     if ema and "ema" not in weights:
         raise UserError(f"{folder} holds no moving average: leave --ema out")
     variables = weights["ema"] if ema else weights
+    info = WeightsInfo(
+        architecture=meta.config.model.arch,
+        num_classes=meta.config.model.num_classes,
+        class_names=meta.class_names or None,
+        image_size=meta.config.data.image_size,
+        eval_margin=meta.config.data.eval_margin,
+        source=folder.name,
+        ema=ema,
+        epoch=meta.epoch,
+        top1=meta.top1,
+    )
     try:
-        config, class_names = meta["config"], meta.get("class_names")
-        info = WeightsInfo(
-            architecture=config["model"]["arch"],
-            num_classes=config["model"]["num_classes"],
-            class_names=tuple(class_names) if class_names else None,
-            image_size=config["data"]["image_size"],
-            eval_margin=config["data"]["eval_margin"],
-            source=folder.name,
-            ema=ema,
-            epoch=meta.get("epoch"),
-            top1=meta.get("top1"),
-        )
         check_info(info)
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise UserError(
             f"checkpoint {folder} has a meta of another kind ({shown(error)}): choose another one"
         ) from error

@@ -1,19 +1,22 @@
 """Whole training states: a checkpoint of the original ↔ one that train.py continues."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from seresnext_jax import torch_keys
-from seresnext_jax.checkpoint import reading, saving
-from seresnext_jax.checkpoint.progress import Progress
-from seresnext_jax.config import Config, OptimConfig, Plan, resolve
+from seresnext_jax.checkpoint.meta import Meta, Progress
+from seresnext_jax.checkpoint.store import Checkpoints, find_checkpoint, read_arrays, read_meta
+from seresnext_jax.config import Config, OptimConfig, resolve
 from seresnext_jax.errors import UserError
-from seresnext_jax.training.optimizer import learning_rate
+from seresnext_jax.training.optimizer import (
+    get_momentum,
+    learning_rate,
+    with_momentum,
+)
 from seresnext_jax.training.precision import POLICIES
 from seresnext_jax.training.state import TrainState, create_train_state
 from seresnext_jax.weights.folder import WeightsInfo, flatten, unflatten
@@ -31,7 +34,6 @@ _DECAYED = {
 
 Array = np.ndarray[Any, Any]
 Tree = dict[str, Any]
-Meta = dict[str, Any]
 
 
 # ---- momentum ----------------------------------------------------------------------------------
@@ -215,23 +217,22 @@ def from_torch(
     momentum = momentum_from_torch(
         file.optimizer, variables["params"], source=str(path), before_training=file.epoch == 0
     )
-    meta = _meta(file, config, steps_per_epoch)
-    meta["batches_tracked"] = {"weights": info.batches_tracked, "ema": ema_counter}
-    last_step = meta["step"] - 1
+    counters = {"weights": info.batches_tracked, "ema": ema_counter}
+    meta = replace(_meta(file, config, steps_per_epoch), batches_tracked=counters)
     notes += differences(
         sgd_groups(file.optimizer, source=str(path)),
         config.optim,
-        lr=learning_rate(config.optim, Plan(**meta["plan"]), last_step) if meta["step"] else None,
+        lr=learning_rate(config.optim, meta.plan, meta.step - 1) if meta.step else None,
     )
     # The arrays are put into the state of a network without any, so that none is made twice.
     nothing: Tree = {"params": {}, "batch_stats": {}}
     empty = create_train_state(replace(config, use_ema=None), nothing)
     state = replace(
         empty,
-        step=jnp.int32(meta["step"]),
+        step=jnp.int32(meta.step),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        opt_state=optax.tree.set(empty.opt_state, trace=momentum),
+        opt_state=with_momentum(empty.opt_state, momentum),
         ema=None if config.use_ema is None else ema or variables,
     )
     if POLICIES[config.precision].scale_loss:
@@ -279,21 +280,14 @@ def differences(
 
 def _meta(file: "TorchFile", config: Config, steps_per_epoch: int) -> Meta:
     """What train.py writes beside a state at the end of an epoch."""
-    assert file.epoch is not None
+    epoch = file.epoch
+    assert epoch is not None
     plan = resolve(config, num_images=steps_per_epoch * config.optimizer_batch_size, num_devices=1)
-    progress = Progress(finished_epochs=file.epoch)
+    progress = Progress(finished_epochs=epoch)
     if file.best_prec1:  # the original writes 0 where it never evaluated
         # When is not known. As if in the last epoch, the patience of early stopping starts anew.
-        progress.best_top1, progress.best_epoch = file.best_prec1, file.epoch - 1
-    return {
-        "step": file.epoch * steps_per_epoch,
-        "epoch": file.epoch,
-        "progress": progress.to_json(),
-        "config": asdict(config),
-        "plan": asdict(plan),
-        "fingerprint": None,
-        "class_names": None,
-    }
+        progress.best_top1, progress.best_epoch = file.best_prec1, epoch - 1
+    return Meta(epoch * steps_per_epoch, epoch, progress, config, plan)
 
 
 def save(folder: Path, state: TrainState, meta: Meta) -> None:
@@ -302,11 +296,10 @@ def save(folder: Path, state: TrainState, meta: Meta) -> None:
     Raises:
       UserError: `folder` has checkpoints already, or can't be written.
     """
-    if reading.find_checkpoint(folder):
+    if find_checkpoint(folder):
         raise UserError(f"{folder} has checkpoints already: give a new folder")
-    with saving.Checkpoints(folder / "checkpoints") as checkpoints:
+    with Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(state, meta)
-        checkpoints.wait()
 
 
 def to_torch(folder: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, Any], list[str]]:
@@ -316,10 +309,9 @@ def to_torch(folder: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, An
       ``epoch, state_dict, best_prec1, optimizer`` and, where kept, ``state_dict_ema``; and a line
       for each thing that the original will read differently.
     """
-    weights, training = (reading.read_weights(folder), reading.read_training(folder))
-    meta = reading.read_meta(folder)
-    plan = Plan(**meta["plan"])
-    optim = OptimConfig(**meta["config"]["optim"])
+    weights, training = read_arrays(folder, "weights"), read_arrays(folder, "training")
+    meta = read_meta(folder)
+    plan, optim = meta.plan, meta.config.optim
     step = int(training["step"])
     epoch, extra = divmod(step, plan.steps_per_epoch)
     notes = []
@@ -328,20 +320,18 @@ def to_torch(folder: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, An
     if optim.decay_mask == "no-bn":
         notes += ["the original will decay the downsample BatchNorms, which this run spared"]
 
-    counters = meta.get("batches_tracked", {})  # of a converted state that was not trained since
-
     def state_dict(variables: Tree, kind: str) -> dict[str, Array]:
-        counter = counters.get(kind)
+        counter = meta.batches_tracked.get(kind)  # of a converted state, not trained since
         passes = step * plan.accumulation if counter is None else counter
         return to_state_dict(variables, layout=layout, prefix=prefix, batches_tracked=passes)
 
-    momentum = training["opt_state"][1]["trace"]
+    momentum = get_momentum(training["opt_state"])
     content = {
         "epoch": epoch,
         "state_dict": state_dict(
             {name: weights[name] for name in ("params", "batch_stats")}, "weights"
         ),
-        "best_prec1": max(0.0, meta["progress"]["best_top1"]),
+        "best_prec1": max(0.0, meta.progress.best_top1),
         "optimizer": momentum_to_torch(
             momentum, optim, lr=learning_rate(optim, plan, max(0, step - 1))
         ),
