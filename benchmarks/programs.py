@@ -185,7 +185,7 @@ def _torch_normalize(images: Any) -> Any:
     """uint8 NHWC → normalised float32 NCHW, channels last in memory."""
     import torch
 
-    from seresnext_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
+    from seresnext_jax.data.normalize import IMAGENET_MEAN, IMAGENET_STD
 
     mean = 255 * torch.tensor(IMAGENET_MEAN, device=images.device)
     std = 255 * torch.tensor(IMAGENET_STD, device=images.device)

@@ -15,7 +15,7 @@ from PIL import Image
 
 import classify
 from seresnext_jax.data.class_names import imagenet_names, names_for
-from seresnext_jax.data.images import normalize
+from seresnext_jax.data.normalize import normalize
 from seresnext_jax.errors import UserError
 from seresnext_jax.weights.folder import WeightsInfo, save_weights
 from seresnext_jax.weights.read import network, to_state_dict

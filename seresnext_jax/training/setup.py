@@ -8,7 +8,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from seresnext_jax.config import Config, Precision
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.data.images import normalize
+from seresnext_jax.data.normalize import normalize
 from seresnext_jax.data.place import abstract_batch
 from seresnext_jax.model.fold import fold_batch_norm
 from seresnext_jax.model.network import ResNet, build

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.data.images import normalize
+from seresnext_jax.data.normalize import normalize
 from seresnext_jax.mesh import BATCH_SPEC, DATA_AXIS, local_value_and_grad, vary
 from seresnext_jax.training.losses import smoothed_cross_entropy
 from seresnext_jax.training.metrics import evaluation_sums

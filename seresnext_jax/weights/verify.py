@@ -16,7 +16,7 @@ import numpy as np
 
 from seresnext_jax.config import DataConfig
 from seresnext_jax.data.folder import BadImage, Transform, open_rgb
-from seresnext_jax.data.images import normalize
+from seresnext_jax.data.normalize import normalize
 from seresnext_jax.data.pictures import pictures_below
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import FEATURES
