@@ -19,8 +19,9 @@ import tyro
 from seresnext_jax.cli import parse, run
 from seresnext_jax.config import Config, ModelConfig, Precision
 from seresnext_jax.data.class_names import names_for
-from seresnext_jax.data.folder import BadImage, Transform, open_rgb
+from seresnext_jax.data.images import BadImage, open_rgb
 from seresnext_jax.data.pictures import pictures_below
+from seresnext_jax.data.transform import CentreCrop
 from seresnext_jax.errors import UserError, shown
 from seresnext_jax.run import runtime
 from seresnext_jax.training.setup import folded_forward, make_network, place_folded
@@ -66,14 +67,7 @@ def main(argv: list[str]) -> int:
     runtime.use_compilation_cache(config.compilation_cache)
     variables, info = read_weights(config.weights, ema=config.ema)
     size = config.image_size or info.image_size
-    transform = Transform(
-        split="val",
-        image_size=size,
-        eval_margin=info.eval_margin if config.eval_margin < 0 else config.eval_margin,
-        crop_area=(1.0, 1.0),
-        crop_ratio=(1.0, 1.0),
-        flip=False,
-    )
+    crop = CentreCrop(size, info.eval_margin if config.eval_margin < 0 else config.eval_margin)
     names = names_for(info.num_classes, info.class_names)
     model = ModelConfig(arch=info.architecture, num_classes=info.num_classes)
     predict = make_predict(Config(model=model, precision=config.precision), variables)
@@ -86,7 +80,7 @@ def main(argv: list[str]) -> int:
         problems: dict[int, str] = {}
         for row, path in enumerate(batch):
             try:
-                images[row] = transform(open_rgb(path), np.zeros(0))
+                images[row] = crop(open_rgb(path))
             except BadImage as cause:
                 problems[row] = str(cause)
         probabilities = predict(images)
@@ -103,7 +97,7 @@ def find_images(given: tuple[str, ...]) -> list[Path]:
     """The named files, and the images below the named folders in sorted order.
 
     Raises:
-      UserError: nothing was named, or a name does not exist, or a folder holds no image.
+      UserError: nothing was named, or a name does not exist, or a folder has no images.
     """
     if not given:
         raise UserError("no image was named: give image files or folders")
@@ -112,7 +106,7 @@ def find_images(given: tuple[str, ...]) -> list[Path]:
         if path.is_dir():
             images = pictures_below(path)
             if not images:
-                raise UserError(f"{path} holds no image: name another folder")
+                raise UserError(f"{path} has no images: name another folder")
             found += images
         elif path.exists():
             found.append(path)

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 
 from seresnext_jax.cli import parse_config, run
 from seresnext_jax.config import Config, DataConfig
-from seresnext_jax.data.files import check_classes
-from seresnext_jax.data.open import open_loader
+from seresnext_jax.data.open import open_val
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.processes import fails_alone
@@ -60,18 +59,13 @@ def main(argv: list[str]) -> int:
     network = make_network(config)
 
     # ---- data ----------------------------------------------------------------------------------
-    loader = open_loader(
+    loader = open_val(
         data,
-        split="val",
-        mesh=mesh,
-        accumulation=1,
-        images_per_pass=config.batch_size * mesh.size,
-        seed=config.seed,
+        mesh,
+        batch_size=config.batch_size,
         num_classes=info.num_classes,
         max_steps=config.prof,
     )
-    if loader.class_names:
-        check_classes(loader.class_names, info.num_classes, Path(data.root) / "val")
     if info.class_names and loader.class_names and tuple(loader.class_names) != info.class_names:
         raise UserError(
             "the class folders of val/ are not those the weights were trained on "

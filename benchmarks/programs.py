@@ -16,7 +16,7 @@ import numpy as np
 
 from seresnext_jax.config import Config, resolve
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.data.open import open_loader
+from seresnext_jax.data.open import open_train
 from seresnext_jax.data.place import put_batch
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.initial import init_variables
@@ -59,16 +59,7 @@ def _batches(config: Config, mesh: Any) -> Iterator[Batch]:
     if not config.data.root:
         images, labels = _images(config, mesh.size)
         return repeat(put_batch(mesh, images, labels, np.ones(labels.shape, bool)))
-    loader = open_loader(
-        config.data,
-        split="train",
-        mesh=mesh,
-        accumulation=1,
-        images_per_pass=config.batch_size * mesh.size,
-        seed=config.seed,
-        num_classes=config.model.num_classes,
-    )
-    return loader.batches(0)
+    return open_train(config, mesh).batches(0)
 
 
 def jax_train(config: Config, *, devices: int) -> Program:

@@ -117,7 +117,7 @@ def test_a_folder_is_searched_for_what_pillow_opens(
     assert run(weights, "--topk", "1", folder) == 0
     shown = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     assert shown == [str(path) for path in wanted]
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="has no images"):
         run(weights, folder / "folder.png")
 
 

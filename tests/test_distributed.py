@@ -40,9 +40,9 @@ import json, sys
 import flax.linen as nn, jax, numpy as np
 from pathlib import Path
 from seresnext_jax.training.optimizer import make_optimizer
-from seresnext_jax.config import DataConfig, OptimConfig
-from seresnext_jax.data.folder import ImageReader
-from seresnext_jax.data.open import open_loader
+from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from seresnext_jax.data.open import open_train, open_val
+from seresnext_jax.data.reader import ImageReader
 from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.model.layers import BatchNorm
 from seresnext_jax.mesh import make_mesh, replicate
@@ -58,14 +58,13 @@ mesh = make_mesh()
 fp32 = POLICIES["fp32"]
 read = {"train": [], "val": []}
 image = ImageReader.image
-def recording(self, index, draws):
-    read[self.transform.split].append(index)
-    return image(self, index, draws)
+def recording(self, index, *draws):
+    read["train" if draws else "val"].append(index)
+    return image(self, index, *draws)
 ImageReader.image = recording
 data = DataConfig(root, "folder", 16, 0, on_bad_image="skip", workers=1)
-def open_split(split, accumulation):
-    return open_loader(data, split=split, mesh=mesh, accumulation=accumulation,
-                       images_per_pass=8, seed=3, num_classes=2)
+config = Config(ModelConfig(num_classes=2), data, batch_size=8 // mesh.size,
+                optimizer_batch_size=16, seed=3)
 class Net(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):
@@ -75,7 +74,8 @@ net, optimizer = Net(), make_optimizer(OptimConfig())
 state = replicate(mesh, create(
     net.init(jax.random.key(0), np.zeros((2, 16, 16, 3), np.float32), train=False),
     optimizer=optimizer, loss_scale=init_loss_scale(fp32, 1.0), seed=0, with_ema=False))
-train, val = open_split("train", 2), open_split("val", 1)
+train = open_train(config, mesh)
+val = open_val(data, mesh, batch_size=config.batch_size, num_classes=2)
 step = make_train_step(net.apply, optimizer, StepOptions(2, fp32), mesh)
 losses = []
 for _, batch in zip(range(train.num_steps), train.batches(0)):
