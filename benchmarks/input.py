@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.table import Row
 from seresnext_jax.config import Config, DataConfig, ModelConfig
-from seresnext_jax.data.files import FileList, list_images
+from seresnext_jax.data.files import FileList, class_folders, list_images
 from seresnext_jax.data.images import open_rgb
 from seresnext_jax.data.open import open_train, split_folder
 from seresnext_jax.data.sampler import crop_draws
@@ -44,8 +44,8 @@ def measure_backends(
 ) -> list[Row]:
     """Images per second of Pillow, DALI on the CPU and, if asked for, torch's DataLoader."""
     backends: tuple[Literal["folder", "dali-cpu"], ...] = ("folder", "dali-cpu")
-    files = list_images(split_folder(data, "train"))
-    model = ModelConfig(num_classes=len(files.class_names))
+    folder = split_folder(data, "train")
+    model = ModelConfig(num_classes=len(class_folders(folder)))
     configs = {
         backend: Config(model, replace(data, backend=backend), batch_size=batch_size)
         for backend in backends
@@ -54,7 +54,9 @@ def measure_backends(
         backend: _loader_rate(config, warmup, steps) for backend, config in configs.items()
     }
     if with_torch:
-        rates["torch DataLoader"] = _torch_rate(files, data, batch_size, warmup, steps)
+        rates["torch DataLoader"] = _torch_rate(
+            list_images(folder), data, batch_size, warmup, steps
+        )
     return [
         {
             "backend": name,

@@ -7,7 +7,7 @@ the one that the tests take as their yardstick.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 
 from seresnext_jax.config import Config, resolve
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.data.open import open_train
+from seresnext_jax.data.files import class_folders
+from seresnext_jax.data.open import open_train, split_folder
 from seresnext_jax.data.place import put_batch
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.initial import init_variables
@@ -59,6 +60,8 @@ def _batches(config: Config, mesh: Any) -> Iterator[Batch]:
     if not config.data.root:
         images, labels = _images(config, mesh.size)
         return repeat(put_batch(mesh, images, labels, np.ones(labels.shape, bool)))
+    classes = len(class_folders(split_folder(config.data, "train")))
+    config = replace(config, model=replace(config.model, num_classes=classes))
     return open_train(config, mesh).batches(0)
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,27 +49,45 @@ def list_images(folder: Path) -> FileList:
     """List the images of a split. Hidden files and other extensions are left out.
 
     Raises:
-      UserError: there is no such folder, no class folder in it, or one can't be listed.
+      UserError: as `class_folders`, or a class can't be listed.
+    """
+    class_names = class_folders(folder)
+    with _listing():
+        members = [sorted(_images(folder / name)) for name in class_names]
+    paths = tuple(os.path.relpath(path, folder) for found in members for path in found)
+    labels = np.repeat(np.arange(len(members), dtype=np.int32), [len(found) for found in members])
+    return FileList(folder, paths, labels, class_names)
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """The names of a split's class folders, sorted.
+
+    Raises:
+      UserError: there is no such folder, no class folder in it, or it can't be listed.
     """
     if not folder.is_dir():
         raise UserError(
             f"{folder} is not a folder: give --data.root a folder with train/<class>/<image> and "
             "val/<class>/<image>"
         )
+    with _listing():
+        entries = [e for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]
+    if not entries:
+        raise UserError(
+            f"{folder} has no class folders: sort its images into {folder.name}/<class>/<image>"
+        )
+    return tuple(sorted(entry.name for entry in entries))
+
+
+@contextmanager
+def _listing() -> Iterator[None]:
+    """A folder that can't be listed becomes a `UserError`."""
     try:
-        class_names = tuple(sorted(e.name for e in os.scandir(folder) if _is_class(e)))
-        members = [sorted(_images(folder / name)) for name in class_names]
+        yield
     except OSError as error:
         raise UserError(
             f"can't list {error.filename}: {error.strerror}; make it readable or remove it"
         ) from error
-    if not class_names:
-        raise UserError(
-            f"{folder} has no class folders: sort its images into {folder.name}/<class>/<image>"
-        )
-    paths = tuple(os.path.relpath(path, folder) for found in members for path in found)
-    labels = np.repeat(np.arange(len(members), dtype=np.int32), [len(found) for found in members])
-    return FileList(folder, paths, labels, class_names)
 
 
 def class_problems(files: FileList, num_classes: int) -> list[str]:
@@ -84,10 +104,6 @@ def class_problems(files: FileList, num_classes: int) -> list[str]:
             f"classes: train with --model.num-classes {len(counts)}, or fix the folder"
         )
     return problems
-
-
-def _is_class(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
 
 
 def _images(folder: Path) -> list[str]:

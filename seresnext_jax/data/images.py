@@ -52,10 +52,6 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def check_pixels(height: int, width: int) -> None:
-    """Refuse an image that is too large.
-
-    Raises:
-      BadImage: it has more than MAX_PIXELS.
-    """
+    """Raise `BadImage` for an image with more than MAX_PIXELS."""
     if width * height > MAX_PIXELS:
         raise BadImage(f"{width} x {height} pixels are more than {MAX_PIXELS}")

@@ -62,7 +62,6 @@ def open_val(
         partial(EvalSampler, max_steps=max_steps),
         batch_size=batch_size,
         num_classes=num_classes,
-        seed=0,
     )
 
 
@@ -75,7 +74,7 @@ def _open(
     *,
     batch_size: int,
     num_classes: int,
-    seed: int,
+    seed: int = 0,
 ) -> Loader:
     """Open a split; its folder is listed once, after everything else was checked."""
     platform = mesh.devices.flat[0].platform
@@ -84,12 +83,8 @@ def _open(
             f"--data.backend dali-gpu needs an NVIDIA GPU, and JAX runs on the {platform}: "
             "give --data.backend dali-cpu"
         )
-    images_per_pass = batch_size * mesh.size
-    sampler_of = partial(
-        sampler_of,
-        images_per_pass=images_per_pass,
-        columns=local_columns(mesh, images_per_pass),
-    )
+    images = batch_size * mesh.size
+    sampler_of = partial(sampler_of, images_per_pass=images, columns=local_columns(mesh, images))
     if data.backend == "synthetic":
         sampler = sampler_of(num_images=NUM_IMAGES[split])
         return SyntheticLoader(
@@ -105,7 +100,7 @@ def _open(
         ImageReader(files, crop, data.on_bad_image, find_truncated=find_truncated),
         sampler,
         mesh,
-        fingerprint=files.fingerprint(f"({crop.facts}, {seed}, {sampler.images_per_step})"),
+        fingerprint=files.fingerprint(f"({crop}, {seed}, {sampler.images_per_step})"),
         threads=decoding_threads(data, len(mesh.local_devices)),
         prefetch=data.prefetch,
     )

@@ -111,15 +111,13 @@ class TrainSampler(Sampler):
 
     @property
     def num_steps(self) -> int:
-        """See `Sampler`."""
         return steps_per_epoch(self.num_images, self.images_per_step, self.max_steps)
 
     def steps(self, start: int) -> Iterable[int]:
-        """See `Sampler`."""
         return count(start)
 
     def rows(self, step: int) -> Rows:
-        """See `Sampler`; steps are counted over the whole run."""
+        """See `Sampler`; steps count over the whole run."""
         epoch, step = divmod(step, self.num_steps)
         first, local = step * self.images_per_step, self._positions()
         order = _recent_order(self.num_images, self.seed, epoch)
@@ -133,12 +131,10 @@ class EvalSampler(Sampler):
 
     @property
     def num_steps(self) -> int:
-        """See `Sampler`."""
         steps = -(-self.num_images // self.images_per_step)
         return steps if self.max_steps < 0 else min(steps, self.max_steps)
 
     def steps(self, start: int) -> Iterable[int]:
-        """See `Sampler`."""
         return range(start, self.num_steps)
 
     def rows(self, step: int) -> Rows:

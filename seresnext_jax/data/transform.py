@@ -29,10 +29,8 @@ class TrainCrop:
         """Side of the square, in pixels."""
         return self.config.image_size
 
-    @property
-    def facts(self) -> str:
-        """What decides the pixels, for the fingerprint that a checkpoint stores."""
-        # The words of the first version, so that its checkpoints still match.
+    def __str__(self) -> str:
+        """What decides the pixels, as checkpoints' fingerprints have it: keep these words."""
         names = ("image_size", "eval_margin", "crop_area", "crop_ratio", "flip")
         options = ", ".join(f"{name}={getattr(self.config, name)!r}" for name in names)
         return f"Transform(split='train', {options})"
@@ -75,11 +73,7 @@ class TrainCrop:
         return np.floor(start).astype(np.int64), np.floor(shape).astype(np.int64), flip
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse an image that is too large.
-
-        Raises:
-          BadImage: it has more than MAX_PIXELS.
-        """
+        """Raise `BadImage` for an image that is too large."""
         check_pixels(height, width)
 
     def __call__(self, image: Image.Image, draws: np.ndarray) -> np.ndarray:
@@ -106,11 +100,6 @@ class CentreCrop:
     image_size: int
     eval_margin: int
 
-    @property
-    def facts(self) -> str:
-        """What decides the pixels, for the fingerprint."""
-        return repr(self)
-
     def numbers(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The windows to cut out, and the sizes of the resized images that they are cut out of.
 
@@ -127,11 +116,7 @@ class CentreCrop:
         return np.rint((resized - self.image_size) / 2).astype(np.int64), resized
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse an image that is too large, as it is or resized.
-
-        Raises:
-          BadImage: it has more than MAX_PIXELS.
-        """
+        """Raise `BadImage` for an image that is too large, as it is or resized."""
         check_pixels(height, width)
         _, resized = self.numbers(np.array([[height, width]]))
         check_pixels(*resized[0].tolist())
