@@ -19,8 +19,9 @@ import tyro
 from seresnext_jax.cli import check_output, parse, run, write_output
 from seresnext_jax.config import Config, ModelConfig, Precision, Range, SizesOfWeights
 from seresnext_jax.data.class_names import names_for
-from seresnext_jax.data.folder import BadImage, Transform, open_rgb
+from seresnext_jax.data.images import BadImage, open_rgb
 from seresnext_jax.data.pictures import pictures_below
+from seresnext_jax.data.transform import CentreCrop
 from seresnext_jax.errors import UserError, shown
 from seresnext_jax.model.network import make_network
 from seresnext_jax.run import runtime
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     variables, info = read_weights(config.weights, ema=config.ema)
     data = config.data.resolve(info.image_size, info.eval_margin)
     size = data.image_size
-    transform = Transform("val", size, data.eval_margin, (1.0, 1.0), (1.0, 1.0), False)
+    crop = CentreCrop(size, data.eval_margin)
     names = names_for(info.num_classes, info.class_names)
     model = ModelConfig(arch=info.architecture, num_classes=info.num_classes)
     predict = make_predict(model, config.precision, variables)
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> int:
         problems: dict[int, str] = {}
         for row, path in enumerate(batch):
             try:
-                images[row] = transform(open_rgb(path), np.zeros(0))
+                images[row] = crop(open_rgb(path))
             except BadImage as cause:
                 problems[row] = str(cause)
         probabilities = predict(images)
@@ -105,7 +106,7 @@ def find_images(given: tuple[str, ...]) -> list[Path]:
     """The named files, and the images below the named folders in sorted order.
 
     Raises:
-      UserError: nothing was named, or a name does not exist, or a folder holds no image.
+      UserError: nothing was named, or a name does not exist, or a folder has no images.
     """
     if not given:
         raise UserError("no image was named: give image files or folders")
@@ -114,7 +115,7 @@ def find_images(given: tuple[str, ...]) -> list[Path]:
         if path.is_dir():
             images = pictures_below(path)
             if not images:
-                raise UserError(f"{path} holds no image: name another folder")
+                raise UserError(f"{path} has no images: name another folder")
             found += images
         elif path.exists():
             found.append(path)

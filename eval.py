@@ -6,8 +6,7 @@ and so does the image's size unless --config or an option says otherwise.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,12 @@ import jax.numpy as jnp
 from seresnext_jax.cli import check_output, parse_over_config, run, write_output
 from seresnext_jax.config import (
     Config,
-    DataConfig,
     EvaluationConfig,
     InputConfig,
     ModelConfig,
     SizesOfWeights,
 )
-from seresnext_jax.data.files import check_classes
-from seresnext_jax.data.open import open_loader
+from seresnext_jax.data.open import open_val
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.network import make_network
@@ -84,18 +81,7 @@ def main(argv: list[str]) -> int:
     network = make_network(model, POLICIES[config.precision].compute_dtype)
 
     # ---- data ----------------------------------------------------------------------------------
-    loader = open_loader(
-        DataConfig(**asdict(data)),  # the crops of training are not used
-        split="val",
-        mesh=mesh,
-        accumulation=1,
-        images_per_pass=config.batch_size * mesh.size,
-        seed=0,
-        num_classes=info.num_classes,
-        max_steps=config.prof,
-    )
-    if loader.class_names:
-        check_classes(loader.class_names, info.num_classes, Path(data.root) / "val")
+    loader = open_val(config, mesh, num_classes=info.num_classes)
     if info.class_names and loader.class_names and tuple(loader.class_names) != info.class_names:
         raise UserError(
             "the class folders of val/ are not those the weights were trained on "

@@ -4,19 +4,18 @@ Read `main` from top to bottom: data, network, state, where to continue, then on
 """
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from seresnext_jax.cli import parse_config, run
 from seresnext_jax.config import Config, divide_batch, resolve
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.data.check import check_data
-from seresnext_jax.data.files import check_classes, check_same_classes
-from seresnext_jax.data.open import Split, open_loader
+from seresnext_jax.data.files import differing_classes
+from seresnext_jax.data.open import open_train, open_val
+from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.network import make_network
 from seresnext_jax.processes import fails_alone
@@ -47,14 +46,17 @@ def main(argv: list[str]) -> int:
     stop = StopRequest(mesh)
 
     # ---- what can be refused before the dataset is read ----------------------------------------
-    accumulation, _ = divide_batch(config, mesh.size)
+    divide_batch(config, mesh.size)
     start = find_start(config)
 
     # ---- data; the small split first, as it is refused sooner ----------------------------------
-    val_loader = None if config.training_only else open_split(config, mesh, "val")
-    train_loader = open_split(config, mesh, "train", accumulation)
+    val_loader = None
+    if not config.training_only:
+        val_loader = open_val(config, mesh, num_classes=config.model.num_classes)
+    train_loader = open_train(config, mesh)
     if val_loader is not None:
-        check_same_classes(train_loader.class_names, val_loader.class_names)
+        for problem in differing_classes(train_loader.class_names, val_loader.class_names):
+            raise UserError(problem)
     plan = resolve(config, num_images=train_loader.num_images, num_devices=mesh.size)
 
     # ---- network, optimizer, state -------------------------------------------------------------
@@ -146,28 +148,6 @@ def report_data(config: Config, console: Console) -> int:
         console.note(f"problem: {problem}")
     console.note(f"{len(found.problems)} problem(s)")
     return 1 if found.problems else 0
-
-
-def open_split(config: Config, mesh: Mesh, split: Split, accumulation: int = 1) -> Loader:
-    """Open a split whose class folders are those of the network.
-
-    Raises:
-      UserError: the dataset is missing or malformed.
-    """
-    loader = open_loader(
-        config.data,
-        split=split,
-        mesh=mesh,
-        accumulation=accumulation,
-        images_per_pass=config.batch_size * mesh.size,
-        seed=config.seed,
-        num_classes=config.model.num_classes,
-        max_steps=config.prof,
-    )
-    if loader.class_names:
-        folder = Path(config.data.root) / split
-        check_classes(loader.class_names, config.model.num_classes, folder)
-    return loader
 
 
 def epochs_to_run(config: Config, finished: int) -> range:

@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.table import Row
-from seresnext_jax.config import DataConfig
-from seresnext_jax.data.files import FileList, scan_folder
-from seresnext_jax.data.folder import Transform, open_rgb
-from seresnext_jax.data.open import open_loader
+from seresnext_jax.config import Config, DataConfig, ModelConfig
+from seresnext_jax.data.files import FileList, class_folders, list_images
+from seresnext_jax.data.images import open_rgb
+from seresnext_jax.data.open import open_train, split_folder
 from seresnext_jax.data.sampler import crop_draws
+from seresnext_jax.data.transform import TrainCrop
 from seresnext_jax.mesh import make_mesh
 
 PHOTOGRAPHS = 256
@@ -43,12 +44,19 @@ def measure_backends(
 ) -> list[Row]:
     """Images per second of Pillow, DALI on the CPU and, if asked for, torch's DataLoader."""
     backends: tuple[Literal["folder", "dali-cpu"], ...] = ("folder", "dali-cpu")
-    rates: dict[str, float] = {
-        backend: _loader_rate(replace(data, backend=backend), batch_size, warmup, steps)
+    folder = split_folder(data, "train")
+    model = ModelConfig(num_classes=len(class_folders(folder)))
+    configs = {
+        backend: Config(model=model, data=replace(data, backend=backend), batch_size=batch_size)
         for backend in backends
     }
+    rates: dict[str, float] = {
+        backend: _loader_rate(config, warmup, steps) for backend, config in configs.items()
+    }
     if with_torch:
-        rates["torch DataLoader"] = _torch_rate(data, batch_size, warmup, steps)
+        rates["torch DataLoader"] = _torch_rate(
+            list_images(folder), data, batch_size, warmup, steps
+        )
     return [
         {
             "backend": name,
@@ -61,34 +69,26 @@ def measure_backends(
     ]
 
 
-def _loader_rate(data: DataConfig, batch_size: int, warmup: int, steps: int) -> float:
-    loader = open_loader(
-        data,
-        split="train",
-        mesh=make_mesh(jax.devices()[:1]),
-        accumulation=1,
-        images_per_pass=batch_size,
-        seed=0,
-        num_classes=len(scan_folder(Path(data.root) / "train").class_names),
-    )
+def _loader_rate(config: Config, warmup: int, steps: int) -> float:
+    loader = open_train(config, make_mesh(jax.devices()[:1]))
     batches = loader.batches(0)
     # Batches decoded ahead during the warm-up must not be counted.
-    for _ in range(warmup + data.prefetch + 1):
+    for _ in range(warmup + config.data.prefetch + 1):
         next(batches)
     started = time.perf_counter()
     for _ in range(steps):
         jax.block_until_ready(next(batches).images)
     seconds = time.perf_counter() - started
     loader.close()
-    return steps * batch_size / seconds
+    return steps * config.batch_size / seconds
 
 
 class TorchDataset:
-    """The Pillow transform as a map-style dataset of torch."""
+    """The training crop with Pillow as a map-style dataset of torch."""
 
-    def __init__(self, files: FileList, transform: Transform) -> None:
+    def __init__(self, files: FileList, crop: TrainCrop) -> None:
         self.files = files
-        self.transform = transform
+        self.crop = crop
 
     def __len__(self) -> int:
         return len(self.files.paths)
@@ -96,18 +96,16 @@ class TorchDataset:
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         image = open_rgb(self.files.folder / self.files.paths[index])
         draws = crop_draws(0, 0, index, 1)[0]
-        return self.transform(image, draws).copy(), int(self.files.labels[index])
+        return self.crop(image, draws).copy(), int(self.files.labels[index])
 
 
-def _torch_rate(data: DataConfig, batch_size: int, warmup: int, steps: int) -> float:
+def _torch_rate(
+    files: FileList, data: DataConfig, batch_size: int, warmup: int, steps: int
+) -> float:
     from torch.utils.data import DataLoader
 
-    files = scan_folder(Path(data.root) / "train")
-    transform = Transform(
-        "train", data.image_size, data.eval_margin, data.crop_area, data.crop_ratio, data.flip
-    )
     loader: Any = DataLoader(
-        TorchDataset(files, transform),
+        TorchDataset(files, TrainCrop(data)),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,

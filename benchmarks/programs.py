@@ -7,7 +7,7 @@ the one that the tests take as their yardstick.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 
 from seresnext_jax.config import Config, resolve
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.data.open import open_loader
+from seresnext_jax.data.files import class_folders
+from seresnext_jax.data.open import open_train, split_folder
 from seresnext_jax.data.place import put_batch
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.initial import init_variables
@@ -56,16 +57,9 @@ def _batches(config: Config, mesh: Any) -> Iterator[Batch]:
     if not config.data.root:
         images, labels = _images(config, mesh.size)
         return repeat(put_batch(mesh, images, labels, np.ones(labels.shape, bool)))
-    loader = open_loader(
-        config.data,
-        split="train",
-        mesh=mesh,
-        accumulation=1,
-        images_per_pass=config.batch_size * mesh.size,
-        seed=config.seed,
-        num_classes=config.model.num_classes,
-    )
-    return loader.batches(0)
+    classes = len(class_folders(split_folder(config.data, "train")))
+    config = replace(config, model=replace(config.model, num_classes=classes))
+    return open_train(config, mesh).batches(0)
 
 
 def jax_train(config: Config, *, devices: int) -> Program:
@@ -182,7 +176,7 @@ def _torch_normalize(images: Any) -> Any:
     """uint8 NHWC → normalised float32 NCHW, channels last in memory."""
     import torch
 
-    from seresnext_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
+    from seresnext_jax.data.normalize import IMAGENET_MEAN, IMAGENET_STD
 
     mean = 255 * torch.tensor(IMAGENET_MEAN, device=images.device)
     std = 255 * torch.tensor(IMAGENET_STD, device=images.device)

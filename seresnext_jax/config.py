@@ -274,10 +274,8 @@ def resolve(config: Config, *, num_images: int, num_devices: int) -> Plan:
     check(config)
     accumulation, group = divide_batch(config, num_devices)
     wanted = config.batch_size * num_devices * accumulation
-    steps_per_epoch = num_images // wanted
-    if config.prof > 0:
-        steps_per_epoch = min(steps_per_epoch, config.prof)
-    if not steps_per_epoch:
+    steps = steps_per_epoch(num_images, wanted, config.prof)
+    if not steps:
         raise UserError(
             f"{num_images} training images do not fill one optimizer step of {wanted}: "
             f"lower --batch-size or --optimizer-batch-size"
@@ -291,10 +289,16 @@ def resolve(config: Config, *, num_images: int, num_devices: int) -> Plan:
         global_batch=wanted,
         bn_group_size=group,
         lr=lr,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=steps,
         epochs=config.epochs,
-        total_steps=steps_per_epoch * config.epochs,
+        total_steps=steps * config.epochs,
     )
+
+
+def steps_per_epoch(num_images: int, images_per_step: int, max_steps: int) -> int:
+    """Optimizer steps of an epoch, at most `max_steps`; -1: all that the images fill."""
+    steps = num_images // images_per_step
+    return steps if max_steps < 0 else min(steps, max_steps)
 
 
 def divide_batch(config: Config, num_devices: int) -> tuple[int, int]:

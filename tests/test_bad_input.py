@@ -9,16 +9,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from seresnext_jax.config import Backend, DataConfig
 from seresnext_jax.data.batch import Loader
-from seresnext_jax.data.open import Split, open_loader
+from seresnext_jax.data.open import Split
 from seresnext_jax.errors import UserError
-from seresnext_jax.mesh import make_mesh
+from tests.loaders import open_split
 
 Writer = Callable[[Path], object]
 CONFIG = DataConfig(image_size=16, eval_margin=4, workers=2)
@@ -101,19 +100,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def open_split(
+def loader(
     root: Path, backend: Backend, policy: Any, *, split: Split = "val", at_once: int = 4
 ) -> Loader:
     """A loader of `at_once` images a step."""
-    return open_loader(
-        replace(CONFIG, root=str(root), backend=backend, on_bad_image=policy),
-        split=split,
-        mesh=make_mesh(jax.devices()[:1]),
-        accumulation=1,
-        images_per_pass=at_once,
-        seed=1,
-        num_classes=2,
-    )
+    data = replace(CONFIG, root=str(root), backend=backend, on_bad_image=policy)
+    return open_split(data, split, n=at_once)
 
 
 def counted(source: Loader, epochs: int = 1) -> int:
@@ -127,7 +119,7 @@ def read(
     root: Path, backend: Backend, policy: Any = "error", *, epochs: int = 1, **options: Any
 ) -> tuple[int, list[str]]:
     """Read a split; returns how many images count, and the names of the bad ones."""
-    with closing(open_split(root, backend, policy, **options)) as source:
+    with closing(loader(root, backend, policy, **options)) as source:
         count = counted(source, epochs)
         return count, sorted(os.path.basename(path) for path in source.bad_files)
 
@@ -207,7 +199,7 @@ def test_a_file_that_is_deleted_meanwhile_is_bad(root: Path, backend: Backend) -
 
     It is the last of four steps: DALI reads two steps ahead, into the next evaluation.
     """
-    source = open_split(root, backend, "skip", at_once=1)
+    source = loader(root, backend, "skip", at_once=1)
     assert counted(source) == 4
     (root / "val" / "bee" / "y.jpg").unlink()
     assert counted(source) == 3
@@ -218,5 +210,5 @@ def test_a_file_that_is_deleted_meanwhile_is_bad(root: Path, backend: Backend) -
 def test_an_empty_class_is_named(root: Path) -> None:
     (root / "val" / "ant" / "x.jpg").unlink()
     (root / "val" / "ant" / "y.jpg").unlink()
-    with pytest.raises(UserError, match="ant holds no image"):
+    with pytest.raises(UserError, match="ant has no images"):
         read(root, "folder")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from seresnext_jax.config import DataConfig
-from seresnext_jax.data.check import Findings, check_data
+from seresnext_jax.data.check import CheckResult, check_data
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def walk(root: Path, num_classes: int = 2) -> Findings:
+def walk(root: Path, num_classes: int = 2) -> CheckResult:
     told: list[tuple[int, int]] = []
     config = DataConfig(root=str(root), workers=2)
     found = check_data(config, num_classes, lambda done, total: told.append((done, total)))
@@ -40,7 +40,7 @@ def walk(root: Path, num_classes: int = 2) -> Findings:
 
 def test_a_good_dataset_has_counts_and_no_problems(root: Path) -> None:
     found = walk(root)
-    assert found.problems == ()
+    assert found.problems == []
     assert ("train: images", "6") in found.facts and ("val: classes", "2") in found.facts
 
 
@@ -52,10 +52,10 @@ def damage(name: str) -> Callable[[Path], None]:
     changes: dict[str, Callable[[Path], object]] = {
         "1.png can't be decoded": truncate,
         "2.png can't be decoded": lambda r: (r / "val/dog/2.png").write_bytes(b""),
-        "lie in": lambda r: shutil.copy(r / "val/cat/0.png", r / "val/ILSVRC_1.png"),
+        "are directly in": lambda r: shutil.copy(r / "val/cat/0.png", r / "val/ILSVRC_1.png"),
         "only in train/": lambda r: shutil.copytree(r / "train/cat", r / "train/owl"),
         "look like one class": lambda r: shutil.copytree(r / "train/cat", r / "train/Cat"),
-        "holds no image": lambda r: (r / "train/empty").mkdir(),
+        "has no images": lambda r: (r / "train/empty").mkdir(),
         "is not a folder": lambda r: shutil.rmtree(r / "val"),
         "in train/ too": lambda r: shutil.copy(r / "train/cat/0.png", r / "val/dog/9.png"),
     }
@@ -67,15 +67,15 @@ def damage(name: str) -> Callable[[Path], None]:
     [
         "1.png can't be decoded",
         "2.png can't be decoded",
-        "lie in",
+        "are directly in",
         "only in train/",
         "look like one class",
-        "holds no image",
+        "has no images",
         "is not a folder",
         "in train/ too",
     ],
 )
-def test_a_fault_is_named_with_its_mend(root: Path, fault: str) -> None:
+def test_a_fault_is_named_with_its_fix(root: Path, fault: str) -> None:
     damage(fault)(root)
     matching = [line for line in walk(root).problems if fault in line]
     assert len(matching) == 1 and ": " in matching[0] and "\n" not in matching[0]
@@ -89,9 +89,9 @@ def test_one_walk_finds_every_fault(root: Path) -> None:
     damage("in train/ too")(root)
     problems = walk(root).problems
     for text in (
-        "class folder {root}/train/empty holds no image",
-        "class folder {root}/train/hollow holds no image",
-        "train/ has 4 class folders",
+        "class folder {root}/train/empty has no images",
+        "class folder {root}/train/hollow has no images",
+        "{root}/train has 4 class folders",
         "only in train/ (empty, hollow)",
         "{root}/train/cat/x.png can't be decoded (No such file",
         "{root}/val/dog/2.png can't be decoded",
@@ -133,4 +133,5 @@ def test_a_folder_that_can_not_be_listed(root: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_another_number_of_classes_is_a_problem_of_both_splits(root: Path) -> None:
-    assert [line[:6] for line in walk(root, num_classes=3).problems] == ["train/", "val/ h"]
+    lines = [line.partition(" has 2 class folders")[0] for line in walk(root, 3).problems]
+    assert lines == [f"{root}/train", f"{root}/val"]

@@ -15,7 +15,7 @@ from PIL import Image
 
 import classify
 from seresnext_jax.data.class_names import imagenet_names, names_for
-from seresnext_jax.data.images import normalize
+from seresnext_jax.data.normalize import normalize
 from seresnext_jax.errors import UserError
 from seresnext_jax.weights.folder import WeightsInfo, save_weights
 from seresnext_jax.weights.read import network, to_state_dict
@@ -119,7 +119,7 @@ def test_a_folder_is_searched_for_what_pillow_opens(
     assert run(weights, "--topk", "1", folder) == 0
     shown = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     assert shown == [str(path) for path in wanted]
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="has no images"):
         run(weights, folder / "folder.png")
 
 

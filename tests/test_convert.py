@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seresnext_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
+from seresnext_jax.data.normalize import IMAGENET_MEAN, IMAGENET_STD
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import ARCHITECTURES
 from seresnext_jax.weights import verify as compare

@@ -16,10 +16,9 @@ from PIL.ExifTags import Base
 from sklearn.datasets import load_sample_images
 
 from seresnext_jax.config import DataConfig
-from seresnext_jax.data.folder import Transform
-from seresnext_jax.data.open import Split, decoding_threads, open_loader
+from seresnext_jax.data.open import Split, decoding_threads
 from seresnext_jax.errors import UserError
-from seresnext_jax.mesh import make_mesh
+from tests.loaders import open_split
 
 DALIGenericIterator = pytest.importorskip("nvidia.dali.plugin.jax").DALIGenericIterator
 dali = pytest.importorskip("seresnext_jax.data.dali")
@@ -49,15 +48,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loader(root: Path, split: Split, *, devices: int = 1, a: int = 1, n: int = 4, **kw: Any) -> Any:
-    return open_loader(
-        replace(CONFIG, root=str(root), **kw),
-        split=split,
-        mesh=make_mesh(jax.devices()[:devices]),
-        accumulation=a,
-        images_per_pass=n,
-        seed=5,
-        num_classes=2,
-    )
+    data = replace(CONFIG, root=str(root), **kw)
+    return open_split(data, split, devices=devices, a=a, n=n, seed=5)
 
 
 def take(source: Any, start: int, count: int) -> list[tuple[np.ndarray, ...]]:
@@ -93,16 +85,16 @@ def test_evaluation_ends_and_masks_the_padding(root: Path) -> None:
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The split of each pipeline that a test builds."""
-    splits: list[str] = []
+    """The crop of each pipeline that a test builds."""
+    crops: list[str] = []
     graph = dali._graph
 
-    def recording(feed: Any, transform: Transform, **options: Any) -> Any:
-        splits.append(transform.split)
-        return graph(feed, transform, **options)
+    def recording(feed: Any, crop: Any, **options: Any) -> Any:
+        crops.append(type(crop).__name__)
+        return graph(feed, crop, **options)
 
     monkeypatch.setattr(dali, "_graph", recording)
-    return splits
+    return crops
 
 
 def same(one: Any, other: Any) -> bool:
@@ -116,11 +108,11 @@ def same(one: Any, other: Any) -> bool:
 
 def test_one_pipeline_trains_several_epochs(root: Path, built: list[str]) -> None:
     whole = take(loader(root, "train"), 0, 7)  # of three steps each
-    assert built == ["train"]
+    assert built == ["TrainCrop"]
     source = loader(root, "train")
     parts = [*islice(source.batches(0), 3), *islice(source.batches(3), 4)]
     assert same(parts, whole)
-    assert built == ["train"] * 2
+    assert built == ["TrainCrop"] * 2
     source.close()
 
 
@@ -130,7 +122,7 @@ def test_one_pipeline_evaluates_again_and_again(root: Path, built: list[str]) ->
     assert len(first) == 3
     for _ in range(3):
         assert same(source.batches(0), first)
-    assert built == ["val"]
+    assert built == ["CentreCrop"]
     source.close()
 
 
@@ -143,7 +135,7 @@ def test_an_abandoned_evaluation_is_followed_by_a_whole_one(
     abandoned = source.batches(0)
     assert same(islice(abandoned, steps), first[:steps])
     assert same(source.batches(0), first)
-    assert built == ["val", "val"]
+    assert built == ["CentreCrop"] * 2
     assert same(abandoned, first[steps:]), "even the abandoned one could go on"
     source.close()
 
@@ -157,7 +149,7 @@ def test_a_bad_file_costs_a_pipeline_and_nothing_else(
     source = loader(tmp_path / "data", "val", on_bad_image="skip")
     first, again = (list(source.batches(0)) for _ in range(2))
     assert same(first, again)
-    assert built == ["val"] * 3, "a new one after each time that the file is met"
+    assert built == ["CentreCrop"] * 3, "a new one after each time that the file is met"
     source.close()
 
 

@@ -7,12 +7,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from seresnext_jax.data.digits import write_digits
-from seresnext_jax.data.files import scan_folder
+from seresnext_jax.data.files import list_images
 
 
 def test_digits_are_written_once_and_split_by_class(tmp_path: Path) -> None:
     write_digits(tmp_path)
-    train, val = scan_folder(tmp_path / "train"), scan_folder(tmp_path / "val")
+    train, val = list_images(tmp_path / "train"), list_images(tmp_path / "val")
     assert train.class_names == val.class_names == tuple("0123456789")
     target = load_digits().target
     counts = np.bincount(target)

@@ -40,16 +40,16 @@ import json, sys
 import flax.linen as nn, jax, numpy as np
 from pathlib import Path
 from seresnext_jax.training.optimizer import make_optimizer
-from seresnext_jax.config import DataConfig, OptimConfig
-from seresnext_jax.data.folder import ImageReader
-from seresnext_jax.data.open import open_loader
+from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from seresnext_jax.data.open import open_train, open_val
+from seresnext_jax.data.reader import ImageReader
 from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.model.layers import BatchNorm
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.training.precision import POLICIES, init_loss_scale
 from seresnext_jax.processes import initialize_distributed
-from seresnext_jax.training.state import create
-from seresnext_jax.training.step import StepOptions, make_eval_step, make_train_step
+from seresnext_jax.training.state import create_train_state
+from seresnext_jax.training.step import make_eval_step, make_train_step
 root, port, count, rank = sys.argv[1], *map(int, sys.argv[2:])
 initialize_distributed(
     coordinator=f"127.0.0.1:{port}", num_processes=count, process_id=rank
@@ -57,24 +57,23 @@ initialize_distributed(
 mesh = make_mesh()
 read = {"train": [], "val": []}
 image = ImageReader.image
-def recording(self, index, draws):
-    read[self.transform.split].append(index)
-    return image(self, index, draws)
+def recording(self, index, *draws):
+    read["train" if draws else "val"].append(index)
+    return image(self, index, *draws)
 ImageReader.image = recording
 data = DataConfig(root, "folder", 16, 0, on_bad_image="skip", workers=1)
-def open_split(split, accumulation):
-    return open_loader(data, split=split, mesh=mesh, accumulation=accumulation,
-                       images_per_pass=8, seed=3, num_classes=2)
+config = Config(model=ModelConfig(num_classes=2), data=data, batch_size=8 // mesh.size,
+                optimizer_batch_size=16, seed=3, topk=2, label_smoothing=0.0)
 class Net(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):
         x = BatchNorm(2, name="bn")(x, train=train)
         return nn.Dense(2, name="fc")(x.reshape(x.shape[0], -1))
 net = Net()
-config = Config(model=ModelConfig(num_classes=2), topk=2, label_smoothing=0.0)
 state = replicate(mesh, create_train_state(config,
     net.init(jax.random.key(0), np.zeros((2, 16, 16, 3), np.float32), train=False)))
-train, val = open_split("train", 2), open_split("val", 1)
+train = open_train(config, mesh)
+val = open_val(config, mesh, num_classes=2)
 step = make_train_step(net.apply, config, mesh)
 losses = []
 for _, batch in zip(range(train.num_steps), train.batches(0)):

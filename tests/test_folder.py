@@ -5,18 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from seresnext_jax.config import DataConfig
-from seresnext_jax.data import folder as folder_module
+from seresnext_jax.data import reader as reader_module
 from seresnext_jax.data.files import scan_folder
-from seresnext_jax.data.folder import BadImage, ImageReader, Transform, open_rgb
-from seresnext_jax.data.open import Split, open_loader
+from seresnext_jax.data.images import BadImage, open_rgb
+from seresnext_jax.data.open import Split
+from seresnext_jax.data.reader import ImageReader
+from seresnext_jax.data.transform import TrainCrop
 from seresnext_jax.errors import UserError
-from seresnext_jax.mesh import make_mesh
+from tests.loaders import open_split
 
 CONFIG = DataConfig(backend="folder", image_size=16, eval_margin=4, workers=2)
 
@@ -39,17 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def loader(root: Path, split: Split, *, devices: int = 1, a: int = 1, n: int = 4, **kw: Any) -> Any:
-    config = replace(CONFIG, root=str(root), **kw)
-    mesh = make_mesh(jax.devices()[:devices])
-    return open_loader(
-        config,
-        split=split,
-        mesh=mesh,
-        accumulation=a,
-        images_per_pass=n,
-        seed=1,
-        num_classes=2,
-    )
+    return open_split(replace(CONFIG, root=str(root), **kw), split, devices=devices, a=a, n=n)
 
 
 def take(source: Any, start: int, count: int) -> list[tuple[np.ndarray, ...]]:
@@ -158,7 +149,11 @@ def test_evaluation_masks_the_padding(root: Path) -> None:
 
 def test_the_fingerprint_follows_files_seed_and_step(root: Path) -> None:
     first = loader(root, "train").fingerprint
+    assert first == "3602b2174da2ce264921c057a92e9b602c24bbf849e10a408d5a54b4cbf40676", (
+        "old checkpoints have it"
+    )
     assert loader(root, "train").fingerprint == first
+    assert loader(root, "train", flip=False).fingerprint != first
     assert loader(root, "train", n=2).fingerprint != first
     assert loader(root, "train", a=2, n=2).fingerprint == first
     picture(9, 9, 9).save(root / "train" / "ant" / "new.png")
@@ -171,14 +166,14 @@ def test_scan_ignores_hidden_and_foreign_files_and_names_an_empty_class(root: Pa
     (folder / "notes.txt").write_text("")
     (folder / "deep").mkdir()
     picture(9, 9, 1).save(folder / "deep" / "UP.PNG")
-    files = scan_folder(root / "train")
+    files = scan_folder(root / "train", 2)
     assert files.class_names == ("ant", "bee")
     assert files.labels.tolist() == [0] * 7 + [1] * 6
     (root / "train" / "cat").mkdir()
     with pytest.raises(UserError, match="cat"):
-        scan_folder(root / "train")
+        scan_folder(root / "train", 3)
     with pytest.raises(UserError, match="nothing"):
-        scan_folder(root / "nothing")
+        scan_folder(root / "nothing", 2)
 
 
 def test_without_dali_nothing_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,9 +204,8 @@ def jpeg_reader(folder: Path, kind: str, *, on_bad_image: Any, find_truncated: b
     path.parent.mkdir(parents=True, exist_ok=True)
     picture(300, 200, 3).save(path, "jpeg", quality=95)
     path.write_bytes(JPEG_BYTES[kind](path.read_bytes()))
-    transform = Transform("train", 16, 4, (0.1, 1.0), (0.75, 1.3), flip=True)
-    files = scan_folder(folder / "train")
-    return ImageReader(files, transform, on_bad_image, find_truncated=find_truncated)
+    files = scan_folder(folder / "train", 1)
+    return ImageReader(files, TrainCrop(CONFIG), on_bad_image, find_truncated=find_truncated)
 
 
 FIRST = np.zeros(1, np.int64)
@@ -227,7 +221,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(Path(path).name)
         return open_rgb(path)
 
-    monkeypatch.setattr(folder_module, "open_rgb", recording)
+    monkeypatch.setattr(reader_module, "open_rgb", recording)
     return names
 
 
@@ -264,6 +258,6 @@ def test_only_jpegs_and_only_where_it_is_asked_for(tmp_path: Path, decoded: list
     reader = jpeg_reader(tmp_path, "truncated", on_bad_image="error", find_truncated=False)
     assert reader.sizes(FIRST).tolist() == [[200, 300]]
     picture(30, 20, 1).save(tmp_path / "train/ant/x.jpg", "png")
-    reader = ImageReader(reader.files, reader.transform, "error", find_truncated=True)
+    reader = ImageReader(reader.files, reader.crop, "error", find_truncated=True)
     assert reader.sizes(FIRST).tolist() == [[20, 30]]
     assert not decoded

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from seresnext_jax.config import ModelConfig, Precision
-from seresnext_jax.data.images import normalize
+from seresnext_jax.data.normalize import normalize
 from seresnext_jax.model.network import make_network
 from seresnext_jax.ops.gpu.activation import relu_from_output
 from seresnext_jax.ops.gpu.convolution import conv2d_on_gpu

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from seresnext_jax.training.setup import lower_train_step
 
 from seresnext_jax.checkpoint.store import Checkpoints
 from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -21,6 +20,7 @@ from seresnext_jax.model.network import abstract_variables, make_network
 from seresnext_jax.report.console import Console
 from seresnext_jax.run.start import find_start, initial_variables
 from seresnext_jax.training.state import create_train_state
+from seresnext_jax.training.step import lower_train_step
 from seresnext_jax.weights.folder import WeightsInfo, save_weights
 from seresnext_jax.weights.read import network, to_state_dict
 from tests.metas import make_meta

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from seresnext_jax.config import Config, DecayMask, ModelConfig, OptimConfig
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.data.images import IMAGENET_MEAN, IMAGENET_STD, normalize
+from seresnext_jax.data.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 from seresnext_jax.data.place import abstract_batch, put_batch
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.network import make_network

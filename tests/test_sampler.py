@@ -2,27 +2,44 @@
 
 import math
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import pytest
 
-from seresnext_jax.data.sampler import (
-    ATTEMPTS,
-    Sampler,
-    crop_draws,
-    epoch_order,
-    eval_window,
-    random_crop,
-)
+from seresnext_jax.config import DataConfig
+from seresnext_jax.data.sampler import EvalSampler, TrainSampler, crop_draws, epoch_order
+from seresnext_jax.data.transform import ATTEMPTS, CentreCrop, TrainCrop
 
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
-def sampler(
-    split: Literal["train", "val"], images: int, a: int, n: int, columns: slice | None = None
-) -> Sampler:
-    return Sampler(split, images, 7, a, n, columns or slice(0, n))
+def train_sampler(images: int, a: int, n: int, columns: slice | None = None) -> TrainSampler:
+    return TrainSampler(
+        num_images=images,
+        images_per_pass=n,
+        columns=columns or slice(0, n),
+        accumulation=a,
+        seed=7,
+    )
+
+
+def eval_sampler(images: int, n: int) -> EvalSampler:
+    return EvalSampler(num_images=images, images_per_pass=n, columns=slice(0, n))
+
+
+def random_crop(
+    draws: np.ndarray, height: int, width: int, area: tuple[float, float]
+) -> tuple[int, ...]:
+    """`TrainCrop` of one image: (top, left, height, width)."""
+    crop = TrainCrop(DataConfig(crop_area=area, crop_ratio=RATIO))
+    start, shape, _ = crop.numbers(np.array([[height, width]]), draws[None])
+    return *start[0].tolist(), *shape[0].tolist()
+
+
+def eval_window(height: int, width: int, shorter: int, size: int) -> tuple[int, ...]:
+    """`CentreCrop` of one image: resized (height, width), (top, left)."""
+    start, resized = CentreCrop(size, shorter - size).numbers(np.array([[height, width]]))
+    return *resized[0].tolist(), *start[0].tolist()
 
 
 def test_order_is_a_permutation_fresh_for_each_epoch_and_seed() -> None:
@@ -67,7 +84,7 @@ def reference_crop(draws: np.ndarray, height: int, width: int) -> tuple[int, int
 @pytest.mark.parametrize("size", [(375, 500), (500, 333), (31, 640), (640, 31), (1, 1), (1, 9)])
 def test_crop_is_torchvisions_and_lies_inside(size: tuple[int, int]) -> None:
     for draws in crop_draws(0, 0, 0, 300):
-        top, left, h, w = random_crop(draws, *size, AREA, RATIO)
+        top, left, h, w = random_crop(draws, *size, AREA)
         assert (top, left, h, w) == reference_crop(draws, *size)
         assert 0 <= top <= size[0] - h and 0 <= left <= size[1] - w and h > 0 and w > 0
 
@@ -75,7 +92,7 @@ def test_crop_is_torchvisions_and_lies_inside(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(32, 32), (375, 500), (301, 257)])
 def test_the_whole_image_can_be_had(size: tuple[int, int]) -> None:
     for draws in crop_draws(0, 0, 0, 20):
-        assert random_crop(draws, *size, (1.0, 1.0), RATIO) == (0, 0, *size)
+        assert random_crop(draws, *size, (1.0, 1.0)) == (0, 0, *size)
 
 
 def test_eval_window_of_imagenets_commonest_size() -> None:
@@ -90,27 +107,27 @@ def test_eval_offset_rounds_half_to_even(free: int) -> None:
 
 
 def test_a_step_is_the_same_however_it_is_cut_into_passes_and_processes() -> None:
-    whole = next(sampler("train", 100, 1, 24).rows(3))
-    passes = next(sampler("train", 100, 3, 8).rows(3))
+    whole = train_sampler(100, 1, 24).rows(3)
+    passes = train_sampler(100, 3, 8).rows(3)
     assert np.array_equal(whole.index, passes.index)
     assert np.array_equal(whole.draws, passes.draws)
-    halves = [next(sampler("train", 100, 3, 8, slice(c, c + 4)).rows(3)) for c in (0, 4)]
+    halves = [train_sampler(100, 3, 8, slice(c, c + 4)).rows(3) for c in (0, 4)]
     joined = np.concatenate([h.index.reshape(3, 4) for h in halves], axis=1)
     assert np.array_equal(joined.reshape(-1), whole.index)
 
 
 def test_training_drops_the_rest_and_runs_into_the_next_epoch() -> None:
-    train = sampler("train", 50, 1, 16)
+    train = train_sampler(50, 1, 16)
     assert train.num_steps == 3
-    rows = train.rows(2)
-    last, following = next(rows), next(rows)
+    steps = iter(train.steps(2))
+    last, following = train.rows(next(steps)), train.rows(next(steps))
     assert np.array_equal(last.index, epoch_order(50, 7, 0)[32:48])
     assert np.array_equal(following.index, epoch_order(50, 7, 1)[:16])
 
 
 def test_evaluation_counts_every_image_once() -> None:
-    val = sampler("val", 50, 1, 16)
-    steps = list(val.rows(0))
+    val = eval_sampler(50, 16)
+    steps = [val.rows(step) for step in val.steps(0)]
     assert len(steps) == val.num_steps == 4
     real = np.concatenate([s.index[s.mask] for s in steps])
     assert np.array_equal(real, np.arange(50))
@@ -118,14 +135,16 @@ def test_evaluation_counts_every_image_once() -> None:
 
 
 def test_a_limit_ends_epochs_and_evaluations_and_changes_no_step() -> None:
-    train, val = sampler("train", 50, 1, 16), sampler("val", 50, 1, 16)
-    short_train, short_val = (replace(whole, max_steps=2) for whole in (train, val))
+    train, val = train_sampler(50, 1, 16), eval_sampler(50, 16)
+    short_train, short_val = replace(train, max_steps=2), replace(val, max_steps=2)
     assert short_train.num_steps == short_val.num_steps == 2
     assert replace(val, max_steps=9).num_steps == 4
-    rows = short_train.rows(1)
-    for epoch, step in ((0, 1), (1, 0), (1, 1), (2, 0)):
-        found, wanted = next(rows), next(train.rows(epoch * train.num_steps + step))
+    places = ((0, 1), (1, 0), (1, 1), (2, 0))
+    for short_step, (epoch, step) in zip(short_train.steps(1), places, strict=False):
+        found = short_train.rows(short_step)
+        wanted = train.rows(epoch * train.num_steps + step)
         assert np.array_equal(found.index, wanted.index)
         assert np.array_equal(found.draws, wanted.draws)
-    evaluated = [rows.index.tolist() for rows in short_val.rows(0)]
-    assert evaluated == [rows.index.tolist() for rows in val.rows(0)][:2]
+    assert list(short_val.steps(0)) == list(val.steps(0))[:2]
+    for step in short_val.steps(0):
+        assert np.array_equal(short_val.rows(step).index, val.rows(step).index)

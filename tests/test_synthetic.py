@@ -2,24 +2,16 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from seresnext_jax.config import DataConfig
-from seresnext_jax.data.open import Split, open_loader
-from seresnext_jax.mesh import make_mesh
+from seresnext_jax.data.open import Split
+from tests.loaders import open_split
 
 
 def loader(split: Split, seed: int = 0, devices: int = 1) -> Any:
-    return open_loader(
-        DataConfig(backend="synthetic", image_size=8),
-        split=split,
-        mesh=make_mesh(jax.devices()[:devices]),
-        accumulation=2 if split == "train" else 1,
-        images_per_pass=64,
-        seed=seed,
-        num_classes=10,
-    )
+    data = DataConfig(backend="synthetic", image_size=8)
+    return open_split(data, split, devices=devices, a=2, n=64, seed=seed, num_classes=10)
 
 
 def test_it_has_imagenets_length_and_shapes() -> None:

@@ -227,10 +227,10 @@ import sys
 import train
 from seresnext_jax.data import dali, open as opening
 scan, graph, seen = opening.scan_folder, dali._graph, []
-opening.scan_folder = lambda folder: seen.append("listed " + folder.name) or scan(folder)
-def build(feed, transform, **options):
-    seen.append("built " + transform.split)
-    return graph(feed, transform, **options)
+opening.scan_folder = lambda folder, n: seen.append("listed " + folder.name) or scan(folder, n)
+def build(feed, crop, **options):
+    seen.append("built " + type(crop).__name__)
+    return graph(feed, crop, **options)
 dali._graph = build
 train.main(sys.argv[1:])
 print("seen:", *sorted(seen), sep="|")
@@ -241,7 +241,7 @@ def test_a_run_lists_each_split_and_builds_its_pipeline_once(tmp_path: Path) -> 
     """In three epochs with two evaluations each."""
     _, *options = tiny(tmp_path / "run", "--use-ema", "0.5", "--no-checkpoints")
     out = done(["-c", COUNTING, *options]).stdout
-    assert "seen:|built train|built val|listed train|listed val\n" in out
+    assert "seen:|built CentreCrop|built TrainCrop|listed train|listed val\n" in out
 
 
 def _without_a_val_class(folder: Path) -> str:
@@ -254,7 +254,7 @@ def _without_a_val_class(folder: Path) -> str:
     ("options", "problem", "mend"),
     [
         (["--data.root", "/nowhere"], "/nowhere is not a folder", "give --data.root"),
-        (["--model.num-classes", "12"], "10 class folders", "give --model.num-classes 10"),
+        (["--model.num-classes", "12"], "10 class folders", "train with --model.num-classes 10"),
         (["--data.root", "RENAMED"], "only in train/ (9)", "must have the same"),
         (["--init-from", "WHOLE", "--model.arch", "resnet18"], "se-resnext-tiny", "--model.arch"),
     ],

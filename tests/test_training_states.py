@@ -16,7 +16,7 @@ import torch
 from seresnext_jax.checkpoint.store import read_newest
 from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
+from seresnext_jax.data.normalize import IMAGENET_MEAN, IMAGENET_STD
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh
 from seresnext_jax.training.optimizer import get_momentum

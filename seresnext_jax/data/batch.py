@@ -37,7 +37,7 @@ class Loader(Protocol):
     class_names: tuple[str, ...]
     """Class folder names in label order; empty for synthetic data."""
     fingerprint: str
-    """Changes when the files, their labels, the seed, or the images per step change."""
+    """Changes when the files, their labels, the crop, the seed, or the images per step change."""
     bad_files: list[str]
     """Files left out so far because they could not be decoded (policy ``skip``)."""
 

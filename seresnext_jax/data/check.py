@@ -1,41 +1,45 @@
-"""Walking a dataset before training: what is wrong with it, and how to mend it."""
+"""Walking a dataset before training: what is wrong with it, and how to fix it."""
 
 import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
-from seresnext_jax.config import DataConfig
-from seresnext_jax.data.files import EXTENSIONS, FileList, empty_classes, list_images
-from seresnext_jax.data.folder import BadImage, open_rgb
-from seresnext_jax.data.open import split_folder
+from seresnext_jax.config import InputConfig
+from seresnext_jax.data.files import (
+    EXTENSIONS,
+    FileList,
+    class_problems,
+    differing_classes,
+    list_images,
+)
+from seresnext_jax.data.images import BadImage, open_rgb
+from seresnext_jax.data.open import Split, split_folder
 from seresnext_jax.errors import UserError
 
-SPLITS = ("train", "val")
+SPLITS: tuple[Split, ...] = get_args(Split)
 _AT_ONCE = 1024
 """Images given to the threads at a time; all of ImageNet's would wait in gigabytes."""
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What a walk found."""
+class CheckResult(NamedTuple):
+    """What `check_data` found."""
 
-    problems: tuple[str, ...]
-    """One line each: what is wrong, and the mend."""
-    facts: tuple[tuple[str, str], ...]
-    """Counts that are worth knowing and no problem."""
+    problems: list[str]
+    """One line each: what is wrong, and how to fix it."""
+    facts: list[tuple[str, str]]
+    """Names and counts that are worth knowing."""
 
 
 def check_data(
-    config: DataConfig, num_classes: int, progress: Callable[[int, int], None]
-) -> Findings:
+    data: InputConfig, num_classes: int, progress: Callable[[int, int], None]
+) -> CheckResult:
     """Look at every file of both splits and decode every image.
 
     Args:
@@ -46,37 +50,36 @@ def check_data(
     """
     problems: list[str] = []
     facts: list[tuple[str, str]] = []
-    splits: dict[str, FileList] = {}
+    splits: dict[Split, FileList] = {}
     for split in SPLITS:
-        folder = split_folder(config, split)  # type: ignore[arg-type]
-        problems += _unsorted(folder)
+        folder = split_folder(data, split)
+        problems += _loose_images(folder)
         try:
             splits[split] = list_images(folder)
         except UserError as error:
             problems.append(str(error))
     for split, files in splits.items():
         facts += _counts(split, files)
-        problems += empty_classes(files)
-        problems += _class_problems(split, files, num_classes)
+        problems += class_problems(files, num_classes)
+        problems += _similar_names(files)
     if len(splits) == len(SPLITS):
-        problems += _differing(splits["train"].class_names, splits["val"].class_names)
+        problems += differing_classes(splits["train"].class_names, splits["val"].class_names)
     paths = {split: _paths(files) for split, files in splits.items()}
-    looks = _look_at_all(paths, config.workers, progress)
-    problems += _shared_images(paths, looks)
-    problems += [look.problem for look in looks.values() if look.problem is not None]
-    return Findings(tuple(problems), tuple(facts))
+    bad, digests = _decode_all(paths, data.workers, progress)
+    problems += _shared_images(paths, digests)
+    return CheckResult(problems + bad, facts)
 
 
-def _unsorted(folder: Path) -> list[str]:
-    """Images that lie beside the class folders instead of in them."""
+def _loose_images(folder: Path) -> list[str]:
+    """Images beside the class folders instead of in them."""
     try:
         loose = [e.name for e in os.scandir(folder) if e.is_file() and _is_image(e.name)]
-    except OSError:  # `list_images` says so
+    except OSError:  # `list_images` reports it
         return []
     if not loose:
         return []
     return [
-        f"{len(loose)} images lie in {folder} itself ({min(loose)}, ...) and would be left out: "
+        f"{len(loose)} images are directly in {folder} ({min(loose)}, ...) and would be left out: "
         "move each into the folder of its class; for ImageNet's val the classes are in "
         "ILSVRC2012_validation_ground_truth.txt, line by line"
     ]
@@ -98,32 +101,16 @@ def _counts(split: str, files: FileList) -> list[tuple[str, str]]:
     ]
 
 
-def _class_problems(split: str, files: FileList, num_classes: int) -> list[str]:
-    problems = []
-    found = len(files.class_names)
-    if found != num_classes:
-        problems.append(
-            f"{split}/ has {found} class folders but --model.num-classes is {num_classes}: give "
-            f"--model.num-classes {found}, or mend the folder"
-        )
-    spelled = defaultdict(list)
+def _similar_names(files: FileList) -> list[str]:
+    """Class folders whose names differ only in case and spaces."""
+    alike = defaultdict(list)
     for name in files.class_names:
-        spelled["".join(name.split()).casefold()].append(name)
-    for names in spelled.values():
-        if len(names) > 1:
-            problems.append(
-                f"{split}/ has the folders {', '.join(map(repr, names))}, which look like one "
-                "class: merge them"
-            )
-    return problems
-
-
-def _differing(train: tuple[str, ...], val: tuple[str, ...]) -> list[str]:
+        alike["".join(name.split()).casefold()].append(name)
     return [
-        f"{len(extra)} class folder(s) only in {name}/ ({', '.join(sorted(extra)[:3])}): add them "
-        "to the other split or remove them"
-        for name, extra in (("train", set(train) - set(val)), ("val", set(val) - set(train)))
-        if extra
+        f"{files.folder} has the folders {', '.join(map(repr, names))}, which look like one class: "
+        "merge them"
+        for names in alike.values()
+        if len(names) > 1
     ]
 
 
@@ -131,31 +118,29 @@ def _paths(files: FileList) -> list[Path]:
     return [files.folder / path for path in files.paths]
 
 
-class _Look(NamedTuple):
-    """What one image showed."""
-
-    problem: str | None
-    digest: bytes | None
-    """Of the file's bytes, where a file of the other split is as large."""
-
-
-def _look_at_all(
-    paths: dict[str, list[Path]], workers: int, progress: Callable[[int, int], None]
-) -> dict[Path, _Look]:
+def _decode_all(
+    paths: dict[Split, list[Path]], workers: int, progress: Callable[[int, int], None]
+) -> tuple[list[str], dict[Path, bytes]]:
+    """One line on each image that can't be decoded, and the digests of those that may be shared."""
     sizes = {path: _size(path) for split in paths.values() for path in split}
     train, val = ({sizes[path] for path in paths.get(split, ())} for split in SPLITS)
-    shared = train & val
-    todo = ((path, size in shared) for path, size in sizes.items())
+    in_both = train & val
+    todo = ((path, size in in_both) for path, size in sizes.items())
 
-    looks: dict[Path, _Look] = {}
+    problems: list[str] = []
+    digests: dict[Path, bytes] = {}
+    done = 0
     with ThreadPoolExecutor(workers) as pool:
         while some := list(islice(todo, _AT_ONCE)):
-            for (path, _), look in zip(
-                some, pool.map(lambda item: _look(*item), some), strict=True
-            ):
-                looks[path] = look
-                progress(len(looks), len(sizes))
-    return looks
+            results = pool.map(lambda item: _decode(*item), some)
+            for (path, _), (problem, digest) in zip(some, results, strict=True):
+                if problem is not None:
+                    problems.append(problem)
+                if digest is not None:
+                    digests[path] = digest
+                done += 1
+                progress(done, len(sizes))
+    return problems, digests
 
 
 def _size(path: Path) -> int:
@@ -166,19 +151,19 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _look(path: Path, with_digest: bool) -> _Look:
+def _decode(path: Path, with_digest: bool) -> tuple[str | None, bytes | None]:
+    """What is wrong with an image, and the digest of its file where that is asked for."""
     try:
         open_rgb(path)
-        digest = hashlib.sha256(path.read_bytes()).digest() if with_digest else None
+        return None, hashlib.sha256(path.read_bytes()).digest() if with_digest else None
     except (BadImage, OSError) as cause:
-        return _Look(f"{path} can't be decoded ({cause}): replace or delete it", None)
-    return _Look(None, digest)
+        return f"{path} can't be decoded ({cause}): replace or delete it", None
 
 
-def _shared_images(paths: dict[str, list[Path]], looks: dict[Path, _Look]) -> list[str]:
-    """Files of val that are, byte for byte, in train too: validation would flatter."""
-    known = {looks[path].digest for path in paths.get("train", ())} - {None}
-    shared = [path for path in paths.get("val", ()) if looks[path].digest in known]
+def _shared_images(paths: dict[Split, list[Path]], digests: dict[Path, bytes]) -> list[str]:
+    """Files of val that are, byte for byte, in train too: the accuracy would look too good."""
+    train = {digests[path] for path in paths.get("train", ()) if path in digests}
+    shared = [path for path in paths.get("val", ()) if digests.get(path) in train]
     if not shared:
         return []
     return [

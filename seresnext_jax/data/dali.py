@@ -1,7 +1,7 @@
-"""NVIDIA DALI: the transformation of folder.py as a graph of its operators, run ahead of the step.
+"""NVIDIA DALI: the crops of transform.py as graphs of its operators, run ahead of the step.
 
 DALI draws nothing and remembers nothing here: it is fed the paths and windows of each step, so a
-pipeline can be built at any step. The windows come from sampler.py and the sizes in the headers.
+pipeline can be built at any step. The windows come from transform.py and the sizes in the headers.
 It takes many steps until a new pipeline runs at full speed, so pipelines stay from epoch to epoch
 and from evaluation to evaluation.
 """
@@ -24,9 +24,10 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.plugin.jax import DALIGenericIterator
 
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.data.folder import ImageReader, Transform, fingerprint, pairs
 from seresnext_jax.data.place import place
-from seresnext_jax.data.sampler import Rows, Sampler, flips, random_crops
+from seresnext_jax.data.reader import ImageReader
+from seresnext_jax.data.sampler import Rows, Sampler
+from seresnext_jax.data.transform import CentreCrop, TrainCrop
 from seresnext_jax.mesh import batch_sharding
 
 Node = Any
@@ -52,6 +53,7 @@ class DaliLoader:
         mesh: Mesh,
         *,
         device: Literal["cpu", "gpu"],
+        fingerprint: str,
         threads: int,
         prefetch: int,
     ) -> None:
@@ -59,7 +61,7 @@ class DaliLoader:
         self.num_images = sampler.num_images
         self.num_steps = sampler.num_steps
         self.class_names = reader.files.class_names
-        self.fingerprint = fingerprint(reader.files, sampler, reader.transform)
+        self.fingerprint = fingerprint
         self.bad_files = reader.bad_files
         self._reader = reader
         self._sampler = sampler
@@ -67,7 +69,6 @@ class DaliLoader:
         self._device = device
         self._threads = threads
         self._prefetch = prefetch
-        self._endless = sampler.split == "train"
         self._pipelines: list[_Pipeline] = []
         self._next_step: int | None = None
         """The step that the pipelines return next; None: they can't go on."""
@@ -75,7 +76,7 @@ class DaliLoader:
 
     def batches(self, start: int) -> Iterator[Batch]:
         """See `Loader`."""
-        for step in count(start) if self._endless else range(start, self.num_steps):
+        for step in self._sampler.steps(start):
             yield self._batch(step)
 
     def _batch(self, step: int) -> Batch:
@@ -90,8 +91,9 @@ class DaliLoader:
                 raise
             # DALI drops the whole batch of an image that it can't decode, and does not always name
             # it. Pillow finds the culprit and knows the policy.
-            return self._read_with_pillow(next(self._sampler.rows(step)), error)
-        self._next_step = step + 1 if self._endless else (step + 1) % self.num_steps
+            return self._read_with_pillow(self._sampler.rows(step), error)
+        # An evaluation's last step is followed by the first one of the next.
+        self._next_step = next(iter(self._sampler.steps(step + 1)), 0)
         return self._assemble([pipeline.fed.popleft() for pipeline in self._pipelines], images)
 
     def close(self) -> None:
@@ -118,10 +120,10 @@ class DaliLoader:
     def _pipeline(self, start: int, columns: slice, device_id: int | None) -> "_Pipeline":
         fed: deque[Rows] = deque()
         sampler = replace(self._sampler, columns=columns)
-        steps = _with_sizes(self._reader, _endless_rows(sampler, start), self._pool)
+        steps = _with_sizes(self._reader, map(sampler.rows, count(start)), self._pool)
         pipeline = _graph(
             _feed(self._reader, steps, fed),
-            self._reader.transform,
+            self._reader.crop,
             batch_size=sampler.accumulation * (columns.stop - columns.start),
             num_threads=self._threads,
             device_id=device_id,
@@ -138,7 +140,7 @@ class DaliLoader:
             labels = self._reader.files.labels[rows.index]
             return place(self._mesh, self._sampler, np.asarray(images[0]), labels, rows.mask)
 
-        # Each pipeline's rows are its own columns of each pass, and lie on its GPU already.
+        # Each pipeline's rows are its own columns of each pass, and are on its GPU already.
         passes, sharding = self._sampler.accumulation, batch_sharding(self._mesh)
         shards = [x.reshape(passes, -1, *x.shape[1:]) for x in images]
         shape = (passes, self._sampler.images_per_pass, *shards[0].shape[2:])
@@ -150,7 +152,7 @@ class DaliLoader:
         return Batch(whole, labels, by_process(sharding, mask))
 
     def _read_with_pillow(self, rows: Rows, error: RuntimeError) -> Batch:
-        images = list(self._pool.map(lambda pair: self._reader.image(*pair), pairs(rows)))
+        images = list(self._pool.map(lambda row: self._reader.image(*row), rows.images()))
         if all(image is not None for image in images):
             reason = " ".join(str(error).rpartition("encountered:")[2].split())
             warnings.warn(f"Pillow reads a batch that DALI refused: {reason}", stacklevel=2)
@@ -161,13 +163,6 @@ class _Pipeline(NamedTuple):
     fed: deque[Rows]
     """What it was given and has not returned yet."""
     outputs: DALIGenericIterator
-
-
-def _endless_rows(sampler: Sampler, start: int) -> Iterator[Rows]:
-    """The rows from step `start` on, one evaluation after the other."""
-    yield from sampler.rows(start)
-    while True:
-        yield from sampler.rows(0)
 
 
 def _is_about_a_file(error: RuntimeError) -> bool:
@@ -187,18 +182,12 @@ def _with_sizes(
       UserError: a header can't be read, and the policy is ``error``.
     """
     ahead: deque[tuple[Rows, list[Future[np.ndarray]]]] = deque()
-
-    def finish() -> tuple[Rows, np.ndarray]:
-        rows, parts = ahead.popleft()
-        return rows, np.concatenate([part.result() for part in parts])
-
-    for rows in steps:
-        parts = np.array_split(rows.index, math.ceil(len(rows.index) / _HEADERS_PER_TASK))
-        ahead.append((rows, [pool.submit(reader.sizes, part) for part in parts]))
+    for step in steps:
+        parts = np.array_split(step.index, math.ceil(len(step.index) / _HEADERS_PER_TASK))
+        ahead.append((step, [pool.submit(reader.sizes, part) for part in parts]))
         if len(ahead) > 1:
-            yield finish()
-    while ahead:
-        yield finish()
+            rows, read = ahead.popleft()
+            yield rows, np.concatenate([part.result() for part in read])
 
 
 def _feed(
@@ -206,7 +195,7 @@ def _feed(
     steps: Iterator[tuple[Rows, np.ndarray]],
     fed: deque[Rows],
 ) -> Iterator[tuple[list[np.ndarray], ...]]:
-    """A pipeline's inputs, step by step: paths as bytes, and the numbers of `_windows`.
+    """A pipeline's inputs, step by step: paths as bytes, and the crop's numbers.
 
     A black pixel under a False mask takes the place of an image that is left out.
     """
@@ -217,38 +206,26 @@ def _feed(
             (reader.path(i) if keep else str(_BLACK_PIXEL)).encode(errors="surrogateescape")
             for i, keep in zip(rows.index.tolist(), kept.tolist(), strict=True)
         ]
-        numbers = _windows(reader.transform, np.maximum(sizes, 1), rows.draws)
-        yield ([np.frombuffer(path, np.uint8) for path in paths], *map(list, numbers))
-
-
-def _windows(transform: Transform, shapes: np.ndarray, draws: np.ndarray) -> list[np.ndarray]:
-    """What DALI is told of each image, int32: (top, left), (height, width), and in training flip.
-
-    In training the window is cut out before resizing. In evaluation height and width are those to
-    resize to, and the window is cut out of the result.
-    """
-    heights, widths = shapes[:, 0], shapes[:, 1]
-    if transform.split == "val":
-        windows = np.array([transform.eval_window(*shape) for shape in shapes.tolist()])
-        return [windows[:, 2:].astype(np.int32), windows[:, :2].astype(np.float32)]
-    crops = random_crops(draws, heights, widths, transform.crop_area, transform.crop_ratio)
-    flip = (flips(draws) & transform.flip).astype(np.int32)
-    return [crops[:, :2].astype(np.int32), crops[:, 2:].astype(np.int32), flip]
+        numbers = reader.crop.numbers(np.maximum(sizes, 1), *rows.draws)
+        yield (
+            [np.frombuffer(path, np.uint8) for path in paths],
+            *(list(array.astype(np.int32)) for array in numbers),
+        )
 
 
 @pipeline_def
-def _graph(feed: Iterator[tuple[list[np.ndarray], ...]], transform: Transform) -> Node:
+def _graph(feed: Iterator[tuple[list[np.ndarray], ...]], crop: TrainCrop | CentreCrop) -> Node:
     """Images (R, S, S, 3) uint8."""
-    size = transform.image_size
+    size = crop.image_size
     decoding = {
         "device": "cpu" if Pipeline.current().device_id is None else "mixed",
         "output_type": types.RGB,
         "adjust_orientation": False,
     }
-    if transform.split == "val":
+    if isinstance(crop, CentreCrop):
         paths, start, resized = fn.external_source(source=feed, num_outputs=3, batch=True)
         images = fn.decoders.image(fn.io.file.read(paths), **decoding)
-        images = _resize(images, resized)
+        images = _resize(images, fn.cast(resized, dtype=types.FLOAT))
         return fn.slice(images, start=start, shape=(size, size), axes=(0, 1))
     paths, start, shape, flip = fn.external_source(source=feed, num_outputs=4, batch=True)
     images = fn.decoders.image_slice(

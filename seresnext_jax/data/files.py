@@ -1,6 +1,9 @@
 """A split as a list of files: `root/<split>/<class>/.../<image>`, classes in sorted order."""
 
+import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,59 +25,85 @@ class FileList:
     """(M,) int32: the rank of the class folder's name."""
     class_names: tuple[str, ...]
 
+    def fingerprint(self, facts: str) -> str:
+        """SHA-256 of `facts`, the paths and the labels."""
+        digest = hashlib.sha256(facts.encode())
+        digest.update("\0".join(self.paths).encode(errors="surrogateescape"))
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
 
-def scan_folder(folder: Path) -> FileList:
-    """List the images of a split. Hidden files and other extensions are left out.
+
+def scan_folder(folder: Path, num_classes: int) -> FileList:
+    """`list_images`, for a network of `num_classes` classes.
 
     Raises:
-      UserError: there is no such folder, no class folder in it, no image in one of them, or one
-        can't be listed.
+      UserError: as `list_images`, a class has no images, or there are more or fewer classes.
     """
     files = list_images(folder)
-    for problem in empty_classes(files):
+    for problem in class_problems(files, num_classes):
         raise UserError(problem)
     return files
 
 
 def list_images(folder: Path) -> FileList:
-    """`scan_folder`, but a class may be without images.
+    """List the images of a split. Hidden files and other extensions are left out.
 
     Raises:
-      UserError: there is no such folder, no class folder in it, or one can't be listed.
+      UserError: as `class_folders`, or a class can't be listed.
+    """
+    class_names = class_folders(folder)
+    with _listing():
+        members = [sorted(_images(folder / name)) for name in class_names]
+    paths = tuple(os.path.relpath(path, folder) for found in members for path in found)
+    labels = np.repeat(np.arange(len(members), dtype=np.int32), [len(found) for found in members])
+    return FileList(folder, paths, labels, class_names)
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """The names of a split's class folders, sorted.
+
+    Raises:
+      UserError: there is no such folder, no class folder in it, or it can't be listed.
     """
     if not folder.is_dir():
         raise UserError(
             f"{folder} is not a folder: give --data.root a folder with train/<class>/<image> and "
             "val/<class>/<image>"
         )
+    with _listing():
+        entries = [e for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]
+    if not entries:
+        raise UserError(
+            f"{folder} has no class folders: sort its images into {folder.name}/<class>/<image>"
+        )
+    return tuple(sorted(entry.name for entry in entries))
+
+
+@contextmanager
+def _listing() -> Iterator[None]:
+    """A folder that can't be listed becomes a `UserError`."""
     try:
-        class_names = tuple(sorted(e.name for e in os.scandir(folder) if _is_class(e)))
-        members = [sorted(_images(folder / name)) for name in class_names]
+        yield
     except OSError as error:
         raise UserError(
             f"can't list {error.filename}: {error.strerror}; make it readable or remove it"
         ) from error
-    if not class_names:
-        raise UserError(
-            f"{folder} holds no class folders: sort its images into {folder.name}/<class>/<image>"
-        )
-    paths = tuple(os.path.relpath(path, folder) for found in members for path in found)
-    labels = np.repeat(np.arange(len(members), dtype=np.int32), [len(found) for found in members])
-    return FileList(folder, paths, labels, class_names)
 
 
-def empty_classes(files: FileList) -> list[str]:
-    """One line on each class folder that holds no image."""
+def class_problems(files: FileList, num_classes: int) -> list[str]:
+    """One line on each class folder without images, and one if their number is wrong."""
     counts = np.bincount(files.labels, minlength=len(files.class_names))
-    return [
-        f"class folder {files.folder / name} holds no image: add images or remove the folder"
+    problems = [
+        f"class folder {files.folder / name} has no images: add images or remove the folder"
         for name, count in zip(files.class_names, counts, strict=True)
         if not count
     ]
-
-
-def _is_class(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
+    if len(counts) != num_classes:
+        problems.append(
+            f"{files.folder} has {len(counts)} class folders, but the network has {num_classes} "
+            f"classes: train with --model.num-classes {len(counts)}, or fix the folder"
+        )
+    return problems
 
 
 def _images(folder: Path) -> list[str]:
@@ -92,28 +121,15 @@ def _images(folder: Path) -> list[str]:
     return found
 
 
-def check_classes(class_names: tuple[str, ...], num_classes: int, folder: Path) -> None:
-    """Refuse a dataset that does not have one folder per class of the network.
+def differing_classes(train: tuple[str, ...], val: tuple[str, ...]) -> list[str]:
+    """One line on each split with class folders that the other one lacks.
 
-    Raises:
-      UserError: the counts differ.
+    Their labels would mean different things.
     """
-    if len(class_names) != num_classes:
-        raise UserError(
-            f"{folder} has {len(class_names)} class folders but --model.num-classes is "
-            f"{num_classes}: give --model.num-classes {len(class_names)}, or mend the folder"
-        )
-
-
-def check_same_classes(train: tuple[str, ...], val: tuple[str, ...]) -> None:
-    """Refuse splits whose class folders differ: their labels would mean different things.
-
-    Raises:
-      UserError: naming some of the classes that only one split has.
-    """
-    for here, there, name in ((train, val, "train"), (val, train, "val")):
-        if extra := sorted(set(here) - set(there)):
-            raise UserError(
-                f"{len(extra)} class folder(s) only in {name}/ ({', '.join(extra[:3])}"
-                f"{', ...' if len(extra) > 3 else ''}): train/ and val/ must have the same ones"
-            )
+    return [
+        f"{len(extra)} class folder(s) only in {name}/ ({', '.join(sorted(extra)[:3])}"
+        f"{', ...' if len(extra) > 3 else ''}): train/ and val/ must have the same ones, so add "
+        "or remove folders"
+        for name, extra in (("train", set(train) - set(val)), ("val", set(val) - set(train)))
+        if extra
+    ]

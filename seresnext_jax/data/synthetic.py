@@ -18,15 +18,17 @@ NUM_IMAGES = {"train": 1_281_167, "val": 50_000}
 class SyntheticLoader:
     """One fixed random batch, repeated as often as the split has steps; see `Loader`."""
 
-    def __init__(self, sampler: Sampler, mesh: Mesh, *, image_size: int, num_classes: int) -> None:
+    def __init__(
+        self, sampler: Sampler, mesh: Mesh, *, seed: int, image_size: int, num_classes: int
+    ) -> None:
         self.num_images = sampler.num_images
         self.num_steps = sampler.num_steps
         self.class_names: tuple[str, ...] = ()
-        self.fingerprint = f"synthetic {sampler.seed} {sampler.images_per_step} {image_size}"
+        self.fingerprint = f"synthetic {seed} {sampler.images_per_step} {image_size}"
         self.bad_files: list[str] = []
         self._sampler = sampler
         # Seeded by the first column, so that each process makes images of its own.
-        generator = np.random.default_rng((sampler.seed, sampler.columns.start))
+        generator = np.random.default_rng((seed, sampler.columns.start))
         rows = sampler.accumulation * (sampler.columns.stop - sampler.columns.start)
         images = generator.integers(0, 256, (rows, image_size, image_size, 3), np.uint8)
         labels = generator.integers(0, num_classes, rows, np.int32)
@@ -35,11 +37,12 @@ class SyntheticLoader:
 
     def batches(self, start: int) -> Iterator[Batch]:
         """See `Loader`."""
-        for rows in self._sampler.rows(start):
-            if rows.mask.all():
+        for step in self._sampler.steps(start):
+            mask = self._sampler.rows(step).mask
+            if mask.all():
                 yield self._batch
             else:
-                mask = rows.mask.reshape(self._sampler.accumulation, -1)
+                mask = mask.reshape(self._sampler.accumulation, -1)
                 placed = jax.make_array_from_process_local_data(self._sharding, mask)
                 yield self._batch._replace(mask=placed)
 

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from seresnext_jax.config import Precision
-from seresnext_jax.data.images import normalize
+from seresnext_jax.data.normalize import normalize
 from seresnext_jax.model.fold import fold_batch_norm
 from seresnext_jax.model.network import ResNet
 from seresnext_jax.ops.layout import inference_format

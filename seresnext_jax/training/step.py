@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from seresnext_jax.config import Config, EvaluationConfig
 from seresnext_jax.data.batch import Batch
-from seresnext_jax.data.images import normalize
+from seresnext_jax.data.normalize import normalize
 from seresnext_jax.data.place import abstract_batch
 from seresnext_jax.mesh import BATCH_SPEC, DATA_AXIS, local_value_and_grad, vary
 from seresnext_jax.training.losses import smoothed_cross_entropy

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seresnext_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
+from seresnext_jax.data.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 Array = np.ndarray[Any, Any]
 State = dict[str, Tensor]

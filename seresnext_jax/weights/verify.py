@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seresnext_jax.config import DataConfig
-from seresnext_jax.data.folder import BadImage, Transform, open_rgb
-from seresnext_jax.data.images import normalize
+from seresnext_jax.data.images import BadImage, open_rgb
+from seresnext_jax.data.normalize import normalize
 from seresnext_jax.data.pictures import pictures_below
+from seresnext_jax.data.transform import CentreCrop
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import FEATURES
 from seresnext_jax.weights.folder import WeightsInfo, flatten
@@ -162,14 +162,11 @@ def image_pixels(folder: Path, info: WeightsInfo) -> Iterator[Array]:
     """
     files = pictures_below(folder)
     if not files:
-        raise UserError(f"{folder} holds no images: give another folder to --images")
-    data = DataConfig()
-    transform = Transform(
-        "val", info.image_size, info.eval_margin, data.crop_area, data.crop_ratio, data.flip
-    )
+        raise UserError(f"{folder} has no images: give another folder to --images")
+    crop = CentreCrop(info.image_size, info.eval_margin)
     for start in range(0, len(files), _BATCH):
         batch = files[start : start + _BATCH]
         try:
-            yield np.stack([transform(open_rgb(path), np.empty(0)) for path in batch])
+            yield np.stack([crop(open_rgb(path)) for path in batch])
         except BadImage as error:
-            raise UserError(f"{folder}: an image can't be decoded ({error}): mend it") from error
+            raise UserError(f"{folder}: an image can't be decoded ({error}): remove it") from error

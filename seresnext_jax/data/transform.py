@@ -1,0 +1,145 @@
+"""From a decoded image to the square that the network sees, in training and in evaluation.
+
+Each crop has two parts: numbers for many images at once, which DALI takes, and the same numbers
+applied to one image with Pillow, which is what the DALI backends are tested against.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from seresnext_jax.config import DataConfig
+from seresnext_jax.data.images import check_pixels
+
+ATTEMPTS = 10
+"""Tries of a random crop before the centre is taken (torchvision's RandomResizedCrop)."""
+DRAWS = 2 * ATTEMPTS + 3
+"""Uniform numbers per training image: area and ratio of each try, top, left, flip."""
+
+
+@dataclass(frozen=True)
+class TrainCrop:
+    """A random window, resized, and mirrored for half of the images."""
+
+    config: DataConfig
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square, in pixels."""
+        return self.config.image_size
+
+    def __str__(self) -> str:
+        """What decides the pixels, as checkpoints' fingerprints have it: keep these words."""
+        names = ("image_size", "eval_margin", "crop_area", "crop_ratio", "flip")
+        options = ", ".join(f"{name}={getattr(self.config, name)!r}" for name in names)
+        return f"Transform(split='train', {options})"
+
+    def numbers(
+        self, sizes: np.ndarray, draws: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The windows to cut out, and whether to mirror.
+
+        torchvision's RandomResizedCrop.get_params: up to ten windows with an area uniform in
+        `crop_area` times the image's and a log-uniform width / height; the first that fits is
+        placed uniformly, else the largest centred window whose ratio is allowed. Rounds halves up.
+
+        Args:
+          sizes: (R, 2) height and width of the images, in pixels.
+          draws: (R, DRAWS) uniforms in [0, 1).
+
+        Returns:
+          (R, 2) top and left, (R, 2) height and width, (R,) flip: int64, int64, bool.
+        """
+        height, width = np.split(sizes.astype(np.float64), 2, axis=1)
+        ratio = self.config.crop_ratio
+        areas = height * width * _between(draws[:, :ATTEMPTS], self.config.crop_area)
+        log_ratio = (np.log(ratio[0]), np.log(ratio[1]))
+        ratios = np.exp(_between(draws[:, ATTEMPTS : 2 * ATTEMPTS], log_ratio))
+        tried_w = _round(np.sqrt(areas * ratios))
+        tried_h = _round(np.sqrt(areas / ratios))
+        fits = (tried_w >= 1) & (tried_w <= width) & (tried_h >= 1) & (tried_h <= height)
+        first = np.argmax(fits, axis=1)[:, None]
+        found = np.any(fits, axis=1, keepdims=True)
+
+        central_h = np.minimum(height, _round(width / ratio[0]))
+        central_w = np.minimum(width, _round(height * ratio[1]))
+        h = np.where(found, np.take_along_axis(tried_h, first, axis=1), central_h)
+        w = np.where(found, np.take_along_axis(tried_w, first, axis=1), central_w)
+        free = np.concatenate([height - h, width - w], axis=1)
+        start = np.where(found, draws[:, 2 * ATTEMPTS : 2 * ATTEMPTS + 2] * (free + 1), free / 2)
+        shape = np.concatenate([h, w], axis=1)
+        flip = (draws[:, -1] < 0.5) & self.config.flip
+        return np.floor(start).astype(np.int64), np.floor(shape).astype(np.int64), flip
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise `BadImage` for an image that is too large."""
+        check_pixels(height, width)
+
+    def __call__(self, image: Image.Image, draws: np.ndarray) -> np.ndarray:
+        """Crop, resize (bilinear, antialiased), perhaps mirror: (S, S, 3) uint8, S = image_size.
+
+        Args:
+          image: RGB.
+          draws: (DRAWS,) uniforms in [0, 1).
+        """
+        sizes = np.array([[image.height, image.width]])
+        start, shape, flip = self.numbers(sizes, draws[None])
+        (top, left), (height, width) = start[0].tolist(), shape[0].tolist()
+        image = image.crop((left, top, left + width, top + height))
+        image = image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
+        if flip[0]:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(image)
+
+
+@dataclass(frozen=True)
+class CentreCrop:
+    """The shorter side resized to image_size + eval_margin, then the centre cut out."""
+
+    image_size: int
+    eval_margin: int
+
+    def numbers(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The windows to cut out, and the sizes of the resized images that they are cut out of.
+
+        torchvision: Resize truncates the longer side, CenterCrop rounds halves to even.
+
+        Args:
+          sizes: (R, 2) height and width of the images, in pixels.
+
+        Returns:
+          (R, 2) top and left, (R, 2) height and width; int64.
+        """
+        shorter = self.image_size + self.eval_margin
+        resized = shorter * sizes.astype(np.int64) // sizes.min(axis=1, keepdims=True)
+        return np.rint((resized - self.image_size) / 2).astype(np.int64), resized
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise `BadImage` for an image that is too large, as it is or resized."""
+        check_pixels(height, width)
+        _, resized = self.numbers(np.array([[height, width]]))
+        check_pixels(*resized[0].tolist())
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Resize (bilinear, antialiased) and crop: (S, S, 3) uint8 with S = image_size.
+
+        Args:
+          image: RGB.
+
+        Raises:
+          BadImage: the resized image would have more than MAX_PIXELS.
+        """
+        self.check_size(image.height, image.width)
+        start, resized = self.numbers(np.array([[image.height, image.width]]))
+        (top, left), (height, width) = start[0].tolist(), resized[0].tolist()
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image.crop((left, top, left + self.image_size, top + self.image_size)))
+
+
+def _between(draws: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    return bounds[0] + draws * (bounds[1] - bounds[0])
+
+
+def _round(values: np.ndarray) -> np.ndarray:
+    return np.floor(values + 0.5)
