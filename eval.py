@@ -27,6 +27,7 @@ from seresnext_jax.processes import fails_alone
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.metrics import metric_rows
 from seresnext_jax.run import runtime
+from seresnext_jax.run.outcome import list_bad_images
 from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.training.precision import POLICIES
 from seresnext_jax.training.step import lower_eval_step
@@ -92,8 +93,7 @@ def main(argv: list[str]) -> int:
     variables = replicate(mesh, jax.tree.map(jnp.asarray, variables))
     with console.compiling("the evaluation step"):
         step = lower_eval_step(network.apply, config, mesh, variables).compile()
-    results = evaluate(step, variables, loader, topk=config.topk)
-    assert results is not None  # nothing asks this program to stop
+    results = evaluate(step, variables, loader, config.topk)
     loader.close()
 
     # ---- report --------------------------------------------------------------------------------
@@ -107,8 +107,7 @@ def main(argv: list[str]) -> int:
     }
     rows = [(name, str(value)) for name, value in header.items()]
     console.table("Evaluation", rows + metric_rows(results))
-    for path in loader.bad_files:
-        console.warn(f"left out, can't be decoded: {path}")
+    list_bad_images([loader])
     if console.enabled:
         write_output("--json", config.json, json.dumps(header | results, indent=2) + "\n")
     return 0

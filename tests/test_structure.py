@@ -18,7 +18,7 @@ FLOORS: tuple[set[str], ...] = (
     {"checkpoint"},
     {"weights"},
     {"run"},
-    {"train", "eval", "classify", "benchmark", "convert"},
+    {"train", "eval", "classify", "check_data", "benchmark", "convert"},
 )
 """The rooms, folders or files, of each floor, from the ground up."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

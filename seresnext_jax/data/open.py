@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from seresnext_jax.config import Config, EvaluationConfig, InputConfig, divide_batch
 from seresnext_jax.data.batch import Loader
-from seresnext_jax.data.files import scan_folder
+from seresnext_jax.data.files import differing_classes, scan_folder
 from seresnext_jax.data.folder import FolderLoader
 from seresnext_jax.data.place import local_columns
 from seresnext_jax.data.reader import ImageReader
@@ -20,6 +20,23 @@ from seresnext_jax.data.transform import CentreCrop, TrainCrop
 from seresnext_jax.errors import UserError
 
 Split = Literal["train", "val"]
+
+
+def open_splits(config: Config, mesh: Mesh) -> tuple[Loader, Loader | None]:
+    """Open the splits of a run: train, and val unless the run only trains.
+
+    The smaller split comes first: what is wrong with it is said sooner.
+
+    Raises:
+      UserError: as `open_train` and `open_val`, or the splits have different classes.
+    """
+    if config.training_only:
+        return open_train(config, mesh), None
+    val = open_val(config, mesh, num_classes=config.model.num_classes)
+    train = open_train(config, mesh)
+    for problem in differing_classes(train.class_names, val.class_names):
+        raise UserError(problem)
+    return train, val
 
 
 def open_train(config: Config, mesh: Mesh) -> Loader:

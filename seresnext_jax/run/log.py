@@ -9,6 +9,7 @@ import jax
 
 from seresnext_jax.checkpoint.meta import Progress
 from seresnext_jax.config import Config, Plan
+from seresnext_jax.data.batch import Batch
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.meters import Clock, Mean
@@ -63,17 +64,18 @@ class TrainLog:
             self.flush()
         self._take_time()
 
-    @contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        """Count the time inside as waiting for data, if the device had nothing else to do.
+    def timing_waits(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass on batches, and count the time until each as waiting for data.
 
         If the last step is still running, the wait cost nothing.
         """
         started = time.perf_counter()
-        yield
-        last_loss: Any = None if self._pending is None else self._pending[1]["loss"]
-        if last_loss is None or last_loss.is_ready():
-            self._clock.waited(time.perf_counter() - started)
+        for batch in batches:
+            last_loss: Any = None if self._pending is None else self._pending[1]["loss"]
+            if last_loss is None or last_loss.is_ready():
+                self._clock.waited(time.perf_counter() - started)
+            yield batch
+            started = time.perf_counter()
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Take the metrics of step `step` (counted from 1 over the run) and report those before.

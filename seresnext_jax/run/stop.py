@@ -24,6 +24,8 @@ class StopRequest:
     """
 
     def __init__(self, mesh: Mesh) -> None:
+        self.stopping = False
+        """Whether `requested` has answered yes."""
         self._signalled = False
         self._by_device = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
         self._local_devices = len(mesh.local_devices)
@@ -52,9 +54,11 @@ class StopRequest:
         one: the devices have it ready, so nobody waits.
         """
         if jax.process_count() == 1:
-            return self._signalled
-        before, self._answer = self._answer, self._ask()
-        return before is not None and bool(before)
+            self.stopping = self._signalled
+        elif not self.stopping:
+            before, self._answer = self._answer, self._ask()
+            self.stopping = before is not None and bool(before)
+        return self.stopping
 
     def _ask(self) -> jax.Array:
         """Start counting the devices whose process had a signal: int32 scalar."""

@@ -17,10 +17,10 @@ def evaluate(
     step: Callable[[Any, Batch], dict[str, jax.Array]],
     variables: Any,
     loader: Loader,
-    *,
     topk: int,
+    *,
     should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float] | None:
+) -> dict[str, float]:
     """Count every image of the evaluation once and divide at the end.
 
     Args:
@@ -30,8 +30,8 @@ def evaluate(
       should_stop: asked after each batch; a yes abandons the pass.
 
     Returns:
-      metrics by the names of `report.metrics`, such as ``top1``, ``loss`` and ``total_ips``; None
-      if it was abandoned.
+      metrics by the names of `report.metrics`, such as ``top1``, ``loss`` and ``total_ips``; empty
+      if the pass was abandoned.
 
     Raises:
       RuntimeError: not every image was counted.
@@ -48,7 +48,7 @@ def evaluate(
         before = time.perf_counter()
         latencies.append(before - ready)
         if should_stop():
-            return None
+            return {}
     count = sums["count"]
     wanted = min(loader.num_images, loader.num_steps * batch.mask.size)
     left_out = sum_over_processes(len(loader.bad_files))
