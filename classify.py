@@ -64,7 +64,8 @@ def main(argv: list[str]) -> int:
         raise UserError("--topk and --batch-size take numbers from 1 on")
     paths = find_images(config.images)
     runtime.use_compilation_cache(config.compilation_cache)
-    variables, info = read_weights(config.weights, ema=config.ema)
+    weights = read_weights(config.weights, ema=config.ema)
+    info = weights.info
     size = config.image_size or info.image_size
     transform = Transform(
         split="val",
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> int:
     )
     names = names_for(info.num_classes, info.class_names)
     model = ModelConfig(arch=info.architecture, num_classes=info.num_classes)
-    predict = make_predict(Config(model=model, precision=config.precision), variables)
+    predict = make_predict(Config(model=model, precision=config.precision), weights.variables)
 
     failures = 0
     batch_size = min(config.batch_size, len(paths))

@@ -24,7 +24,7 @@ from seresnext_jax.report.console import Console
 from seresnext_jax.run import runtime
 from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.training.setup import lower_eval_step, make_network
-from seresnext_jax.weights.folder import WeightsInfo
+from seresnext_jax.weights.info import WeightsInfo
 from seresnext_jax.weights.read import read_weights
 
 
@@ -53,7 +53,8 @@ def main(argv: list[str]) -> int:
     console = Console(enabled=jax.process_index() == 0)
 
     # ---- network -------------------------------------------------------------------------------
-    variables, info = read_weights(config.weights, ema=config.ema)
+    weights = read_weights(config.weights, ema=config.ema)
+    info = weights.info
     data = image_sizes(config.data, info, argv)
     model = replace(config.model, arch=info.architecture, num_classes=info.num_classes)
     config = replace(config, data=data, model=model, topk=min(config.topk, info.num_classes))
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> int:
         )
 
     # ---- evaluate ------------------------------------------------------------------------------
-    variables = replicate(mesh, jax.tree.map(jnp.asarray, variables))
+    variables = replicate(mesh, jax.tree.map(jnp.asarray, weights.variables))
     with console.compiling("the evaluation step"):
         step = lower_eval_step(config, network, mesh, variables).compile()
     results = evaluate(step, variables, loader, topk=config.topk)

@@ -12,7 +12,7 @@ from seresnext_jax.config import Config, DataConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import ARCHITECTURES
 from seresnext_jax.training.evaluate import validation_smoothing
-from seresnext_jax.weights.folder import WeightsInfo
+from seresnext_jax.weights.info import WeightsInfo
 from tests.programs import DIGITS, done, event, shared, tiny
 from tests.reference import torch_model, torch_training
 

@@ -23,8 +23,10 @@ from seresnext_jax.training.optimizer import make_optimizer
 from seresnext_jax.training.precision import POLICIES, init_loss_scale
 from seresnext_jax.training.setup import lower_train_step, make_state
 from seresnext_jax.training.state import create
-from seresnext_jax.weights.folder import WeightsInfo, save_weights
-from seresnext_jax.weights.read import network, to_state_dict
+from seresnext_jax.weights.folder import write_weights_folder
+from seresnext_jax.weights.identify import network
+from seresnext_jax.weights.info import Weights, WeightsInfo
+from seresnext_jax.weights.state_dict import to_state_dict
 
 TINY = "se-resnext-tiny"
 CONFIG = Config(model=ModelConfig(TINY, num_classes=3), seed=1)
@@ -49,7 +51,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def with_weights(folder: Path, variables: Any, names: tuple[str, ...] | None) -> Config:
-    save_weights(folder, variables, WeightsInfo(TINY, 3, names))
+    write_weights_folder(folder, Weights(variables, WeightsInfo(TINY, 3, names)))
     return replace(CONFIG, init_from=str(folder))
 
 

@@ -11,7 +11,7 @@ from seresnext_jax.errors import UserError
 from seresnext_jax.model.initial import init_variables
 from seresnext_jax.model.network import ResNet
 from seresnext_jax.report.console import Console
-from seresnext_jax.weights.read import find_weights, read_weights
+from seresnext_jax.weights.read import open_source, read_weights
 
 Tree = Any
 
@@ -32,7 +32,7 @@ def find_start(config: Config) -> Path | None:
     """
     start = _checkpoint_to_continue(config)
     if start is None and config.init_from:
-        find_weights(Path(config.init_from))
+        open_source(config.init_from)  # refuses a path without weights
     return start
 
 
@@ -103,7 +103,8 @@ def initial_variables(
     fresh = init_variables(network, config.seed)
     if not config.init_from or start is not None:
         return fresh
-    loaded, info = read_weights(config.init_from)
+    weights = read_weights(config.init_from)
+    loaded, info = weights.variables, weights.info
     if info.architecture != config.model.arch:
         raise UserError(
             f"--init-from {config.init_from} is a {info.architecture}: give --model.arch "
