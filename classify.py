@@ -63,13 +63,14 @@ def main(argv: list[str]) -> int:
     check_output("--json", config.json)
     paths = find_images(config.images)
     runtime.use_compilation_cache(config.compilation_cache)
-    variables, info = read_weights(config.weights, ema=config.ema)
+    weights = read_weights(config.weights, ema=config.ema)
+    info = weights.info
     data = config.data.resolve(info.image_size, info.eval_margin)
     size = data.image_size
     crop = CentreCrop(size, data.eval_margin)
     names = names_for(info.num_classes, info.class_names)
     model = ModelConfig(arch=info.architecture, num_classes=info.num_classes)
-    predict = make_predict(model, config.precision, variables)
+    predict = make_predict(model, config.precision, weights.variables)
 
     lines: list[str] = []
     failures = 0

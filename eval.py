@@ -75,7 +75,8 @@ def main(argv: list[str]) -> int:
     console = Console(enabled=jax.process_index() == 0)
 
     # ---- network -------------------------------------------------------------------------------
-    variables, info = read_weights(config.weights, ema=config.ema)
+    weights = read_weights(config.weights, ema=config.ema)
+    info = weights.info
     data = config.data.resolve(info.image_size, info.eval_margin)
     config = replace(config, data=data, topk=min(config.topk, info.num_classes))
     model = ModelConfig(arch=info.architecture, num_classes=info.num_classes)
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> int:
         )
 
     # ---- evaluate ------------------------------------------------------------------------------
-    variables = replicate(mesh, jax.tree.map(jnp.asarray, variables))
+    variables = replicate(mesh, jax.tree.map(jnp.asarray, weights.variables))
     with console.compiling("the evaluation step"):
         step = lower_eval_step(network.apply, config, mesh, variables).compile()
     results = evaluate(step, variables, loader, config.topk)

@@ -3,30 +3,18 @@
 import argparse
 import json
 import shlex
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
-from seresnext_jax.checkpoint.store import find_checkpoint, read_arrays
-from seresnext_jax.cli import parse_config, run
-from seresnext_jax.errors import UserError, shown
+from seresnext_jax.cli import check_output, parse_config, run, write_output
+from seresnext_jax.errors import UserError
 from seresnext_jax.weights import training_state as training
-from seresnext_jax.weights import verify as compare
-from seresnext_jax.weights.folder import WeightsInfo, flatten, save_weights, weights_folder
-from seresnext_jax.weights.read import (
-    from_torch_file,
-    is_torch_file,
-    open_torch_file,
-    read_weights,
-    to_state_dict,
-    torch_io,
-)
-
-Facts = dict[str, Any]
-
+from seresnext_jax.weights.folder import write_weights_folder
+from seresnext_jax.weights.info import WeightsInfo
+from seresnext_jax.weights.read import inspect_weights, read_weights
+from seresnext_jax.weights.state_dict import to_state_dict
+from seresnext_jax.weights.verify import compare_weights
 
 # ---- commands ----------------------------------------------------------------------------------
 
@@ -35,10 +23,10 @@ def to_flax(options: argparse.Namespace) -> int:
     """Convert a torch file to a weights folder, or a whole training state to a checkpoint."""
     if options.training:
         return _training_to_flax(options)
-    variables, info = read_weights(options.file, ema=options.ema)
-    save_weights(options.out, variables, info)
-    _print_source(info)
-    print(f"{options.out}: {_describe(info)}")
+    weights = read_weights(options.file, ema=options.ema)
+    write_weights_folder(options.out, weights)
+    _print_source(weights.info)
+    print(f"{options.out}: {_describe(weights.info)}")
     return 0
 
 
@@ -50,14 +38,12 @@ def _training_to_flax(options: argparse.Namespace) -> int:
     words = ["--config", options.training, *options.overrides]
     config = parse_config(words, program="train.py", description="")
     state, meta, info, notes = training.from_torch(
-        open_torch_file(options.file),  # freed before the state is written
-        options.file,
-        config,
-        steps_per_epoch=options.steps_per_epoch,
+        options.file, config, steps_per_epoch=options.steps_per_epoch
     )
-    training.save(options.out, state, meta)
+    training.write_first_checkpoint(options.out, state, meta)
     _print_source(info)
-    _print_notes(notes)
+    for note in notes:
+        print(f"note: {note}")
     root = [] if config.data.root else ["--data.root", "DATA"]
     more = ["--workspace", str(options.out), *root, "--resume", "auto"]
     print(f"{options.out}: a training state after epoch {meta.epoch}, step {meta.step}")
@@ -67,101 +53,66 @@ def _training_to_flax(options: argparse.Namespace) -> int:
 
 def to_torch(options: argparse.Namespace) -> int:
     """Write weights as a state dict, or a checkpoint as the original's."""
-    torch_file = torch_io()
+    # Here, as it imports torch, which the other commands may not need.
+    from seresnext_jax.weights.torch_file import write_safetensors, write_torch_file
+
     prefix = "module." if options.module_prefix else ""
     if options.checkpoint:
         if options.safetensors or options.ema:
             raise UserError(
                 "--checkpoint goes with neither --safetensors nor --ema: leave them out"
             )
-        folder = find_checkpoint(options.source)
-        if folder is None:
-            raise UserError(f"{options.source} is no checkpoint: leave --checkpoint out")
-        content, notes = training.to_torch(folder, layout=options.layout, prefix=prefix)
-        torch_file.write(options.out, content)
-        _print_notes(notes)
+        content, notes = training.to_torch(options.source, layout=options.layout, prefix=prefix)
+        write_torch_file(options.out, content)
+        for note in notes:
+            print(f"note: {note}")
         print(f"{options.out}: a training checkpoint after epoch {content['epoch']}")
         return 0
-    variables, info = read_weights(options.source, ema=options.ema)
+    weights = read_weights(options.source, ema=options.ema)
     state = to_state_dict(
-        variables,
+        weights.variables,
         layout=options.layout,
         prefix=prefix,
-        batches_tracked=info.batches_tracked or 0,
+        batches_tracked=weights.info.batches_tracked or 0,
     )
-    if options.safetensors:
-        torch_file.write_safetensors(options.out, state)
-    else:
-        torch_file.write(options.out, state)
-    print(f"{options.out}: {_describe(info)}, {len(state)} entries")
+    write = write_safetensors if options.safetensors else write_torch_file
+    write(options.out, state)
+    print(f"{options.out}: {_describe(weights.info)}, {len(state)} entries")
     return 0
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """Print what a file or folder holds."""
-    facts = _inspect(options.file)
-    if options.json:
-        print(json.dumps(facts))
-    else:
-        _print_facts(facts)
+    """Print what a file or folder contains."""
+    check_output("--json", options.json)
+    facts = inspect_weights(options.file)
+    _print_facts(facts)
+    write_output("--json", options.json, json.dumps(facts, indent=2) + "\n")
     return 0
-
-
-def _inspect(path: Path) -> Facts:
-    if is_torch_file(path):
-        file = open_torch_file(path)
-        return {
-            **_facts(*from_torch_file(file, path, ema=False)),
-            "has_ema": file.ema is not None,
-            "has_optimizer": file.optimizer is not None,
-            "best_prec1": file.best_prec1,
-            "arch": None if file.arch is None else shown(file.arch),
-        }
-    variables, info = read_weights(path)
-    facts = _facts(variables, info)
-    if weights_folder(path):
-        return {**facts, "kind": "weights folder"}
-    found = find_checkpoint(path)
-    assert found is not None  # or read_weights would have refused
-    return {**facts, "kind": "checkpoint", "has_ema": "ema" in read_arrays(found, "weights")}
-
-
-def _facts(variables: dict[str, Any], info: WeightsInfo) -> Facts:
-    parameters = sum(int(np.size(x)) for x in flatten(variables["params"]).values())
-    names = None if info.class_names is None else [shown(name) for name in info.class_names]
-    return {"kind": info.kind, **asdict(info), "class_names": names, "parameters": parameters}
-
-
-def _print_facts(facts: Facts) -> None:
-    for name, value in facts.items():
-        print(f"{name.replace('_', ' ') + ':':22}{'-' if value in (None, '') else value}")
 
 
 def verify(options: argparse.Namespace) -> int:
     """Compare two sets of weights; 1 if they are different networks."""
-    a, b = compare.open_side(options.a), compare.open_side(options.b)
-    info = b.info if a.engine == "PyTorch" else a.info  # a torch file does not know its image size
-    pixels: Iterator[Any] = (
-        compare.image_pixels(options.images, info)
-        if options.images
-        else compare.random_pixels(info.image_size)
-    )
-    result = compare.compare(a, b, pixels)
-    if options.json:
-        print(json.dumps(asdict(result)))
-    else:
-        print(f"{options.a} run by {a.engine}, {options.b} by {b.engine}")
-        print(f"{'output':12}{'max abs diff':>14}{'max rel diff':>14}")
-        for row in result.outputs:
-            print(f"{row.output:12}{row.absolute:14.3e}{row.relative:14.3e}")
-        print(f"top-1 agreement {result.top1_agreement:.2%} of {result.images} images")
-        print(f"{result.differing_tensors} of {result.tensors} tensors differ")
-        print(f"verdict: {result.verdict}")
+    check_output("--json", options.json)
+    result = compare_weights(options.a, options.b, options.images)
+    engine_a, engine_b = result.engines
+    print(f"{options.a} run by {engine_a}, {options.b} by {engine_b}")
+    print(f"{'output':12}{'max abs diff':>14}{'max rel diff':>14}")
+    for row in result.outputs:
+        print(f"{row.output:12}{row.absolute:14.3e}{row.relative:14.3e}")
+    print(f"top-1 agreement {result.top1_agreement:.2%} of {result.images} images")
+    print(f"{result.differing_tensors} of {result.tensors} tensors differ")
+    print(f"verdict: {result.verdict}")
+    write_output("--json", options.json, json.dumps(asdict(result), indent=2) + "\n")
     return int(result.verdict == "different")
 
 
+def _print_facts(facts: dict[str, Any]) -> None:
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' ') + ':':22}{'-' if value in (None, '') else value}")
+
+
 def _print_source(info: WeightsInfo) -> None:
-    """Say what was read; the metadata hold the same."""
+    """Print what was read; the metadata have the same facts."""
     names = ("source", "sha256", "kind", "layout", "prefix", "se_weights", "dtype", "epoch")
     _print_facts({name: getattr(info, name) for name in names})
 
@@ -169,11 +120,6 @@ def _print_source(info: WeightsInfo) -> None:
 def _describe(info: WeightsInfo) -> str:
     average = ", moving average" if info.ema else ""
     return f"{info.architecture}, {info.num_classes} classes{average}"
-
-
-def _print_notes(notes: list[str]) -> None:
-    for note in notes:
-        print(f"note: {note}")
 
 
 # ---- command line ------------------------------------------------------------------------------
@@ -236,13 +182,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = command("inspect", inspect)
     add.add_argument("file", type=Path, help="weights folder, checkpoint or torch file")
-    add.add_argument("--json", action="store_true", help="print one JSON object")
+    add.add_argument("--json", default="", metavar="FILE", help="also write JSON to this file")
 
     add = command("verify", verify)
     add.add_argument("a", type=Path, help="weights folder, checkpoint or torch file")
     add.add_argument("b", type=Path, help="another one")
     add.add_argument("--images", type=Path, metavar="DIR", help="compare on these, not on noise")
-    add.add_argument("--json", action="store_true", help="print one JSON object")
+    add.add_argument("--json", default="", metavar="FILE", help="also write JSON to this file")
     return parser
 
 

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from seresnext_jax.weights.read import from_state_dict, to_state_dict
+from seresnext_jax.weights.state_dict import from_state_dict, to_state_dict
 
 
 def to_variables(model: nn.Module) -> Any:
     """The network's variables in a model's state."""
     state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
-    return from_state_dict(state, source="model")[0]
+    return from_state_dict(state, source="model").variables
 
 
 def by_torch_name(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:

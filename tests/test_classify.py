@@ -17,8 +17,10 @@ import classify
 from seresnext_jax.data.class_names import imagenet_names, names_for
 from seresnext_jax.data.normalize import normalize
 from seresnext_jax.errors import UserError
-from seresnext_jax.weights.folder import WeightsInfo, save_weights
-from seresnext_jax.weights.read import network, to_state_dict
+from seresnext_jax.weights.folder import write_weights_folder
+from seresnext_jax.weights.identify import network
+from seresnext_jax.weights.info import Weights, WeightsInfo
+from seresnext_jax.weights.state_dict import to_state_dict
 
 NAMES = ("red", "green", "blue\x1b[2J")
 SIZE = 32
@@ -44,7 +46,7 @@ def variables() -> dict[str, Any]:
 def weights(tmp_path_factory: pytest.TempPathFactory, variables: dict[str, Any]) -> Path:
     folder = tmp_path_factory.mktemp("classify") / "weights"
     info = WeightsInfo("se-resnext-tiny", 3, NAMES, image_size=SIZE, eval_margin=0)
-    save_weights(folder, variables, info)
+    write_weights_folder(folder, Weights(variables, info))
     return folder
 
 

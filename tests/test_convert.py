@@ -13,14 +13,10 @@ from safetensors.torch import save_file
 from seresnext_jax.data.normalize import IMAGENET_MEAN, IMAGENET_STD
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import ARCHITECTURES
-from seresnext_jax.weights import verify as compare
-from seresnext_jax.weights.read import (
-    expected_shapes,
-    from_state_dict,
-    network,
-    read_weights,
-    to_state_dict,
-)
+from seresnext_jax.weights.identify import expected_shapes, network
+from seresnext_jax.weights.read import read_weights
+from seresnext_jax.weights.state_dict import from_state_dict, to_state_dict
+from seresnext_jax.weights.verify import random_pixels, read_runnable_weights
 from tests.conversion import (
     CLASSES,
     TINY,
@@ -58,13 +54,14 @@ SPELLINGS: dict[str, Callable[[StateDict], StateDict]] = {
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_spelling_comes_back_bit_for_bit(model: torch_model.ResNet, spelling: str) -> None:
     state = SPELLINGS[spelling](model.state_dict())
-    variables, seen = from_state_dict(as_numpy(state), source="file")
-    assert (seen.architecture, seen.num_classes) == (TINY, CLASSES)
-    assert seen.layout == ("ngc" if "ngc" in spelling else "current")
-    assert seen.gate == ("convolution" if "gates" in spelling else "linear")
-    counter = seen.batches_tracked
+    weights = from_state_dict(as_numpy(state), source="file")
+    info = weights.info
+    assert (info.architecture, info.num_classes) == (TINY, CLASSES)
+    assert info.layout == ("ngc" if "ngc" in spelling else "current")
+    assert info.se_weights == ("convolution" if "gates" in spelling else "linear")
+    counter = info.batches_tracked
     assert (counter is None) == (spelling == "no counters")
-    back = to_state_dict(variables, layout="current", batches_tracked=counter or 0)
+    back = to_state_dict(weights.variables, layout="current", batches_tracked=counter or 0)
     found = {k: torch.from_numpy(v) for k, v in back.items()}
     if spelling == "no counters":
         found, wanted = without_counters(found), without_counters(model.state_dict())
@@ -84,8 +81,8 @@ def test_every_architecture_has_the_originals_entries(arch: str) -> None:
 def test_the_architecture_is_told_from_the_tensors(arch: str) -> None:
     shapes = expected_shapes(arch, 12)
     zeros = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
-    _, seen = from_state_dict(zeros, source="file")
-    assert (seen.architecture, seen.num_classes, seen.gate) == (arch, 12, "none")
+    info = from_state_dict(zeros, source="file").info
+    assert (info.architecture, info.num_classes, info.se_weights) == (arch, 12, "none")
 
 
 @pytest.mark.slow
@@ -96,7 +93,8 @@ def test_the_full_network_in_full(tmp_path: Path) -> None:
     torch_model.randomize_like_trained(full, seed=0, image_size=64)
     state = full.state_dict()
     torch.save(torch_model.with_prefix(torch_model.to_old_names(state)), tmp_path / "a")
-    variables, info = read_weights(tmp_path / "a")
+    weights = read_weights(tmp_path / "a")
+    variables, info = weights.variables, weights.info
     assert (info.architecture, info.num_classes, info.layout) == (
         "se-resnext101-32x4d", 1000, "ngc",
     )  # fmt: skip
@@ -122,13 +120,12 @@ def test_the_full_network_in_full(tmp_path: Path) -> None:
 
     # The other spellings give the same tensors, so the same logits.
     for spell in (dict, torch_model.with_prefix, torch_model.se_as_conv):
-        other, _ = from_state_dict(as_numpy(spell(state)), source="file")
+        other = from_state_dict(as_numpy(spell(state)), source="file").variables
         jax.tree.map(np.testing.assert_array_equal, other, variables)
     (tmp_path / "a").unlink()
     save_file(state, tmp_path / "a.safetensors")
-    jax.tree.map(
-        np.testing.assert_array_equal, read_weights(tmp_path / "a.safetensors")[0], variables
-    )
+    again = read_weights(tmp_path / "a.safetensors").variables
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50-32x4d"])
@@ -138,12 +135,12 @@ def test_files_of_other_networks_give_pytorchs_outputs(tmp_path: Path, arch: str
     torch_model.randomize_like_trained(made, seed=0, image_size=64)
     file = save_as(tmp_path / "a.pth", torch_model.to_old_names(made.state_dict()))
     assert command("to-flax", file, tmp_path / "weights") == 0
-    pixels = next(compare.random_pixels(64))[:2]
+    pixels = next(random_pixels(64))[:2]
     images = (pixels / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     with torch.no_grad():
         wanted = made.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2)).float())
     for path in (file, tmp_path / "weights"):
-        found = compare.open_side(path).run(pixels)
+        found = read_runnable_weights(path).run(pixels)
         assert found.keys() == wanted.keys()
         for name, tensor in wanted.items():
             array = tensor.permute(0, 2, 3, 1).numpy() if tensor.ndim == 4 else tensor.numpy()
@@ -201,4 +198,4 @@ def test_keys_that_are_nearly_the_originals(model: torch_model.ResNet, name: str
 def test_one_entry_under_two_spellings_is_refused(model: torch_model.ResNet) -> None:
     state = model.state_dict()
     state["layer1.0.conv1.weight"] = state["layers.0.0.conv1.weight"]
-    assert "holds layers.0.0.conv1.weight twice" in mismatch(state)
+    assert "contains layers.0.0.conv1.weight twice" in mismatch(state)

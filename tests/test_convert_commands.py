@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from convert.__main__ import main
 from seresnext_jax import torch_keys
 from seresnext_jax.errors import UserError
-from seresnext_jax.weights.folder import load_weights
+from seresnext_jax.weights.folder import read_weights_folder
 from seresnext_jax.weights.read import read_weights
 from tests.conversion import (
     CLASSES,
@@ -55,7 +55,7 @@ def test_a_file_through_the_commands(
         save_file(spelled, tmp_path / kind)
 
     assert command("to-flax", tmp_path / kind, tmp_path / "weights") == 0
-    info = load_weights(tmp_path / "weights")[1]
+    info = read_weights_folder(tmp_path / "weights").info
     assert (info.source, info.layout, info.ema) == (kind, layout, False)
     assert (info.prefix, info.se_weights, info.dtype) == ("", "linear", "float32")
     printed = capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_a_file_through_the_commands(
     assert command("to-torch", tmp_path / "weights", out, "--layout", layout) == 0
     assert_same_state(torch.load(out, weights_only=True), spelled)
     # A folder's tensors may be named themselves.
-    assert read_weights(tmp_path / "weights" / "model.safetensors")[1] == info
+    assert read_weights(tmp_path / "weights" / "model.safetensors").info == info
 
 
 def test_export_loads_strictly_with_prefix_and_as_safetensors(
@@ -88,12 +88,12 @@ def test_the_moving_average_is_taken_on_request(tmp_path: Path, model: torch_mod
     average = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
     file = tmp_path / "a.pth"
     torch.save({"epoch": 1, "state_dict": state, "state_dict_ema": average}, file)
-    plain, ema = read_weights(file)[0], read_weights(file, ema=True)[0]
+    plain, ema = read_weights(file).variables, read_weights(file, ema=True).variables
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a + 1, b), plain, ema)
     torch.save({"state_dict_ema": average}, file)
-    only, info = read_weights(file)
-    jax.tree.map(np.testing.assert_array_equal, only, ema)
-    assert info.ema, "taken without asking, but not in silence"
+    only = read_weights(file)
+    jax.tree.map(np.testing.assert_array_equal, only.variables, ema)
+    assert only.info.ema, "taken without asking, but not in silence"
     torch.save(state, file)
     with pytest.raises(UserError, match="no moving average: leave --ema out"):
         read_weights(file, ema=True)
@@ -105,8 +105,9 @@ def test_inspect(
     state = torch_model.with_prefix(torch_model.to_old_names(model.state_dict()))
     file = tmp_path / "a.pth.tar"
     torch.save({"epoch": 3, "state_dict": state, "arch": (TINY, "fanin", CLASSES)}, file)
-    assert command("inspect", file, "--json") == 0
-    facts = json.loads(capsys.readouterr().out)
+    assert command("inspect", file, "--json", tmp_path / "facts.json") == 0
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert f"architecture:         {TINY}" in capsys.readouterr().out
     wanted = {
         "kind": "torch checkpoint",
         "architecture": TINY,
@@ -126,6 +127,9 @@ def test_inspect(
     capsys.readouterr()
     assert command("inspect", tmp_path / "weights") == 0
     assert "weights folder" in capsys.readouterr().out
+    absent = tmp_path / "absent" / "facts.json"
+    with pytest.raises(UserError, match="--json .*facts.json: No such file.*; name another file"):
+        command("inspect", file, "--json", absent)
 
 
 def test_verify(
@@ -133,8 +137,11 @@ def test_verify(
 ) -> None:
     def run(state: StateDict, *words: object) -> tuple[int, dict[str, Any]]:
         torch.save(state, tmp_path / "b.pth")
-        status = command("verify", tmp_path / "a.pth", tmp_path / "b.pth", "--json", *words)
-        return status, json.loads(capsys.readouterr().out)
+        report = tmp_path / "report.json"
+        status = command("verify", tmp_path / "a.pth", tmp_path / "b.pth", "--json", report, *words)
+        result: dict[str, Any] = json.loads(report.read_text())
+        assert f"verdict: {result['verdict']}" in capsys.readouterr().out
+        return status, result
 
     state = model.state_dict()
     torch.save(torch_model.to_old_names(state), tmp_path / "a.pth")
@@ -182,8 +189,8 @@ def test_verify_runs_pytorch_against_flax(
     def converted() -> dict[str, Any]:
         command("to-flax", file, weights)
         capsys.readouterr()
-        status = command("verify", file, weights, "--json")
-        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        status = command("verify", file, weights, "--json", tmp_path / "report.json")
+        result: dict[str, Any] = json.loads((tmp_path / "report.json").read_text())
         assert status == (result["verdict"] == "different")
         return result
 
@@ -218,7 +225,7 @@ def test_verify_takes_a_file_of_the_moving_average(
         (["inspect"], "required: file"),
         (["convert"], "invalid choice"),
         (["to-flax", "absent.pth", "x"], "neither weights nor a checkpoint"),
-        (["to-torch", ".", "x", "--layout", "ngc", "--checkpoint"], "is no checkpoint"),
+        (["to-torch", ".", "x", "--layout", "ngc", "--checkpoint"], "is not a checkpoint"),
         (["to-flax", "a", "b", "--training", "c.py"], "--steps-per-epoch"),
     ],
 )

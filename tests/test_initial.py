@@ -21,8 +21,10 @@ from seresnext_jax.report.console import Console
 from seresnext_jax.run.start import find_start, initial_variables
 from seresnext_jax.training.state import create_train_state
 from seresnext_jax.training.step import lower_train_step
-from seresnext_jax.weights.folder import WeightsInfo, save_weights
-from seresnext_jax.weights.read import network, to_state_dict
+from seresnext_jax.weights.folder import write_weights_folder
+from seresnext_jax.weights.identify import network
+from seresnext_jax.weights.info import Weights, WeightsInfo
+from seresnext_jax.weights.state_dict import to_state_dict
 from tests.metas import make_meta
 
 TINY = "se-resnext-tiny"
@@ -48,7 +50,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def with_weights(folder: Path, variables: Any, names: tuple[str, ...] | None) -> Config:
-    save_weights(folder, variables, WeightsInfo(TINY, 3, names))
+    write_weights_folder(folder, Weights(variables, WeightsInfo(TINY, 3, names)))
     return replace(CONFIG, init_from=str(folder))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from seresnext_jax import torch_keys
 from seresnext_jax.model.network import ARCHITECTURES
-from seresnext_jax.weights.read import expected_shapes
+from seresnext_jax.weights.identify import expected_shapes
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from seresnext_jax.errors import UserError
-from seresnext_jax.weights import torch_file
+from seresnext_jax.weights.torch_file import read_torch_file, write_safetensors, write_torch_file
 
 STATE = OrderedDict(
     [
@@ -53,14 +53,14 @@ def assert_state(found: dict[str, Any] | None) -> None:
 @pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "before torch 1.6"])
 def test_a_flat_state_dict(tmp_path: Path, zip_format: bool) -> None:
     torch.save(STATE, tmp_path / "a.pth.tar", _use_new_zipfile_serialization=zip_format)
-    found = torch_file.read(tmp_path / "a.pth.tar")
+    found = read_torch_file(tmp_path / "a.pth.tar")
     assert (found.kind, found.ema, found.dtypes) == ("state dict", None, ("float32",))
     assert_state(found.weights)
 
 
 def test_safetensors(tmp_path: Path) -> None:
     save_file(dict(STATE), tmp_path / "a.safetensors")
-    found = torch_file.read(tmp_path / "a.safetensors")
+    found = read_torch_file(tmp_path / "a.safetensors")
     assert found.weights is not None
     np.testing.assert_array_equal(found.weights["fc.weight"], STATE["fc.weight"].numpy())
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_with_all_the_original_stores(tmp_path: Path) -> None:
         "state_dict_ema": STATE,
     }
     torch.save(content, tmp_path / "a.pth.tar")
-    found = torch_file.read(tmp_path / "a.pth.tar")
+    found = read_torch_file(tmp_path / "a.pth.tar")
     assert (found.kind, found.epoch, found.best_prec1) == ("checkpoint", 90, 80.5)
     assert found.arch == ("se-resnext101-32x4d", "fanin", 1000)
     assert_state(found.weights)
@@ -97,26 +97,26 @@ def test_a_numpy_1_scalar_is_read(tmp_path: Path) -> None:
                 assert b"c" + new + b"\n" in data
                 data = data.replace(b"c" + new + b"\n", b"c" + old + b"\n")
             target.writestr(name, data)
-    assert torch_file.read(tmp_path / "old.pth").best_prec1 == 3
+    assert read_torch_file(tmp_path / "old.pth").best_prec1 == 3
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model"])
 def test_nested_weights(tmp_path: Path, key: str) -> None:
     torch.save({key: STATE}, tmp_path / "a.pt")
-    assert_state(torch_file.read(tmp_path / "a.pt").weights)
+    assert_state(read_torch_file(tmp_path / "a.pt").weights)
 
 
 @pytest.mark.parametrize("key", ["state_dict_ema", "ema_state_dict"])
 def test_a_file_of_the_moving_average_only(tmp_path: Path, key: str) -> None:
     torch.save({key: STATE}, tmp_path / "a.pt")
-    found = torch_file.read(tmp_path / "a.pt")
+    found = read_torch_file(tmp_path / "a.pt")
     assert found.weights is None
     assert_state(found.ema)
 
 
 def test_bfloat16_is_widened_and_reported(tmp_path: Path) -> None:
     torch.save({"fc.bias": torch.tensor([1.5], dtype=torch.bfloat16)}, tmp_path / "a.pt")
-    found = torch_file.read(tmp_path / "a.pt")
+    found = read_torch_file(tmp_path / "a.pt")
     assert found.dtypes == ("bfloat16",)
     assert found.weights is not None
     assert found.weights["fc.bias"].dtype == np.float32
@@ -129,7 +129,7 @@ def test_bfloat16_is_widened_and_reported(tmp_path: Path) -> None:
 )
 def test_an_epoch_is_a_number_or_unknown(tmp_path: Path, stored: Any, wanted: int | None) -> None:
     torch.save({"state_dict": STATE, "epoch": stored, "best_prec1": stored}, tmp_path / "a.pt")
-    found = torch_file.read(tmp_path / "a.pt")
+    found = read_torch_file(tmp_path / "a.pt")
     assert (found.epoch, found.best_prec1) == (wanted, wanted)
 
 
@@ -139,7 +139,7 @@ def test_an_epoch_is_a_number_or_unknown(tmp_path: Path, stored: Any, wanted: in
 def refusal(path: Path) -> str:
     """The one line that says why a file can't be read."""
     with pytest.raises(UserError) as caught:
-        torch_file.read(path)
+        read_torch_file(path)
     message = str(caught.value)
     assert message.isprintable()
     assert str(path) in message
@@ -163,7 +163,7 @@ def test_a_malicious_file_runs_nothing(tmp_path: Path, zip_format: bool) -> None
     content = {**STATE, "x": Evil(trace)}
     torch.save(content, file, _use_new_zipfile_serialization=zip_format)
     with pytest.raises(UserError, match="would call posix.system when loaded"):
-        torch_file.read(file)
+        read_torch_file(file)
     assert not trace.exists()
     torch.load(file, weights_only=False)
     assert trace.exists(), "the file is not malicious: the test proves nothing"
@@ -206,7 +206,7 @@ def test_tensors_that_numpy_lacks(
 @pytest.mark.parametrize("name", ["two\nlines", "\x1b[2J", "layers.\N{SUPERSCRIPT TWO}.x", 5])
 def test_names_that_can_not_be_printed(tmp_path: Path, name: Any) -> None:
     torch.save({name: torch.zeros(1)}, tmp_path / "a.pth")
-    assert f"{name!a} is no tensor's name" in refusal(tmp_path / "a.pth")
+    assert f"{name!a} is not the name of a tensor" in refusal(tmp_path / "a.pth")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -224,7 +224,7 @@ def test_changed_bytes_are_read_or_refused_in_one_line(tmp_path: Path, zip_forma
             data[rng.randrange(len(data))] = rng.randrange(256)
         file.write_bytes(data)
         try:
-            torch_file.read(file)
+            read_torch_file(file)
         except UserError as error:
             assert str(error).isprintable()
             refused += 1
@@ -245,10 +245,10 @@ def bad_files(folder: Path) -> dict[str, str]:
         "cut_legacy.pth": (legacy[: len(legacy) // 2], "damaged"),
         "empty.pth.tar": (b"", "is empty"),
         "page.pth.tar": (b"\n<!DOCTYPE html><html>Sign in</html>", "is a web page"),
-        "text.pth.tar": (b"hello world", "is no PyTorch file"),
-        "noise.pth.tar": (np.random.default_rng(0).bytes(5000), "is no PyTorch file"),
-        "cut.safetensors": (tensors[:-4], "is no whole safetensors file"),
-        "short.safetensors": (tensors[:4], "is no whole safetensors file"),
+        "text.pth.tar": (b"hello world", "is not a PyTorch file"),
+        "noise.pth.tar": (np.random.default_rng(0).bytes(5000), "is not a PyTorch file"),
+        "cut.safetensors": (tensors[:-4], "is not a complete safetensors file"),
+        "short.safetensors": (tensors[:4], "is not a complete safetensors file"),
     }
     for name, (data, _) in contents.items():
         (folder / name).write_bytes(data)
@@ -262,8 +262,8 @@ def bad_files(folder: Path) -> dict[str, str]:
         "folder": "is a folder",
         "missing.pth.tar": "No such file",
         "download.zip": "zip archive around nvidia.pth.tar: unpack it",
-        "list.pth": "holds a list",
-        "numbers.pth": "'epoch' is no tensor",
+        "list.pth": "contains a list",
+        "numbers.pth": "'epoch' is not the name of a tensor",
         "nothing.pth": "is empty",
         "script.pt": "TorchScript",
     }
@@ -286,7 +286,7 @@ def test_an_old_torch_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.9.1+cpu"))
     assert "PyTorch 2.9.1+cpu can't open" in refusal(tmp_path / "a.pth")
     save_file(dict(STATE), tmp_path / "a.safetensors")
-    assert torch_file.read(tmp_path / "a.safetensors").weights, "there is nothing to unpickle"
+    assert read_torch_file(tmp_path / "a.safetensors").weights, "there is nothing to unpickle"
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_an_old_torch_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_an_epoch_that_can_not_be(tmp_path: Path, epoch: Any) -> None:
     torch.save({"state_dict": STATE, "epoch": epoch, "best_prec1": epoch}, tmp_path / "a.pth")
-    found = torch_file.read(tmp_path / "a.pth")
+    found = read_torch_file(tmp_path / "a.pth")
     assert found.epoch in (None, 1)
     assert_state(found.weights)
 
@@ -317,12 +317,12 @@ def test_every_bad_file_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_writing_and_reading_a_state_dict(tmp_path: Path) -> None:
-    torch_file.write(tmp_path / "a.pth.tar", numpy_state())
+    write_torch_file(tmp_path / "a.pth.tar", numpy_state())
     loaded = torch.load(tmp_path / "a.pth.tar", weights_only=True)
     assert list(loaded) == list(STATE)
     assert all(torch.equal(loaded[name], STATE[name]) for name in STATE)
-    torch_file.write_safetensors(tmp_path / "a.safetensors", numpy_state())
-    found = torch_file.read(tmp_path / "a.safetensors").weights
+    write_safetensors(tmp_path / "a.safetensors", numpy_state())
+    found = read_torch_file(tmp_path / "a.safetensors").weights
     assert found is not None
     assert found.keys() == STATE.keys()
 
@@ -331,12 +331,12 @@ def test_nothing_is_left_where_writing_fails(tmp_path: Path) -> None:
     file = tmp_path / "a.pth.tar"
     file.write_bytes(b"earlier")
     with pytest.raises(AttributeError):
-        torch_file.write(file, {"x": lambda: None})  # torch.save fails half-way
+        write_torch_file(file, {"x": lambda: None})  # torch.save fails half-way
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth.tar"]
     assert file.read_bytes() == b"earlier"
 
 
 def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="can't be written") as caught:
-        torch_file.write(tmp_path / "absent" / "a.pth.tar", numpy_state())
+        write_torch_file(tmp_path / "absent" / "a.pth.tar", numpy_state())
     assert "\n" not in str(caught.value)

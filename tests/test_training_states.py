@@ -21,9 +21,9 @@ from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh
 from seresnext_jax.training.optimizer import get_momentum
 from seresnext_jax.training.step import make_train_step
-from seresnext_jax.weights import torch_file
 from seresnext_jax.weights import training_state as training
-from seresnext_jax.weights.read import from_state_dict, network
+from seresnext_jax.weights.identify import network
+from seresnext_jax.weights.state_dict import from_state_dict
 from tests.conversion import (
     CLASSES,
     TINY,
@@ -129,16 +129,14 @@ def test_a_training_state_goes_on_as_in_pytorch(tmp_path: Path) -> None:
     file = tmp_path / "a.pth.tar"
     torch_training.save_training_checkpoint(file, model, optimizer, epoch=3, best_prec1=61.5)
     config = replace(CONFIG, use_ema=None)
-    state, meta, _, _ = training.from_torch(
-        torch_file.read(file), file, config, steps_per_epoch=STEPS_PER_EPOCH
-    )
+    state, meta, _, _ = training.from_torch(file, config, steps_per_epoch=STEPS_PER_EPOCH)
     assert (int(state.step), meta.step, meta.epoch) == (15, 15, 3)
     assert (meta.progress.finished_epochs, meta.progress.best_top1) == (3, 61.5)
     assert state.ema is None
 
     state = flax_step(state, config, lr=0.02, seed=3)
     torch_step(model, optimizer, seed=3)
-    wanted, _ = from_state_dict(as_numpy(model.state_dict()), source="reference")
+    wanted = from_state_dict(as_numpy(model.state_dict()), source="reference").variables
     assert_close(state.variables, wanted)
     momentum = training.momentum_from_torch(
         numpy_optimizer(optimizer), wanted["params"], source="reference"
@@ -149,7 +147,7 @@ def test_a_training_state_goes_on_as_in_pytorch(tmp_path: Path) -> None:
 def test_momentum_in_a_single_group() -> None:
     """The original's --bn-weight-decay."""
     model, optimizer = trained("all")
-    variables, _ = from_state_dict(as_numpy(model.state_dict()), source="reference")
+    variables = from_state_dict(as_numpy(model.state_dict()), source="reference").variables
     state = numpy_optimizer(optimizer)
     momentum = training.momentum_from_torch(state, variables["params"], source="reference")
     by_name = {
@@ -253,10 +251,9 @@ def test_a_converted_checkpoint_restores_into_a_run(tmp_path: Path) -> None:
     )
     to_checkpoint(tmp_path)
     file = tmp_path / "a.pth.tar"
-    like, *_ = training.from_torch(torch_file.read(file), file, CONFIG, steps_per_epoch=1)
-    state, meta, notes = read_newest(
-        tmp_path / "run" / "checkpoints", jax.tree.map(jnp.zeros_like, like)
-    )
+    like, *_ = training.from_torch(file, CONFIG, steps_per_epoch=1)
+    folder = tmp_path / "run" / "checkpoints"
+    state, meta, notes = read_newest(folder, jax.tree.map(jnp.zeros_like, like))
     assert (int(state.step), notes) == (15, [])
     jax.tree.map(np.testing.assert_array_equal, state.params, like.params)
     jax.tree.map(np.testing.assert_array_equal, state.ema, like.ema)
@@ -274,13 +271,14 @@ def test_before_the_first_step_there_is_no_momentum(tmp_path: Path) -> None:
     torch_training.save_training_checkpoint(
         file, model, torch_training.sgd(model, lr=0.1), epoch=0, best_prec1=0
     )
-    state, *_ = training.from_torch(torch_file.read(file), file, CONFIG, steps_per_epoch=5)
+    state, *_ = training.from_torch(file, CONFIG, steps_per_epoch=5)
     assert all(not x.any() for x in jax.tree.leaves(state.opt_state))
 
 
 def test_optimizers_that_are_not_the_originals() -> None:
     model, optimizer = trained("nvidia-names")
-    params = from_state_dict(as_numpy(model.state_dict()), source="reference")[0]["params"]
+    weights = from_state_dict(as_numpy(model.state_dict()), source="reference")
+    params = weights.variables["params"]
 
     def refusal(change: Callable[[dict[str, Any]], Any]) -> str:
         state = copy.deepcopy(numpy_optimizer(optimizer))

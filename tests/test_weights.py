@@ -11,13 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from seresnext_jax.checkpoint.store import Checkpoints
 from seresnext_jax.config import Config, DataConfig, ModelConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.training.state import create_train_state
-from seresnext_jax.weights.folder import WeightsInfo, flatten, load_weights, save_weights, unflatten
-from seresnext_jax.weights.read import network, read_weights
+from seresnext_jax.weights.folder import read_weights_folder, write_weights_folder
+from seresnext_jax.weights.identify import network
+from seresnext_jax.weights.info import Weights, WeightsInfo
+from seresnext_jax.weights.read import read_weights
 from tests.metas import make_meta
 
 INFO = WeightsInfo(
@@ -49,41 +52,37 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 def test_a_folder_keeps_everything(tmp_path: Path, variables: dict[str, Any]) -> None:
-    save_weights(tmp_path / "weights", variables, INFO)
-    loaded, info = load_weights(tmp_path / "weights")
-    assert_same(loaded, variables)
-    assert info == INFO
-    assert {x.dtype for x in jax.tree.leaves(loaded)} == {np.dtype("float32")}
+    write_weights_folder(tmp_path / "weights", Weights(variables, INFO))
+    loaded = read_weights_folder(tmp_path / "weights")
+    assert_same(loaded.variables, variables)
+    assert loaded.info == INFO
+    assert {x.dtype for x in jax.tree.leaves(loaded.variables)} == {np.dtype("float32")}
     stored = json.loads((tmp_path / "weights" / "metadata.json").read_text())
     assert stored["architecture"] == "se-resnext-tiny"
     assert "jax" in stored["versions"]
-
-
-def test_flattening_is_undone(variables: dict[str, Any]) -> None:
-    flat = flatten(variables)
-    assert "params/layers/0/0/conv1/kernel" in flat
-    assert_same(unflatten(flat), variables)
+    tensors = load_file(tmp_path / "weights" / "model.safetensors")
+    assert "params/layers/0/0/conv1/kernel" in tensors
 
 
 def test_a_folder_of_weights_is_replaced_and_no_other(
     tmp_path: Path, variables: dict[str, Any]
 ) -> None:
     folder = tmp_path / "weights"
-    save_weights(folder, jax.tree.map(np.zeros_like, variables), INFO)
-    save_weights(folder, variables, INFO)
-    assert_same(load_weights(folder)[0], variables)
+    write_weights_folder(folder, Weights(jax.tree.map(np.zeros_like, variables), INFO))
+    write_weights_folder(folder, Weights(variables, INFO))
+    assert_same(read_weights_folder(folder).variables, variables)
     (folder / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match="holds other files"):
-        save_weights(folder, variables, INFO)
+    with pytest.raises(UserError, match="contains other files"):
+        write_weights_folder(folder, Weights(variables, INFO))
     assert (folder / "thesis.tex").exists()
     with pytest.raises(UserError, match="is a file"):
-        save_weights(folder / "thesis.tex", variables, INFO)
+        write_weights_folder(folder / "thesis.tex", Weights(variables, INFO))
     assert [p.name for p in tmp_path.iterdir()] == ["weights"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "no metadata", "bad metadata", "foreign metadata"])
 def test_damage_is_one_line(tmp_path: Path, variables: dict[str, Any], damage: str) -> None:
-    save_weights(tmp_path, variables, INFO)
+    write_weights_folder(tmp_path, Weights(variables, INFO))
     tensors, metadata = tmp_path / "model.safetensors", tmp_path / "metadata.json"
     if damage == "cut":
         tensors.write_bytes(tensors.read_bytes()[:-100])
@@ -91,7 +90,7 @@ def test_damage_is_one_line(tmp_path: Path, variables: dict[str, Any], damage: s
         metadata.unlink()
     else:
         metadata.write_text("{" if damage == "bad metadata" else '{"class_names": null, "a": 1}')
-    with pytest.raises(UserError, match="no whole weights folder") as caught:
+    with pytest.raises(UserError, match="not a complete weights folder") as caught:
         read_weights(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -100,7 +99,7 @@ def test_a_folder_that_lies_about_its_architecture(
     tmp_path: Path, variables: dict[str, Any]
 ) -> None:
     lie = WeightsInfo(architecture="se-resnext-tiny", num_classes=4)
-    save_weights(tmp_path, variables, lie)
+    write_weights_folder(tmp_path, Weights(variables, lie))
     with pytest.raises(UserError, match=r"2 misshaped .*fc.weight \(3, 512\) for \(4, 512\)"):
         read_weights(tmp_path)
 
@@ -118,7 +117,7 @@ def test_a_folder_that_lies_about_its_architecture(
 def test_metadata_that_can_not_be_true(
     tmp_path: Path, variables: dict[str, Any], change: dict[str, Any], message: str
 ) -> None:
-    save_weights(tmp_path, variables, INFO)
+    write_weights_folder(tmp_path, Weights(variables, INFO))
     file = tmp_path / "metadata.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError, match=message) as caught:
@@ -142,14 +141,15 @@ def test_a_checkpoint_is_read_as_weights(
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(trained, meta)
 
-    found, info = read_weights(tmp_path)
-    assert_same(found, variables)
+    weights = read_weights(tmp_path)
+    info = weights.info
+    assert_same(weights.variables, variables)
     assert (info.architecture, info.num_classes, info.image_size) == ("se-resnext-tiny", 3, 64)
     assert (info.class_names, info.epoch, info.top1) == (("a", "b", "c"), 2, 50.0)
     if with_ema:
-        average, info = read_weights(tmp_path, ema=True)
-        assert_same(average, jax.tree.map(lambda x: x + 1, variables))
-        assert info.ema
+        average = read_weights(tmp_path, ema=True)
+        assert_same(average.variables, jax.tree.map(lambda x: x + 1, variables))
+        assert average.info.ema
     else:
         with pytest.raises(UserError, match="no moving average"):
             read_weights(tmp_path, ema=True)
@@ -167,14 +167,14 @@ def test_a_place_without_weights(tmp_path: Path, path: str) -> None:
 
 
 def test_reading_needs_no_torch(tmp_path: Path, variables: dict[str, Any]) -> None:
-    save_weights(tmp_path / "weights", variables, INFO)
+    write_weights_folder(tmp_path / "weights", Weights(variables, INFO))
     (tmp_path / "a.pth").write_bytes(b"x")
     program = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
         "from seresnext_jax.weights.read import read_weights\n"
         "from seresnext_jax.errors import UserError\n"
-        "print(read_weights(Path(sys.argv[1]) / 'weights')[1].top1)\n"
+        "print(read_weights(Path(sys.argv[1]) / 'weights').info.top1)\n"
         "try: read_weights(Path(sys.argv[1]) / 'a.pth')\n"
         "except UserError as error: print(error)\n"
     )

@@ -12,7 +12,7 @@ from seresnext_jax.model.initial import init_variables
 from seresnext_jax.model.network import ResNet
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.report import dllogger_path
-from seresnext_jax.weights.read import find_weights, read_weights
+from seresnext_jax.weights.read import open_source, read_weights
 
 Tree = Any
 
@@ -63,7 +63,7 @@ def find_start(config: Config) -> Start:
     if not config.init_from:
         return Start()
     weights = Path(config.init_from)
-    find_weights(weights)
+    open_source(weights)  # refuses a path without weights
     return Start(weights=weights)
 
 
@@ -110,7 +110,8 @@ def initial_variables(
     fresh = init_variables(network, config.seed)
     if start.weights is None:
         return fresh
-    loaded, info = read_weights(start.weights)
+    weights = read_weights(start.weights)
+    loaded, info = weights.variables, weights.info
     if info.architecture != config.model.arch:
         raise UserError(
             f"--init-from {start.weights} is a {info.architecture}: give --model.arch "

@@ -6,21 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seresnext_jax import torch_keys
 from seresnext_jax.checkpoint.meta import Meta, Progress
 from seresnext_jax.checkpoint.store import Checkpoints, find_checkpoint, read_arrays, read_meta
 from seresnext_jax.config import Config, OptimConfig, resolve
 from seresnext_jax.errors import UserError
-from seresnext_jax.training.optimizer import (
-    get_momentum,
-    learning_rate,
-    with_momentum,
-)
+from seresnext_jax.training.optimizer import get_momentum, learning_rate, with_momentum
 from seresnext_jax.training.precision import POLICIES
 from seresnext_jax.training.state import TrainState, create_train_state
-from seresnext_jax.weights.folder import WeightsInfo, flatten, unflatten
-from seresnext_jax.weights.read import Layout, from_state_dict, from_torch_file, to_state_dict
+from seresnext_jax.weights.info import Array, Tree, WeightsInfo
+from seresnext_jax.weights.read import TorchFileSource
+from seresnext_jax.weights.state_dict import Layout, to_state_dict
 
 if TYPE_CHECKING:
     from seresnext_jax.weights.torch_file import TorchFile
@@ -31,9 +29,6 @@ _DECAYED = {
     "all": "every BatchNorm",
 }
 """What each `OptimConfig.decay_mask` says about BatchNorm."""
-
-Array = np.ndarray[Any, Any]
-Tree = dict[str, Any]
 
 
 # ---- momentum ----------------------------------------------------------------------------------
@@ -49,7 +44,7 @@ def parameter_groups(params: Tree, *, single: bool) -> list[list[str]]:
       single: all parameters in one group, as under ``--bn-weight-decay``.
     """
     keys = sorted(
-        (torch_keys.torch_key(("params", *path.split("/"))) for path in flatten(params)),
+        (torch_keys.torch_key(("params", *path)) for path in flatten_dict(params)),
         key=torch_keys.order,
     )
     if single:
@@ -81,7 +76,7 @@ def momentum_from_torch(
     if sizes != [len(group) for group in groups]:
         wanted = [len(group) for group in groups]
         raise refuse(f"has optimizer groups of {sizes} tensors, not the original's {wanted}")
-    momentum = {path: np.zeros(x.shape, np.float32) for path, x in flatten(params).items()}
+    momentum = {path: np.zeros(x.shape, np.float32) for path, x in flatten_dict(params).items()}
     missing = []
     for group, keys in zip(param_groups, groups, strict=True):
         for identity, key in zip(group["params"], keys, strict=True):
@@ -91,7 +86,7 @@ def momentum_from_torch(
                 continue
             if not isinstance(buffer, np.ndarray):
                 raise refuse(f"has no tensor as the momentum of {key}")
-            path = "/".join(torch_keys.flax_path(key)[1:])
+            path = torch_keys.flax_path(key)[1:]
             # A momentum has its parameter's axes, the gate's weights included.
             array = torch_keys.as_linear(buffer) if torch_keys.is_gate_weight(key) else buffer
             array = torch_keys.to_flax_array(array.astype(np.float32))
@@ -100,7 +95,7 @@ def momentum_from_torch(
             momentum[path] = array
     if missing and not before_training:
         raise refuse(f"lacks the momentum of {len(missing)} tensors, {missing[0]} first")
-    return unflatten(momentum)
+    return dict(unflatten_dict(momentum))
 
 
 def sgd_groups(optimizer: dict[str, Any], *, source: str) -> list[dict[str, Any]]:
@@ -133,8 +128,8 @@ def _is_sgd_group(group: Any) -> bool:
 def momentum_to_torch(momentum: Tree, config: OptimConfig, *, lr: float) -> dict[str, Any]:
     """The state dict of the original's `torch.optim.SGD`, arrays for tensors."""
     arrays = {
-        torch_keys.torch_key(("params", *path.split("/"))): torch_keys.to_torch_array(np.asarray(x))
-        for path, x in flatten(momentum).items()
+        torch_keys.torch_key(("params", *path)): torch_keys.to_torch_array(np.asarray(x))
+        for path, x in flatten_dict(momentum).items()
     }
     groups = parameter_groups(momentum, single=config.decay_mask == "all")
     decays = [config.weight_decay] if len(groups) == 1 else [0.0, config.weight_decay]
@@ -160,12 +155,12 @@ def momentum_to_torch(momentum: Tree, config: OptimConfig, *, lr: float) -> dict
 
 
 def from_torch(
-    file: "TorchFile", path: Path, config: Config, *, steps_per_epoch: int
+    path: Path, config: Config, *, steps_per_epoch: int
 ) -> tuple[TrainState, Meta, WeightsInfo, list[str]]:
     """The training state in a checkpoint of the original, as train.py would have saved it.
 
     Args:
-      file: what `torch_file.read` gave for `path`.
+      path: a torch file.
       config: the run that is to be continued.
       steps_per_epoch: optimizer steps of the original's epochs.
 
@@ -176,9 +171,11 @@ def from_torch(
     Raises:
       UserError: the file has no optimizer, or is not of the config's network.
     """
+    source = TorchFileSource(path)
+    file = source.file
     if file.optimizer is None or file.epoch is None or file.weights is None:
         raise UserError(
-            f"{path} holds no training state (weights, epoch, optimizer): leave --training out"
+            f"{path} contains no training state (weights, epoch, optimizer): leave --training out"
         )
     if file.epoch > config.epochs:
         raise UserError(
@@ -190,7 +187,8 @@ def from_torch(
             "the config leaves the images of a step to the number of devices: add those of the "
             "original's run, as --optimizer-batch-size 1024"
         )
-    variables, info = from_torch_file(file, path, ema=False)
+    weights = source.read()
+    variables, info = weights.variables, weights.info
     wanted = (config.model.arch, config.model.num_classes)
     if (info.architecture, info.num_classes) != wanted:
         raise UserError(
@@ -206,12 +204,12 @@ def from_torch(
     elif file.ema is None:
         notes += ["there is no moving average: it starts as a copy of the weights"]
     else:
-        ema, seen = from_state_dict(file.ema, source=str(path))
-        ema_counter = seen.batches_tracked
-        if (seen.architecture, seen.num_classes) != wanted:
+        average = source.read(ema=True)
+        ema, ema_counter = average.variables, average.info.batches_tracked
+        if (average.info.architecture, average.info.num_classes) != wanted:
             raise UserError(
-                f"{path} has the moving average of a {seen.architecture} with {seen.num_classes} "
-                "classes: leave --use-ema out"
+                f"{path} has the moving average of a {average.info.architecture} with "
+                f"{average.info.num_classes} classes: leave --use-ema out"
             )
 
     momentum = momentum_from_torch(
@@ -290,7 +288,7 @@ def _meta(file: "TorchFile", config: Config, steps_per_epoch: int) -> Meta:
     return Meta(epoch * steps_per_epoch, epoch, progress, config, plan)
 
 
-def save(folder: Path, state: TrainState, meta: Meta) -> None:
+def write_first_checkpoint(folder: Path, state: TrainState, meta: Meta) -> None:
     """Write a state as the first checkpoint of the workspace `folder`.
 
     Raises:
@@ -302,13 +300,19 @@ def save(folder: Path, state: TrainState, meta: Meta) -> None:
         checkpoints.save(state, meta)
 
 
-def to_torch(folder: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, Any], list[str]]:
-    """The original's checkpoint dictionary of one checkpoint folder, arrays for tensors.
+def to_torch(path: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, Any], list[str]]:
+    """The original's dictionary of the checkpoint that `path` means, arrays for tensors.
 
     Returns:
       ``epoch, state_dict, best_prec1, optimizer`` and, where kept, ``state_dict_ema``; and a line
       for each thing that the original will read differently.
+
+    Raises:
+      UserError: there is no checkpoint, or it is damaged.
     """
+    folder = find_checkpoint(path)
+    if folder is None:
+        raise UserError(f"{path} is not a checkpoint: leave --checkpoint out")
     weights, training = read_arrays(folder, "weights"), read_arrays(folder, "training")
     meta = read_meta(folder)
     plan, optim = meta.plan, meta.config.optim

@@ -1,7 +1,7 @@
 """Whether two sets of weights are the same network: tensors, stage outputs and logits.
 
-The weights of a torch file are run by PyTorch, straight from the file; all others by the Flax
-network. So a fault in the conversion shows as a difference.
+PyTorch runs the weights of a torch file, straight from the file; the Flax network runs all others.
+So a fault in the conversion shows as a difference.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from seresnext_jax.data.images import BadImage, open_rgb
 from seresnext_jax.data.normalize import normalize
@@ -20,17 +21,10 @@ from seresnext_jax.data.pictures import pictures_below
 from seresnext_jax.data.transform import CentreCrop
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import FEATURES
-from seresnext_jax.weights.folder import WeightsInfo, flatten
-from seresnext_jax.weights.read import (
-    from_torch_file,
-    is_torch_file,
-    network,
-    open_torch_file,
-    read_weights,
-)
+from seresnext_jax.weights.identify import network
+from seresnext_jax.weights.info import Array, Weights, WeightsInfo
+from seresnext_jax.weights.read import open_source
 
-Array = np.ndarray[Any, Any]
-Tree = dict[str, Any]
 Engine = Literal["PyTorch", "Flax"]
 
 TOLERANCE = 1e-4
@@ -39,114 +33,121 @@ _BATCH = 8
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two networks."""
+class RunnableWeights:
+    """Weights, and the engine that runs them."""
 
-    variables: Tree
-    info: WeightsInfo
+    weights: Weights
     engine: Engine
     run: Callable[[Array], dict[str, Array]]
     """The outputs, named by `FEATURES`, of pixels (N, H, W, 3) uint8; float32."""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far one output is apart, over all images."""
+class OutputDifference:
+    """The largest difference of one output, over all images."""
 
     output: str
     """One of `FEATURES`."""
     absolute: float
     """Largest |a - b|."""
     relative: float
-    """The same over the largest |a|."""
+    """The same divided by the largest |a|."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found."""
+    """The result of `compare_weights`."""
 
     verdict: Literal["identical", "equal", "different"]
-    """Outputs within `TOLERANCE` and every tensor bit for bit; the first only; neither."""
+    """identical: outputs within `TOLERANCE` and every tensor bit for bit; equal: only the outputs;
+    different: neither."""
     engines: tuple[Engine, Engine]
-    """What ran each side."""
+    """What ran each of the two."""
     images: int
     tensors: int
     differing_tensors: int
-    outputs: tuple[Difference, ...]
+    outputs: tuple[OutputDifference, ...]
     top1_agreement: float
     """Share of the images that both put in the same class."""
 
 
-def open_side(path: Path) -> Side:
-    """Read weights of any kind, and choose what runs them.
-
-    Raises:
-      UserError: nothing there, damaged, or of no known architecture.
-    """
-    if is_torch_file(path):
-        file = open_torch_file(path)
-        from seresnext_jax.weights.torch_forward import extract_features
-
-        variables, info = from_torch_file(file, path, ema=False)
-        return Side(variables, info, "PyTorch", partial(extract_features, file.state(ema=info.ema)))
-    variables, info = read_weights(path)
-    forward = jax.jit(
-        partial(network(info.architecture, info.num_classes).apply, method="extract_features")
-    )
-
-    def run(pixels: Array) -> dict[str, Array]:
-        with jax.default_matmul_precision("highest"):
-            outputs: Any = forward(variables, normalize(jnp.asarray(pixels)))
-        return {name: np.asarray(x) for name, x in outputs.items()}
-
-    return Side(variables, info, "Flax", run)
-
-
-def compare(a: Side, b: Side, pixels: Iterator[Array]) -> Comparison:
+def compare_weights(path_a: Path, path_b: Path, images: Path | None = None) -> Comparison:
     """Run two networks of one architecture on the same images, in float32.
 
     Args:
-      pixels: batches (N, H, W, 3), uint8.
+      images: a folder of images; None: noise.
 
     Raises:
-      UserError: two architectures, or two numbers of classes.
+      UserError: weights or images can't be read, or the weights are of two architectures, or of
+        two numbers of classes.
     """
-    kinds = [f"{s.info.architecture} with {s.info.num_classes} classes" for s in (a, b)]
+    a, b = read_runnable_weights(path_a), read_runnable_weights(path_b)
+    infos = [x.weights.info for x in (a, b)]
+    kinds = [f"{info.architecture} with {info.num_classes} classes" for info in infos]
     if kinds[0] != kinds[1]:
         raise UserError(f"not comparable: {kinds[0]} and {kinds[1]}")
-    flat_a, flat_b = flatten(a.variables), flatten(b.variables)
-    differing = sum(not _same_bits(x, flat_b[path]) for path, x in flat_a.items())
+    flat_a, flat_b = flatten_dict(a.weights.variables), flatten_dict(b.weights.variables)
+    differing = sum(
+        not np.array_equal(x.view(np.uint32), flat_b[path].view(np.uint32))  # bits, for NaN
+        for path, x in flat_a.items()
+    )
 
+    info = infos[1] if a.engine == "PyTorch" else infos[0]  # a torch file has no image size
+    batches = image_pixels(images, info) if images else random_pixels(info.image_size)
     largest = np.zeros((2, len(FEATURES)))  # |a - b|, |a|
-    images = agreeing = 0
-    for batch in pixels:
-        found = [side.run(batch) for side in (a, b)]
+    count = agreeing = 0
+    for batch in batches:
+        outputs_a, outputs_b = a.run(batch), b.run(batch)
         for i, name in enumerate(FEATURES):
-            apart = np.abs(found[0][name] - found[1][name]).max()
+            found = (
+                np.abs(outputs_a[name] - outputs_b[name]).max(),
+                np.abs(outputs_a[name]).max(),
+            )
             # np.maximum passes a NaN on, so that it can't look equal.
-            largest[:, i] = np.maximum(largest[:, i], (apart, np.abs(found[0][name]).max()))
-        classes = [x["classifier"].argmax(-1) for x in found]
-        agreeing += int((classes[0] == classes[1]).sum())
-        images += len(batch)
+            largest[:, i] = np.maximum(largest[:, i], found)
+        classes_a, classes_b = (x["classifier"].argmax(-1) for x in (outputs_a, outputs_b))
+        agreeing += int((classes_a == classes_b).sum())
+        count += len(batch)
 
     outputs = tuple(
-        Difference(name, float(apart), float(apart / size) if size else float(apart))
+        OutputDifference(name, float(apart), float(apart / size) if size else float(apart))
         for name, apart, size in zip(FEATURES, *largest, strict=True)
     )
     equal = all(output.relative <= TOLERANCE for output in outputs)
     return Comparison(
         verdict="different" if not equal else "equal" if differing else "identical",
         engines=(a.engine, b.engine),
-        images=images,
+        images=count,
         tensors=len(flat_a),
         differing_tensors=differing,
         outputs=outputs,
-        top1_agreement=agreeing / images,
+        top1_agreement=agreeing / count,
     )
 
 
-def _same_bits(a: Array, b: Array) -> bool:
-    return np.array_equal(a.view(np.uint32), b.view(np.uint32))
+def read_runnable_weights(path: Path) -> RunnableWeights:
+    """Read weights from any source; PyTorch runs a torch file, the Flax network all others.
+
+    Raises:
+      UserError: nothing there, damaged, or of no known architecture.
+    """
+    source = open_source(path)
+    weights = source.read()
+    info = weights.info
+    if (state := source.state_dict(ema=info.ema)) is not None:
+        from seresnext_jax.weights.torch_forward import extract_features
+
+        return RunnableWeights(weights, "PyTorch", partial(extract_features, state))
+    forward = jax.jit(
+        partial(network(info.architecture, info.num_classes).apply, method="extract_features")
+    )
+
+    def run(pixels: Array) -> dict[str, Array]:
+        with jax.default_matmul_precision("highest"):
+            outputs: Any = forward(weights.variables, normalize(jnp.asarray(pixels)))
+        return {name: np.asarray(x) for name, x in outputs.items()}
+
+    return RunnableWeights(weights, "Flax", run)
 
 
 def random_pixels(size: int) -> Iterator[Array]:
@@ -155,18 +156,20 @@ def random_pixels(size: int) -> Iterator[Array]:
 
 
 def image_pixels(folder: Path, info: WeightsInfo) -> Iterator[Array]:
-    """The images below a folder as evaluation of those weights sees them, by eights.
+    """The images below a folder as evaluation of those weights sees them, in batches of eight.
 
     Raises:
       UserError: there is none, or one can't be decoded.
     """
     files = pictures_below(folder)
     if not files:
-        raise UserError(f"{folder} has no images: give another folder to --images")
+        raise UserError(f"{folder} contains no images: give another folder to --images")
     crop = CentreCrop(info.image_size, info.eval_margin)
     for start in range(0, len(files), _BATCH):
         batch = files[start : start + _BATCH]
         try:
             yield np.stack([crop(open_rgb(path)) for path in batch])
         except BadImage as error:
-            raise UserError(f"{folder}: an image can't be decoded ({error}): remove it") from error
+            raise UserError(
+                f"{folder}: an image can't be decoded ({error}): fix or remove it"
+            ) from error

@@ -1,0 +1,128 @@
+"""Which architecture a set of tensors belongs to, and how it differs from one."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from seresnext_jax import torch_keys
+from seresnext_jax.config import ModelConfig
+from seresnext_jax.errors import UserError, shown
+from seresnext_jax.model.network import (
+    ARCHITECTURES,
+    Architecture,
+    ResNet,
+    abstract_variables,
+    make_network,
+)
+from seresnext_jax.weights.info import Tree
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of each entry of a state dict, by its key in the current layout; no counters."""
+
+_LISTED = 8
+"""Differences of each kind that a message names."""
+_BLOCK = re.compile(r"layers\.(\d+)\.(\d+)\.")
+
+
+def network(architecture: str, num_classes: int) -> ResNet:
+    """The float32 network of an architecture."""
+    config = ModelConfig(arch=architecture, num_classes=num_classes)
+    return make_network(config, jnp.dtype("float32"))
+
+
+@lru_cache
+def expected_shapes(architecture: str, num_classes: int) -> Shapes:
+    """The shapes in an architecture's state dict."""
+    return _torch_shapes(abstract_variables(network(architecture, num_classes)))
+
+
+def _torch_shapes(variables: Tree) -> Shapes:
+    return {
+        torch_keys.torch_key(path): torch_keys.torch_shape(x.shape)
+        for path, x in flatten_dict(variables).items()
+    }
+
+
+def identify(shapes: Shapes, *, source: str) -> tuple[str, int]:
+    """The architecture and number of classes that have these shapes.
+
+    Raises:
+      UserError: there is none; the message lists the differences from the nearest one.
+    """
+    head = shapes.get("fc.bias", shapes.get("fc.weight", (1000,)))
+    num_classes = head[0] if head else 1000
+    blocks = {found.groups() for key in shapes if (found := _BLOCK.match(key))}
+    depth = Counter(stage for stage, _ in blocks)
+    layers = tuple(depth[str(stage)] for stage in range(len(depth)))
+    same_depth = [name for name, arch in ARCHITECTURES.items() if arch.layers == layers]
+    # The likely ones first, as computing an architecture's shapes takes a second.
+    candidates = sorted(
+        same_depth or ARCHITECTURES, key=lambda name: not _looks_like(ARCHITECTURES[name], shapes)
+    )
+    for name in candidates:
+        if shapes == expected_shapes(name, num_classes):
+            return name, num_classes
+    differences = {n: _differences(shapes, expected_shapes(n, num_classes)) for n in candidates}
+    nearest = min(differences, key=lambda n: differences[n][0])
+    raise UserError(
+        f"{source} fits no architecture; from {nearest} it differs by {differences[nearest][1]}"
+    )
+
+
+def _looks_like(arch: Architecture, shapes: Shapes) -> bool:
+    """Whether the first block has this architecture's width, groups and gate."""
+    width = arch.widths[0]
+    outputs = width * arch.expansion if arch.block == "basic" else width
+    gated = "layers.0.0.squeeze.squeeze.weight" in shapes
+    conv2 = shapes.get("layers.0.0.conv2.weight")
+    return conv2 == (outputs, width // arch.cardinality, 3, 3) and gated == bool(arch.squeeze)
+
+
+def check_variables(variables: Tree, architecture: str, num_classes: int, *, source: str) -> None:
+    """Check that variables have the shapes of an architecture.
+
+    Raises:
+      UserError: they have not, or there is no such architecture.
+    """
+    if architecture not in ARCHITECTURES:
+        raise UserError(
+            f"{source} is of an unknown architecture, {shown(architecture)}: convert again"
+        )
+    try:
+        found = _torch_shapes(variables)
+    except ValueError as error:
+        raise UserError(
+            f"{source} contains more than weights ({shown(error)}): convert again"
+        ) from error
+    if found != (wanted := expected_shapes(architecture, num_classes)):
+        raise UserError(
+            f"{source} names the architecture {architecture}, but differs from it by "
+            f"{_differences(found, wanted)[1]}"
+        )
+
+
+def _differences(found: Shapes, wanted: Shapes) -> tuple[int, str]:
+    """How many entries differ, and a line: ``2 missing (- fc.weight, - fc.bias); 1 misshaped ...``.
+
+    The entries of each kind are in the original's order.
+    """
+    both = found.keys() & wanted.keys()
+    kinds = {
+        "unexpected": {key: f"+ {shown(key)}" for key in found.keys() - wanted.keys()},
+        "missing": {key: f"- {shown(key)}" for key in wanted.keys() - found.keys()},
+        "misshaped": {
+            key: f"~ {shown(f'{key} {found[key]} for {wanted[key]}')}"
+            for key in both
+            if found[key] != wanted[key]
+        },
+    }
+    parts = []
+    for kind, entries in kinds.items():
+        first = [entries[key] for key in sorted(entries, key=torch_keys.order)[:_LISTED]]
+        more = ", ..." if len(entries) > _LISTED else ""
+        parts += [f"{len(entries)} {kind} ({', '.join(first)}{more})"] if entries else []
+    return sum(map(len, kinds.values())), "; ".join(parts)

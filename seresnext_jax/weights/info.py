@@ -1,0 +1,85 @@
+"""Weights in memory: the variables of a network, and the facts recorded with them."""
+
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Tree = dict[str, Any]
+"""Nested dictionaries of arrays."""
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """The facts recorded with a set of weights; also the fields of metadata.json."""
+
+    architecture: str
+    """A name in seresnext_jax/model/network.py."""
+    num_classes: int
+    class_names: tuple[str, ...] | None = None
+    image_size: int = 224
+    """Side of the square the network was made for, in pixels."""
+    eval_margin: int = 32
+    """Evaluation resizes the shorter side to image_size + this before the centre crop."""
+    source: str = ""
+    """Name of the file or folder they were converted from."""
+    sha256: str | None = None
+    """Of the source, if that is one file."""
+    kind: str | None = None
+    """Of the source: ``torch state dict`` or ``torch checkpoint``. This and the next five are None
+    if it is not a torch file."""
+    layout: str | None = None
+    """Names in the source: ``ngc`` (layer1.) or ``current`` (layers.0.)."""
+    prefix: str | None = None
+    """Prefix of the names in the source: ``module.``, or nothing."""
+    se_weights: str | None = None
+    """How the source stores the SE weights: ``linear`` (out, in), ``convolution`` (out, in, 1, 1),
+    or ``none``."""
+    dtype: str | None = None
+    """Floating-point types in the source, usually ``float32``."""
+    batches_tracked: int | None = None
+    """The source's BatchNorm counters (the largest, if they differ); None: it has none."""
+    ema: bool = False
+    """Whether these are the moving average."""
+    epoch: int | None = None
+    """Epochs of training completed."""
+    top1: float | None = None
+    """Validation accuracy in percent."""
+    versions: dict[str, str] = field(
+        default_factory=lambda: {
+            name: version(name) for name in ("jax", "flax", "numpy", "safetensors")
+        }
+    )
+    """Versions of the packages that wrote them."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The variables of a network and the facts recorded with them."""
+
+    variables: Tree
+    """``{"params": ..., "batch_stats": ...}``: float32 numpy arrays."""
+    info: WeightsInfo
+
+
+def check_info(info: WeightsInfo) -> None:
+    """Check the fields that the programs rely on.
+
+    Raises:
+      ValueError: naming the field that is wrong.
+    """
+    if not isinstance(info.architecture, str):
+        raise ValueError(f"architecture is {info.architecture!r}")
+    for name, low in (("num_classes", 1), ("image_size", 1), ("eval_margin", 0)):
+        value = getattr(info, name)
+        if type(value) is not int or not low <= value <= 10**7:
+            raise ValueError(f"{name} is {value!r}")
+    names = info.class_names
+    if names is None:
+        return
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("class_names are not all text")
+    if len(names) != info.num_classes:
+        raise ValueError(f"{len(names)} class_names for num_classes {info.num_classes}")
