@@ -1,7 +1,9 @@
 """How fast the input backends are, each one alone, on the same images and the same transform."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,16 +73,19 @@ def _loader_rate(data: DataConfig, batch_size: int, warmup: int, steps: int) -> 
         seed=0,
         num_classes=len(scan_folder(Path(data.root) / "train").class_names),
     )
-    batches = loader.batches(0)
-    # Batches decoded ahead during the warm-up must not be counted.
-    for _ in range(warmup + data.prefetch + 1):
+    rate = _rate(loader.batches(0), batch_size, warmup + data.prefetch, steps)
+    loader.close()
+    return rate
+
+
+def _rate(batches: Iterator[Any], batch_size: int, skipped: int, steps: int) -> float:
+    """Images per second, without those that were decoded ahead during the skipped steps."""
+    for _ in range(skipped + 1):
         next(batches)
     started = time.perf_counter()
     for _ in range(steps):
-        jax.block_until_ready(next(batches).images)
-    seconds = time.perf_counter() - started
-    loader.close()
-    return steps * batch_size / seconds
+        jax.block_until_ready(next(batches))
+    return steps * batch_size / (time.perf_counter() - started)
 
 
 class TorchDataset:
@@ -116,14 +121,6 @@ def _torch_rate(data: DataConfig, batch_size: int, warmup: int, steps: int) -> f
         persistent_workers=True,
     )
 
-    def endless() -> Any:
-        while True:
-            yield from loader
-
-    batches = endless()
-    for _ in range(warmup + 2 * data.workers + 1):
-        next(batches)
-    started = time.perf_counter()
-    for _ in range(steps):
-        next(batches)
-    return steps * batch_size / (time.perf_counter() - started)
+    # Two batches per worker are decoded ahead; each epoch begins when the one before it has ended.
+    batches = chain.from_iterable(repeat(loader))
+    return _rate(batches, batch_size, warmup + 2 * data.workers, steps)

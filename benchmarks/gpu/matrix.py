@@ -10,9 +10,9 @@ others.
 
 from dataclasses import dataclass
 
-from benchmarks.gpu.compile import ROOT, compile_and_print
-from benchmarks.gpu.job import Job, ProgramName
+from benchmarks.gpu.compile import ROOT, Job, ProgramName, compile_jobs, compiler_versions
 from benchmarks.gpu.targets import GpuName
+from benchmarks.table import print_header
 from seresnext_jax.cli import load_config, parse, run
 from seresnext_jax.config import Config, ModelConfig, Precision
 
@@ -98,8 +98,8 @@ class MatrixConfig:
 def main(argv: list[str]) -> int:
     """Run the program; returns its exit status: 1 if a program did not compile."""
     options = parse(MatrixConfig(), argv, program="matrix", description=__doc__ or "")
-    jobs = short() if options.short else everything()
-    outcomes = compile_and_print(jobs, debug=options.debug)
+    print_header(compiler_versions())
+    outcomes = compile_jobs(short() if options.short else everything(), debug=options.debug)
     return 1 if any(outcome.error for outcome in outcomes) else 0
 
 
