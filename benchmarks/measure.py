@@ -46,8 +46,8 @@ def measure(task: Task, effort: Effort) -> tuple[Row, list[Row]]:
     with ExitStack() as stack:
         processes: dict[str, Process] = {}
         for name, one in tasks.items():
-            process = Process(one, share_gpu=len(tasks) > 1)
-            processes[name] = stack.enter_context(process)
+            process = processes[name] = Process(one, share_gpu=len(tasks) > 1)
+            stack.callback(process.close)
             if not effort.start_together:
                 process.facts()
         for process in processes.values():

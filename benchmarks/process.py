@@ -6,9 +6,9 @@ in one process would disturb each other.
 
 import multiprocessing
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any, Literal
 
 from seresnext_jax.cli import run
@@ -45,7 +45,7 @@ class Facts:
 
 
 class Process:
-    """The parent's handle of a program; a context manager that ends it.
+    """The parent's handle of a program, to be closed.
 
     The program starts to get ready at once; the first call of a method waits for that.
     """
@@ -64,15 +64,8 @@ class Process:
         childs_end.close()
         self._facts: Facts | None = None
 
-    def __enter__(self) -> "Process":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the program."""
         self._child.kill()
         self._child.join()
 
@@ -93,10 +86,8 @@ class Process:
           UserError: the program ended; its own message is on standard error.
         """
         self.facts()
-        try:
+        with suppress(OSError):  # the child has ended, as the missing answer will tell
             self._pipe.send((request, steps))
-        except OSError:
-            pass  # the child has ended, and no answer will come
         return self._receive()
 
     def _receive(self) -> Any:

@@ -47,10 +47,7 @@ class Program:
 
     def time_each(self, steps: int) -> list[float]:
         """Run steps and wait for each: their latencies in seconds."""
-        seconds = []
-        for _ in range(steps):
-            seconds += self.time_together(1)
-        return seconds
+        return [self.time_together(1)[0] for _ in range(steps)]
 
     def time_together(self, steps: int) -> list[float]:
         """Run steps and wait once, at the end, as training does: seconds of a step on average."""
@@ -77,17 +74,18 @@ def make_program(task: Task) -> Program:
     """
     keep_freed_memory()
     if task.framework == "torch":
-        return _torch_program(task)
+        return torch_program(task)
     use_compilation_cache(task.config.compilation_cache)
     if task.devices > jax.device_count():
         raise UserError(
             f"--devices {task.devices} but there are {jax.device_count()}: on a CPU set "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={task.devices}"
         )
-    return _jax_training(task) if task.work == "train" else _jax_inference(task.config)
+    return jax_training(task) if task.work == "train" else jax_inference(task.config)
 
 
-def _jax_training(task: Task) -> Program:
+def jax_training(task: Task) -> Program:
+    """The training step of `train.py`, on the dataset or on its synthetic images."""
     config, devices = task.config, task.devices
     if not config.data.root:
         config = replace(config, data=replace(config.data, backend="synthetic"))
@@ -105,7 +103,6 @@ def _jax_training(task: Task) -> Program:
         num_classes=config.model.num_classes,
     )
     batches = loader.batches(0)
-    lr = np.float32(0.01)
     step, facts = _compile(lower_train_step(config, network, mesh, state, passes=plan.accumulation))
     waited: list[float] = []
 
@@ -114,12 +111,13 @@ def _jax_training(task: Task) -> Program:
         started = time.perf_counter()
         batch = next(batches)
         waited.append(time.perf_counter() - started)
-        state, _ = step(state, batch, lr)
+        state, _ = step(state, batch, np.float32(0.01))
 
     return Program(facts, dispatch, lambda: jax.block_until_ready(state), waited)
 
 
-def _jax_inference(config: Config) -> Program:
+def jax_inference(config: Config) -> Program:
+    """The forward pass of `classify.py`, on one device."""
     network = make_network(config)
     variables = init_variables(network, config.seed)
     forward, variables = folded_forward(network, variables, config.precision)
@@ -148,7 +146,7 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Facts]:
     )
 
 
-def _torch_program(task: Task) -> Program:
+def torch_program(task: Task) -> Program:
     """The original's training step, or the forward pass as users of PyTorch run it.
 
     channels_last; on a GPU autocast and torch.compile as well. BatchNorm is not folded.

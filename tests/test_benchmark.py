@@ -2,13 +2,14 @@
 
 import json
 import sys
+from contextlib import closing
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from benchmarks import process, suite
+from benchmarks import process, programs, suite
 from benchmarks.flops import PEAK_TFLOPS, forward_macs
 from benchmarks.measure import against, waiting
 from benchmarks.process import Facts, Process, Task
@@ -80,6 +81,29 @@ def test_training_on_real_images_shows_what_waiting_for_them_costs(tmp_path: Pat
     (row,) = json.loads((tmp_path / "a.json").read_text())["rows"]
     assert row["compute img/s"] > row["img/s"] > 0
     assert 0 < row["waiting"] < 1
+
+
+def test_the_training_step_is_that_of_the_whole_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The options that change the step reach the function that train.py compiles it with."""
+    from tests import one_block  # here, as it adds a row to the table of architectures
+
+    config = replace(one_block.get_config(), batch_size=2, use_ema=0.9, mixup=0.2)
+    config = replace(config, optim=replace(config.optim, freeze_backbone=True))
+    seen = []
+
+    def lower(config: Config, *rest: object, passes: int) -> None:
+        seen.append((config, passes))
+        raise UserError("seen")
+
+    monkeypatch.setattr(programs, "lower_train_step", lower)
+    with pytest.raises(UserError, match="seen"):
+        programs.jax_training(Task("jax", "train", config))
+    ((given, passes),) = seen
+    assert passes == 1
+    assert replace(given, data=config.data) == config
+    assert replace(given.data, backend=config.data.backend) == config.data
 
 
 def test_waiting_for_images_is_not_computing() -> None:
@@ -163,11 +187,11 @@ def ready_once(task: Task, pipe: Connection, share_gpu: bool) -> None:
 def test_a_program_that_dies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """While it gets ready, or between two requests."""
     monkeypatch.setattr(process, "serve", never_ready)
-    with Process(Task("jax", "train", Config()), share_gpu=False) as program:
+    with closing(Process(Task("jax", "train", Config()), share_gpu=False)) as program:
         with pytest.raises(UserError, match="jax train fp32 batch 128 ended with status 7"):
             program.ask("time_each", 1)
     monkeypatch.setattr(process, "serve", ready_once)
-    with Process(Task("jax", "train", Config()), share_gpu=False) as program:
+    with closing(Process(Task("jax", "train", Config()), share_gpu=False)) as program:
         assert program.facts().device == "cpu"
         with pytest.raises(UserError, match="ended with status 7"):
             program.ask("time_each", 1)
