@@ -1,7 +1,7 @@
 """Measure training, inference and the input pipeline; beside PyTorch with ``--against torch``.
 
     python benchmark.py train --batch-sizes 8 --against torch
-    python benchmark.py train --batch-sizes 8 --data-root /imagenet
+    python benchmark.py train --batch-sizes 8 --data.root /imagenet
     python benchmark.py infer --batch-sizes 1 8 --against torch
     python benchmark.py data --against torch
     python benchmark.py compile --gpu h100 --precisions fp16 tf32 --batch-sizes 128
@@ -16,9 +16,8 @@ most important first, for as many minutes as it is given, and runs the tests tha
 import json
 import os
 import platform
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,74 +25,90 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks.gpu.compile import compile_and_print, compiler_versions
-from benchmarks.gpu.job import Job, ProgramName
-from benchmarks.gpu.suite import run_suite
+from benchmarks.gpu.compile import Job, ProgramName, compile_jobs, compiler_versions
 from benchmarks.gpu.targets import GpuName
 from benchmarks.measure import Effort, measure
 from benchmarks.process import Task, Work
-from benchmarks.table import Row, print_header, print_table
+from benchmarks.suite import run_suite
+from benchmarks.table import installed_version, print_header, print_table
 from seresnext_jax.cli import load_config, parse, run
-from seresnext_jax.config import Config, DataConfig, Precision
+from seresnext_jax.config import Config, Precision
 from seresnext_jax.errors import UserError
-from seresnext_jax.model.network import ARCHITECTURES
+from seresnext_jax.model.network import find_architecture
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network."""
+
+    arch: str = ""
+    """All but data: an architecture; empty: the config's."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images."""
+
+    root: str = ""
+    """train, data, gpu: a folder that holds train/. Empty: synthetic images on the device to train
+    on; for data 256 photographs of 500 x 375."""
+    image_size: int = 0
+    """All: side of the images in pixels; 0: the config's."""
+    workers: int = 2
+    """train, data, gpu: decoding threads, or processes of PyTorch's, that read the images."""
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """The options of benchmark.py."""
+    """The options of benchmark.py; their help begins with what they count for."""
 
     what: tyro.conf.Positional[Literal["train", "infer", "data", "compile", "gpu"]] = "train"
     """What to measure; compile: whether the training and the evaluation step compile for a GPU
     that this machine need not have, and what they move in its memory."""
     config: str = ""
-    """A config file for the network, its image size and precision; empty: se-resnext101-32x4d."""
-    arch: str = ""
-    """Another architecture than the config's."""
+    """All: a config file for everything that has no option here; empty: the defaults of
+    train.py."""
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
     precisions: tuple[Precision, ...] = ()
-    """Precisions to measure; empty: the config's."""
+    """train, infer, compile: precisions to measure; empty: the config's."""
     batch_sizes: tuple[int, ...] = (8,)
-    """Images per device and forward pass."""
-    image_size: int = 0
-    """Side of the images in pixels; 0: the config's."""
+    """All but gpu: images per device and forward pass; data takes the largest."""
     devices: tuple[int, ...] = (1,)
-    """Numbers of devices to train on, or to compile for."""
+    """train, compile: numbers of devices."""
     steps: int = 10
-    """Counted steps of each program."""
+    """train, infer, data: counted steps of each program."""
     turn: int = 1
-    """Steps that a program runs before it is the other one's turn. On a GPU give 10: training then
-    waits for the device once in ten steps."""
+    """train, infer: steps that a program runs before it is the other one's turn. On a GPU give 10:
+    training then waits for the device once in ten steps."""
     warmup: int = 2
-    """Steps before them."""
-    minutes: float = 8.0
-    """How long `gpu` may measure."""
+    """train, infer, data: uncounted steps before the others."""
     against: Literal["", "torch"] = ""
-    """Measure PyTorch in turn with JAX: channels_last; on a GPU autocast and torch.compile too."""
-    data_root: str = ""
-    """A folder that holds train/, for `data` and `train`. Empty: 256 photographs of 500 x 375 for
-    `data`, synthetic images on the device for `train`."""
-    workers: int = 2
-    """Decoding threads, or processes, that read the dataset."""
+    """train, infer, data: measure PyTorch in turn with JAX: channels_last; on a GPU autocast and
+    torch.compile too."""
+    minutes: float = 8.0
+    """gpu: how long it may measure."""
     gpu: tuple[GpuName, ...] = ("h100",)
-    """GPUs to compile for."""
+    """compile: the GPUs."""
     programs: tuple[ProgramName, ...] = ("train", "eval")
-    """Steps to compile."""
+    """compile: the steps."""
     passes: tuple[int, ...] = (1,)
-    """Numbers of forward passes that the compiled training step accumulates."""
+    """compile: numbers of forward passes that the training step accumulates."""
     kinds: bool = False
-    """Also print the memory traffic of each kind of kernel of the compiled programs."""
+    """compile: also print the memory traffic of each kind of kernel."""
     hlo: str = ""
-    """A folder for the optimized HLO text of the compiled programs."""
+    """compile: a folder for the optimized HLO text of the programs."""
     compilation_cache: str = Config.compilation_cache
-    """Folder of JAX's persistent compilation cache; empty: none, to see a cold compilation."""
+    """train, infer, gpu: folder of JAX's persistent compilation cache; empty: none, to see a cold
+    compilation."""
     json: str = ""
-    """Also write the rows to this file."""
+    """All: also write the rows to this file."""
     debug: bool = False
-    """Show the traceback of an error."""
+    """All: show the traceback of an error."""
 
 
 def main(argv: list[str]) -> int:
-    """Run the program; returns its exit status: 1 if a program did not compile."""
+    """Run the program; returns its exit status: 1 if a program failed."""
     options = parse(BenchmarkConfig(), argv, program="benchmark.py", description=__doc__ or "")
     counts = options.batch_sizes + options.devices + options.passes
     if min(*counts, options.steps, options.turn) < 1 or options.warmup < 0:
@@ -106,25 +121,99 @@ def main(argv: list[str]) -> int:
             f"--steps {options.turn * -(-options.steps // options.turn)}"
         )
     status = 0
-    measured = compile_steps(options) if options.what == "compile" else measure_here(options)
-    for content in measured:
+    header = compiler_versions() if options.what == "compile" else machine()
+    print_header(header)
+    for content in MEASURE[options.what](options):
         if options.json:
-            content = {"command": ["benchmark.py", *argv], **content}
-            Path(options.json).write_text(json.dumps(content, indent=2) + "\n")
+            whole = {"command": ["benchmark.py", *argv], "machine": header, **content}
+            Path(options.json).write_text(json.dumps(whole, indent=2) + "\n")
         failed = [row for row in content["rows"] if row.get("result", "ok") != "ok"]
         status = 1 if failed or content.get("failed") else 0
     return status
 
 
-def compile_steps(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
-    """Compile each program for each GPU; prints what came of it, and yields it for the JSON."""
-    hlo_folder = Path(options.hlo) if options.hlo else None
-    outcomes = compile_and_print(jobs(options), hlo_folder=hlo_folder, debug=options.debug)
+def configs(options: BenchmarkConfig) -> list[Config]:
+    """One configuration for each precision and batch size asked for."""
+    base = load_config(options.config) if options.config else Config()
+    arch = options.model.arch or base.model.arch
+    find_architecture(arch)
+    data = replace(
+        base.data,
+        root=os.path.expanduser(options.data.root),
+        image_size=options.data.image_size or base.data.image_size,
+        workers=options.data.workers,
+    )
+    base = replace(base, model=replace(base.model, arch=arch), data=data)
+    return [
+        replace(
+            base,
+            precision=precision,
+            batch_size=batch,
+            optimizer_batch_size=-1,
+            compilation_cache=options.compilation_cache,
+        )
+        for precision in options.precisions or (base.precision,)
+        for batch in options.batch_sizes
+    ]
+
+
+# Each of these prints its tables and yields what it has measured until now, for the JSON file.
+
+
+def measure_programs(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
+    """Training or inference for each precision, batch size and number of devices."""
+    work: Work = "train" if options.what == "train" else "infer"
+    effort = Effort(
+        rounds=options.steps // options.turn,
+        steps=options.turn,
+        warmup=options.warmup,
+        against_torch=bool(options.against),
+    )
+    tasks = product(configs(options), options.devices if work == "train" else (1,))
+    rows = (measure(Task("jax", work, config, n), effort)[0] for config, n in tasks)
+    yield {"rows": print_table(rows)}
+
+
+def measure_data(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
+    """Images per second that each input backend decodes and crops for training."""
+    from benchmarks.input import measure_backends, write_photographs
+
+    data = configs(options)[0].data
+    with TemporaryDirectory() as photographs:
+        if not data.root:
+            write_photographs(Path(photographs))
+            data = replace(data, root=photographs)
+        rows = measure_backends(
+            data,
+            batch_size=max(options.batch_sizes),
+            warmup=options.warmup,
+            steps=options.steps,
+            with_torch=bool(options.against),
+        )
+    yield {"rows": print_table(rows)}
+
+
+def measure_gpu(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
+    """Training, inference and the tests that need a GPU."""
+    return map(asdict, run_suite(configs(options)[0], minutes=options.minutes))
+
+
+def compile_programs(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
+    """Whether each program compiles for each GPU, and what it moves in memory."""
+    outcomes = compile_jobs(jobs(options), hlo_folder=options.hlo, debug=options.debug)
     kinds = [row for outcome in outcomes for row in outcome.kind_rows()]
     if options.kinds:
         print_table(kinds)
-    rows = [outcome.row() for outcome in outcomes]
-    yield {"machine": compiler_versions(), "rows": rows, "kinds": kinds}
+    yield {"rows": [outcome.row() for outcome in outcomes], "kinds": kinds}
+
+
+MEASURE: dict[str, Callable[[BenchmarkConfig], Iterator[dict[str, Any]]]] = {
+    "train": measure_programs,
+    "infer": measure_programs,
+    "data": measure_data,
+    "gpu": measure_gpu,
+    "compile": compile_programs,
+}
 
 
 def jobs(options: BenchmarkConfig) -> list[Job]:
@@ -139,92 +228,11 @@ def jobs(options: BenchmarkConfig) -> list[Job]:
     return found
 
 
-def measure_here(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
-    """Run what the options name on this machine; prints what was measured.
-
-    Yields what there is up to now for the JSON, so an interruption loses only what was running.
-    """
-    header = machine()
-    print_header(header)
-    if options.what == "gpu":
-        cache = cache_folder(options)
-        for findings in run_suite(configs(options)[0], minutes=options.minutes, cache=cache):
-            yield {"machine": header, **asdict(findings)}
-        return
-    rows = measure_data(options) if options.what == "data" else measure_programs(options)
-    yield {"machine": header, "rows": print_table(rows)}
-
-
 def machine() -> dict[str, Any]:
-    """What the figures are measured with. A GPU is named in their rows, by who runs on it."""
-    versions = {}
-    for name in ("jax", "jaxlib", "torch", "nvidia-dali-cuda120"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "-"
+    """What the figures are measured with. The rows name the GPU, which their processes know."""
+    packages = ("jax", "jaxlib", "torch", "nvidia-dali-cuda120")
+    versions = {name: installed_version(name) or "-" for name in packages}
     return {"cpu": platform.processor() or "-", "cores": len(os.sched_getaffinity(0)), **versions}
-
-
-def measure_programs(options: BenchmarkConfig) -> Iterator[Row]:
-    """Training or inference for each precision, batch size and number of devices."""
-    work: Work = "train" if options.what == "train" else "infer"
-    effort = Effort(
-        rounds=options.steps // options.turn,
-        steps=options.turn,
-        warmup=options.warmup,
-        against_torch=bool(options.against),
-    )
-    for config in configs(options):
-        for devices in options.devices if work == "train" else (1,):
-            task = Task("jax", work, config, devices, cache_folder(options))
-            yield measure(task, effort)[0]
-
-
-def cache_folder(options: BenchmarkConfig) -> str:
-    """The compilation cache as an absolute path; empty: none."""
-    folder = options.compilation_cache
-    return os.path.abspath(os.path.expanduser(folder)) if folder else ""
-
-
-def configs(options: BenchmarkConfig) -> list[Config]:
-    """One configuration for each precision and batch size asked for."""
-    base = load_config(options.config) if options.config else Config()
-    if options.arch:
-        base = replace(base, model=replace(base.model, arch=options.arch))
-    if options.image_size:
-        base = replace(base, data=replace(base.data, image_size=options.image_size))
-    root = os.path.abspath(os.path.expanduser(options.data_root)) if options.data_root else ""
-    data = replace(base.data, root=root, workers=options.workers)
-    base = replace(base, data=data)
-    if base.model.arch not in ARCHITECTURES:
-        raise UserError(f"--arch {base.model.arch} is unknown: {', '.join(ARCHITECTURES)}")
-    return [
-        replace(base, precision=precision, batch_size=batch, optimizer_batch_size=-1)
-        for precision in options.precisions or (base.precision,)
-        for batch in options.batch_sizes
-    ]
-
-
-def measure_data(options: BenchmarkConfig) -> list[Row]:
-    """Images per second that each input backend decodes and crops for training."""
-    from benchmarks.input import measure_backends, write_photographs
-
-    with TemporaryDirectory() as photographs:
-        if not options.data_root:
-            write_photographs(Path(photographs))
-        data = DataConfig(
-            root=options.data_root or photographs,
-            image_size=options.image_size or 224,
-            workers=options.workers,
-        )
-        return measure_backends(
-            data,
-            batch_size=max(options.batch_sizes),
-            warmup=options.warmup,
-            steps=options.steps,
-            with_torch=bool(options.against),
-        )
 
 
 if __name__ == "__main__":

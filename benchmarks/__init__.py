@@ -1,1 +1,1 @@
-"""The measurements behind benchmark.py."""
+"""The parts of the program benchmark.py: what it runs, times and prints."""

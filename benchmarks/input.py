@@ -1,7 +1,9 @@
 """How fast the input backends are, each one alone, on the same images and the same transform."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,7 @@ from benchmarks.table import Row
 from seresnext_jax.config import Config, DataConfig, ModelConfig
 from seresnext_jax.data.files import FileList, class_folders, list_images
 from seresnext_jax.data.images import open_rgb
-from seresnext_jax.data.open import open_train, split_folder
+from seresnext_jax.data.open import split_folder
 from seresnext_jax.data.sampler import crop_draws
 from seresnext_jax.data.transform import TrainCrop
 from seresnext_jax.mesh import make_mesh
@@ -71,16 +73,20 @@ def measure_backends(
 
 def _loader_rate(config: Config, warmup: int, steps: int) -> float:
     loader = open_train(config, make_mesh(jax.devices()[:1]))
-    batches = loader.batches(0)
-    # Batches decoded ahead during the warm-up must not be counted.
-    for _ in range(warmup + config.data.prefetch + 1):
+    skipped = warmup + config.data.prefetch
+    rate = _rate(loader.batches(0), config.batch_size, skipped, steps)
+    loader.close()
+    return rate
+
+
+def _rate(batches: Iterator[Any], batch_size: int, skipped: int, steps: int) -> float:
+    """Images per second, without those that were decoded ahead during the skipped steps."""
+    for _ in range(skipped + 1):
         next(batches)
     started = time.perf_counter()
     for _ in range(steps):
-        jax.block_until_ready(next(batches).images)
-    seconds = time.perf_counter() - started
-    loader.close()
-    return steps * config.batch_size / seconds
+        jax.block_until_ready(next(batches))
+    return steps * batch_size / (time.perf_counter() - started)
 
 
 class TorchDataset:
@@ -114,14 +120,6 @@ def _torch_rate(
         persistent_workers=True,
     )
 
-    def endless() -> Any:
-        while True:
-            yield from loader
-
-    batches = endless()
-    for _ in range(warmup + 2 * data.workers + 1):
-        next(batches)
-    started = time.perf_counter()
-    for _ in range(steps):
-        next(batches)
-    return steps * batch_size / (time.perf_counter() - started)
+    # Two batches per worker are decoded ahead; each epoch begins when the one before it has ended.
+    batches = chain.from_iterable(repeat(loader))
+    return _rate(batches, batch_size, warmup + 2 * data.workers, steps)

@@ -1,27 +1,30 @@
-"""A training step and a forward pass of one network, in JAX and in PyTorch, as timed work.
+"""The programs that are timed: a training step or a forward pass, in JAX or in PyTorch.
 
-Images are synthetic and on the device, so that arithmetic is measured and nothing else, or come
-from the configuration's dataset to JAX's training step, as in `train.py`. The PyTorch network is
-the one that the tests take as their yardstick.
+JAX's training step is set up as in `train.py`, and its forward pass as in `classify.py`. Images are
+synthetic and on the device, so that only arithmetic is measured, or, for JAX's training step, come
+from the configuration's dataset. The PyTorch network is the tests' independent reference.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import repeat
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from benchmarks.process import Facts, Task
+from benchmarks.profile import profile_steps
 from seresnext_jax.config import Config, resolve
-from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.files import class_folders
+from seresnext_jax.data.normalize import IMAGENET_MEAN, IMAGENET_STD
 from seresnext_jax.data.open import open_train, split_folder
-from seresnext_jax.data.place import put_batch
+from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.initial import init_variables
 from seresnext_jax.model.network import ARCHITECTURES, make_network
+from seresnext_jax.run.runtime import keep_freed_memory, use_compilation_cache
 from seresnext_jax.training.inference import folded_forward, place_folded
 from seresnext_jax.training.precision import POLICIES
 from seresnext_jax.training.state import create_train_state
@@ -30,165 +33,168 @@ from seresnext_jax.training.step import lower_train_step
 
 @dataclass(frozen=True)
 class Program:
-    """Work, and what it took to get it ready."""
+    """Steps that can be run and timed."""
 
+    facts: Facts
     dispatch: Callable[[], None]
     """Start one step; it may return before the step has ended."""
     wait: Callable[[], None]
     """Return when every step that was started has ended."""
-    compile_seconds: float
-    memory_bytes: int | None = None
-    """Peak of temporary buffers per device, where the compiler tells."""
-    bytes_accessed: float | None = None
-    """Memory traffic of one call per device by the compiler's count, where it tells."""
-    data_waits: list[float] = field(default_factory=list)
-    """Seconds that each training step waited for its images; synthetic ones are there."""
+    waited: list[float] = field(default_factory=list)
+    """Seconds that each training step waited for its images."""
+
+    def time_each(self, steps: int) -> list[float]:
+        """Run steps and wait for each: their latencies in seconds."""
+        return [self.time_together(1)[0] for _ in range(steps)]
+
+    def time_together(self, steps: int) -> list[float]:
+        """Run steps and wait once, at the end, as training does: seconds of a step on average."""
+        started = time.perf_counter()
+        for _ in range(steps):
+            self.dispatch()
+        self.wait()
+        return [(time.perf_counter() - started) / steps]
+
+    def data_waits(self, steps: int) -> list[float]:
+        """Seconds that each of the last steps waited for its images."""
+        return self.waited[-steps:]
+
+    def profile(self, steps: int) -> dict[str, float]:
+        """Milliseconds of a step on the device, by operation (`profile.profile_steps`)."""
+        return profile_steps(self.dispatch, self.wait, steps)
 
 
-def _images(config: Config, devices: int) -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(config.seed)
-    size, n = config.data.image_size, config.batch_size * devices
-    images = generator.integers(0, 256, (1, n, size, size, 3), np.uint8)
-    return images, generator.integers(0, config.model.num_classes, (1, n), np.int32)
+def make_program(task: Task) -> Program:
+    """Get a program ready. Only its own framework touches the GPU.
+
+    Raises:
+      UserError: a device, the dataset or an option is missing or wrong.
+    """
+    keep_freed_memory()
+    if task.framework == "torch":
+        return torch_program(task)
+    use_compilation_cache(task.config.compilation_cache)
+    if task.devices > jax.device_count():
+        raise UserError(
+            f"--devices {task.devices} but there are {jax.device_count()}: on a CPU set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={task.devices}"
+        )
+    return jax_training(task) if task.work == "train" else jax_inference(task.config)
 
 
-def _batches(config: Config, mesh: Any) -> Iterator[Batch]:
-    """Batches of the dataset at ``data.root``, or one synthetic batch again and again."""
+def jax_training(task: Task) -> Program:
+    """The training step of `train.py`, on the dataset or on its synthetic images."""
+    config, devices = task.config, task.devices
     if not config.data.root:
-        images, labels = _images(config, mesh.size)
-        return repeat(put_batch(mesh, images, labels, np.ones(labels.shape, bool)))
-    classes = len(class_folders(split_folder(config.data, "train")))
-    config = replace(config, model=replace(config.model, num_classes=classes))
-    return open_train(config, mesh).batches(0)
-
-
-def jax_train(config: Config, *, devices: int) -> Program:
-    """The training step of `train.py` on the first `devices` devices."""
+        config = replace(config, data=replace(config.data, backend="synthetic"))
+    else:
+        classes = len(class_folders(split_folder(config.data, "train")))
+        config = replace(config, model=replace(config.model, num_classes=classes))
     mesh = make_mesh(jax.devices()[:devices])
-    resolve(config, num_images=config.batch_size * devices, num_devices=devices)
+    plan = resolve(config, num_images=config.batch_size * devices, num_devices=devices)
     network = make_network(config.model, POLICIES[config.precision].compute_dtype)
     state = replicate(mesh, create_train_state(config, init_variables(network, config.seed)))
-    batches = _batches(config, mesh)
-    lr = np.float32(0.01)
-    started = time.perf_counter()
-    compiled = lower_train_step(network.apply, config, mesh, state, passes=1).compile()
-    seconds = time.perf_counter() - started
-    latest: list[Any] = [state]
-    data_waits: list[float] = []
+    batches = open_train(config, mesh).batches(0)
+    step, facts = _compile(
+        lower_train_step(network.apply, config, mesh, state, passes=plan.accumulation)
+    )
+    waited: list[float] = []
 
     def dispatch() -> None:
+        nonlocal state
         started = time.perf_counter()
         batch = next(batches)
-        data_waits.append(time.perf_counter() - started)
-        latest[0], _ = compiled(latest[0], batch, lr)
+        waited.append(time.perf_counter() - started)
+        state, _ = step(state, batch, np.float32(0.01))
 
-    def wait() -> None:
-        jax.block_until_ready(latest[0])
-
-    return Program(dispatch, wait, seconds, *_memory(compiled), data_waits)
+    return Program(facts, dispatch, lambda: jax.block_until_ready(state), waited)
 
 
-def jax_infer(config: Config) -> Program:
-    """The forward pass on one device, with BatchNorm folded, as in classify.py."""
+def jax_inference(config: Config) -> Program:
+    """The forward pass of `classify.py`, on one device."""
     network = make_network(config.model, POLICIES[config.precision].compute_dtype)
     variables = init_variables(network, config.seed)
     forward, variables = folded_forward(network, variables, config.precision)
     variables = place_folded(variables)
-    images = jax.device_put(_images(config, 1)[0][0], jax.devices()[0])
-    started = time.perf_counter()
-    compiled = forward.lower(variables, images).compile()
-    seconds = time.perf_counter() - started
-    latest: list[Any] = [None]
+    images = jax.device_put(_random_images(config)[0], jax.devices()[0])
+    compiled, facts = _compile(forward.lower(variables, images))
+    logits: Any = None
 
     def dispatch() -> None:
-        latest[0] = compiled(variables, images)
+        nonlocal logits
+        logits = compiled(variables, images)
 
-    return Program(dispatch, lambda: jax.block_until_ready(latest[0]), seconds, *_memory(compiled))
-
-
-def _memory(compiled: Any) -> tuple[int | None, float | None]:
-    """A program's `memory_bytes` and `bytes_accessed`."""
-    analysis, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    temporary = None if analysis is None else int(analysis.temp_size_in_bytes)
-    return temporary, (cost or {}).get("bytes accessed")
+    return Program(facts, dispatch, lambda: jax.block_until_ready(logits))
 
 
-def torch_train(config: Config) -> Program:
-    """The original's training step: channels_last; on a GPU autocast and torch.compile as well."""
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Facts]:
+    started = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - started
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    return compiled, Facts(
+        device=jax.devices()[0].device_kind,
+        compile_seconds=seconds,
+        memory_bytes=None if memory is None else int(memory.temp_size_in_bytes),
+        bytes_accessed=(cost or {}).get("bytes accessed"),
+    )
+
+
+def torch_program(task: Task) -> Program:
+    """The original's training step, or the forward pass as users of PyTorch run it.
+
+    channels_last; on a GPU autocast and torch.compile as well. BatchNorm is not folded.
+    """
     import torch
 
+    from tests.reference.torch_model import Architecture, ResNet
     from tests.reference.torch_training import label_smoothing_loss, sgd
 
-    device, dtype = _torch_device(config)
-    model = _torch_network(config).to(device, memory_format=torch.channels_last).train()
+    config = task.config
+    torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
+    torch.backends.cudnn.benchmark = True
+    on_gpu = torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.precision)
+    autocast = partial(torch.autocast, device, half, enabled=half is not None)
+    model = ResNet(Architecture(**vars(ARCHITECTURES[config.model.arch])), config.model.num_classes)
+    model = model.to(device, memory_format=torch.channels_last).train(task.work == "train")
+    forward = torch.compile(model) if on_gpu else model
     optimizer = sgd(model, lr=0.01)
-    forward = torch.compile(model) if device == "cuda" else model
     scaler = torch.amp.GradScaler(device, init_scale=128.0, enabled=config.precision == "fp16")
-    images, labels = (torch.from_numpy(a[0]).to(device) for a in _images(config, 1))
+    images, labels = (torch.from_numpy(array).to(device) for array in _random_images(config))
+    mean, std = (255 * torch.tensor(x, device=device) for x in (IMAGENET_MEAN, IMAGENET_STD))
 
-    def dispatch() -> None:
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            logits = forward(_torch_normalize(images))
-            loss = label_smoothing_loss(logits, labels.long(), config.label_smoothing)
+    def logits() -> Any:
+        """uint8 NHWC → normalised float32 NCHW, channels last in memory → logits."""
+        return forward(((images.float() - mean) / std).permute(0, 3, 1, 2))
+
+    def train() -> None:
+        with autocast():
+            loss = label_smoothing_loss(logits(), labels.long(), config.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
 
-    return _ready(dispatch, device)
+    def infer() -> None:
+        with torch.inference_mode(), autocast():
+            logits()
 
-
-def torch_infer(config: Config) -> Program:
-    """The forward pass as users of PyTorch run it: autocast and torch.compile, nothing folded."""
-    import torch
-
-    device, dtype = _torch_device(config)
-    model = _torch_network(config).to(device, memory_format=torch.channels_last).eval()
-    forward = torch.compile(model) if device == "cuda" else model
-    images = torch.from_numpy(_images(config, 1)[0][0]).to(device)
-
-    def dispatch() -> None:
-        with torch.inference_mode(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            forward(_torch_normalize(images))
-
-    return _ready(dispatch, device)
-
-
-def _torch_network(config: Config) -> Any:
-    from tests.reference.torch_model import Architecture, ResNet
-
-    arch = Architecture(**vars(ARCHITECTURES[config.model.arch]))
-    return ResNet(arch, config.model.num_classes)
-
-
-def _torch_device(config: Config) -> tuple[str, Any]:
-    import torch
-
-    types = {"fp16": torch.float16, "bf16": torch.bfloat16}
-    torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
-    torch.backends.cudnn.benchmark = True
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return device, types.get(config.precision, torch.float32)
-
-
-def _torch_normalize(images: Any) -> Any:
-    """uint8 NHWC → normalised float32 NCHW, channels last in memory."""
-    import torch
-
-    from seresnext_jax.data.normalize import IMAGENET_MEAN, IMAGENET_STD
-
-    mean = 255 * torch.tensor(IMAGENET_MEAN, device=images.device)
-    std = 255 * torch.tensor(IMAGENET_STD, device=images.device)
-    return ((images.float() - mean) / std).permute(0, 3, 1, 2)
-
-
-def _ready(dispatch: Callable[[], None], device: str) -> Program:
-    """PyTorch's program after its first step, in which it compiles."""
-    import torch
-
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    dispatch = train if task.work == "train" else infer
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
     started = time.perf_counter()
-    dispatch()
+    dispatch()  # the first step compiles
     wait()
-    return Program(dispatch, wait, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    name = torch.cuda.get_device_name() if on_gpu else "cpu"
+    return Program(Facts(name, seconds), dispatch, wait)
+
+
+def _random_images(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """(N, H, W, 3) uint8 images and (N,) int32 labels."""
+    generator = np.random.default_rng(config.seed)
+    size, n = config.data.image_size, config.batch_size
+    images = generator.integers(0, 256, (n, size, size, 3), np.uint8)
+    return images, generator.integers(0, config.model.num_classes, n, np.int32)

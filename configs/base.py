@@ -1,4 +1,4 @@
-"""What every ImageNet recipe of SE-ResNeXt101-32x4d shares.
+"""The original's recipes for SE-ResNeXt101-32x4d on ImageNet, as one table.
 
 NVIDIA: configs.yml, and the dataset at /imagenet as in its scripts. Two entries differ here:
 
@@ -9,41 +9,52 @@ NVIDIA: configs.yml, and the dataset at /imagenet as in its scripts. Two entries
   ``dali-cpu``.
 """
 
+from collections.abc import Callable
+
 from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig, Precision
 
+RECIPES: dict[str, tuple[Precision, int, int, int, int]] = {
+    # machine     precision  batch  optimizer batch  workers  prefetch
+    "dgxa100_amp": ("fp16", 128, 1024, 10, 4),
+    "dgxa100_tf32": ("tf32", 128, 1024, 10, 4),
+    "dgx1v_amp": ("fp16", 112, 896, 8, 4),
+    "dgx1v_fp32": ("fp32", 64, 1024, 8, 4),
+    "t4_amp": ("fp16", 128, 1024, 8, 2),
+    "t4_fp32": ("fp32", 64, 1024, 8, 2),
+}
+"""On eight devices. An optimizer batch of more than 8 x batch takes two forward passes a step."""
+MIXUP = {90: 0.0, 250: 0.2}
+"""By the number of epochs."""
 
-def imagenet(
-    *,
-    epochs: int,
-    mixup: float,
-    precision: Precision,
-    batch_size: int,
-    optimizer_batch_size: int,
-    workers: int,
-    prefetch: int,
-) -> Config:
-    """The recipe with what differs between platforms, precisions and lengths filled in."""
-    return Config(
-        model=ModelConfig(arch="se-resnext101-32x4d", num_classes=1000, conv_init="fan_in"),
-        data=DataConfig(
-            root="/imagenet",
-            backend="dali-cpu",
-            image_size=224,
-            workers=workers,
-            prefetch=prefetch,
-        ),
-        optim=OptimConfig(
-            lr_per_256=0.256,
-            momentum=0.875,
-            weight_decay=6.103515625e-05,
-            lr_schedule="cosine",
-            warmup=8,
-        ),
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer_batch_size=optimizer_batch_size,
-        precision=precision,
-        label_smoothing=0.1,
-        mixup=mixup,
-        print_freq=20,
-    )
+
+def recipe(name: str, *, epochs: int) -> Callable[[], Config]:
+    """The ``get_config`` of a row of the table, for one of its two lengths."""
+    precision, batch_size, optimizer_batch_size, workers, prefetch = RECIPES[name]
+
+    def get_config() -> Config:
+        return Config(
+            model=ModelConfig(arch="se-resnext101-32x4d", num_classes=1000, conv_init="fan_in"),
+            data=DataConfig(
+                root="/imagenet",
+                backend="dali-cpu",
+                image_size=224,
+                workers=workers,
+                prefetch=prefetch,
+            ),
+            optim=OptimConfig(
+                lr_per_256=0.256,
+                momentum=0.875,
+                weight_decay=6.103515625e-05,
+                lr_schedule="cosine",
+                warmup=8,
+            ),
+            epochs=epochs,
+            batch_size=batch_size,
+            optimizer_batch_size=optimizer_batch_size,
+            precision=precision,
+            label_smoothing=0.1,
+            mixup=MIXUP[epochs],
+            print_freq=20,
+        )
+
+    return get_config

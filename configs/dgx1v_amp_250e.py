@@ -6,18 +6,6 @@ NVIDIA's figures, not measured with this project:
 top-1 80.92 +/- 0.09 %, 2971 img/s in training, about 30 hours at that rate (no published time).
 """
 
-from configs.base import imagenet
-from seresnext_jax.config import Config
+from configs.base import recipe
 
-
-def get_config() -> Config:
-    """8 x 112 images; mixup 0.2."""
-    return imagenet(
-        epochs=250,
-        mixup=0.2,
-        precision="fp16",
-        batch_size=112,
-        optimizer_batch_size=896,
-        workers=8,
-        prefetch=4,
-    )
+get_config = recipe("dgx1v_amp", epochs=250)

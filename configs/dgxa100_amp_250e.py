@@ -6,18 +6,6 @@ NVIDIA's figures, not measured with this project:
 top-1 80.90 +/- 0.08 %, 5779 img/s in training, about 15 hours at that rate (no published time).
 """
 
-from configs.base import imagenet
-from seresnext_jax.config import Config
+from configs.base import recipe
 
-
-def get_config() -> Config:
-    """8 x 128 images; mixup 0.2."""
-    return imagenet(
-        epochs=250,
-        mixup=0.2,
-        precision="fp16",
-        batch_size=128,
-        optimizer_batch_size=1024,
-        workers=10,
-        prefetch=4,
-    )
+get_config = recipe("dgxa100_amp", epochs=250)

@@ -6,18 +6,6 @@ NVIDIA's figures, not measured with this project:
 top-1 80.03 +/- 0.11 %, 5779 img/s in training, ~6 hours.
 """
 
-from configs.base import imagenet
-from seresnext_jax.config import Config
+from configs.base import recipe
 
-
-def get_config() -> Config:
-    """8 x 128 images; no mixup."""
-    return imagenet(
-        epochs=90,
-        mixup=0.0,
-        precision="fp16",
-        batch_size=128,
-        optimizer_batch_size=1024,
-        workers=10,
-        prefetch=4,
-    )
+get_config = recipe("dgxa100_amp", epochs=90)

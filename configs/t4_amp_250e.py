@@ -6,18 +6,6 @@ NVIDIA's figures, not measured with this project: none for training on this GPU;
 inference with one T4 and batches of 128: 525 img/s.
 """
 
-from configs.base import imagenet
-from seresnext_jax.config import Config
+from configs.base import recipe
 
-
-def get_config() -> Config:
-    """8 x 128 images; mixup 0.2."""
-    return imagenet(
-        epochs=250,
-        mixup=0.2,
-        precision="fp16",
-        batch_size=128,
-        optimizer_batch_size=1024,
-        workers=8,
-        prefetch=2,
-    )
+get_config = recipe("t4_amp", epochs=250)

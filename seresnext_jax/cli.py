@@ -188,7 +188,7 @@ def load_config(file: str) -> Config:
     """Run a config file and return what its ``get_config()`` gives.
 
     The folder above the file's own is importable meanwhile, so that ``configs/a.py`` can say
-    ``from configs.base import imagenet`` wherever the program was started.
+    ``from configs.base import recipe`` wherever the program was started.
 
     Raises:
       UserError: the file is missing or fails, or does not give a well-typed `Config`.

@@ -1,19 +1,20 @@
 """What benchmark.py counts and prints; how fast anything is, no test asks."""
 
 import json
-from dataclasses import asdict, replace
+import sys
+from contextlib import closing
+from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from benchmarks import process
+from benchmarks import process, programs, suite
 from benchmarks.flops import PEAK_TFLOPS, forward_macs
-from benchmarks.gpu import suite
 from benchmarks.measure import against, waiting
 from benchmarks.process import Facts, Process, Task
 from benchmarks.profile import kind_rows
 from benchmarks.table import Row
-from benchmarks.timing import Timing
 from seresnext_jax.config import Config, DataConfig, ModelConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import ARCHITECTURES
@@ -43,8 +44,17 @@ def test_only_known_devices_have_a_peak() -> None:
 
 def test_inference_beside_pytorch(tmp_path: Path) -> None:
     """The table and the JSON have the same row, with rates, latencies and the ratio."""
-    words = "infer --arch se-resnext-tiny --image-size 32 --batch-sizes 2 --steps 3 --warmup 0"
-    more = ["--against", "torch", "--json", str(tmp_path / "a.json"), "--compilation-cache", ""]
+    words = "infer --model.arch se-resnext-tiny --data.image-size 32 --batch-sizes 2 --steps 3"
+    more = [
+        "--warmup",
+        "0",
+        "--against",
+        "torch",
+        "--json",
+        str(tmp_path / "a.json"),
+        "--compilation-cache",
+        "",
+    ]
     out = done(["benchmark.py", *words.split(), *more]).stdout
     found = json.loads((tmp_path / "a.json").read_text())
     assert found["machine"]["jax"] in out.splitlines()[0]
@@ -58,27 +68,57 @@ def test_inference_beside_pytorch(tmp_path: Path) -> None:
 
 
 def test_training_on_real_images_shows_what_waiting_for_them_costs(tmp_path: Path) -> None:
-    words = "train --arch se-resnext-tiny --image-size 32 --batch-sizes 4 --steps 3 --warmup 1"
-    options = ["--data-root", str(shared() / "digits"), "--json", str(tmp_path / "a.json")]
+    words = "train --model.arch se-resnext-tiny --data.image-size 32 --batch-sizes 4 --steps 3"
+    options = [
+        "--warmup",
+        "1",
+        "--data.root",
+        str(shared() / "digits"),
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
     done(["benchmark.py", *words.split(), *options, "--compilation-cache", str(shared() / "cache")])
     (row,) = json.loads((tmp_path / "a.json").read_text())["rows"]
     assert row["compute img/s"] > row["img/s"] > 0
     assert 0 < row["waiting"] < 1
 
 
+def test_the_training_step_is_that_of_the_whole_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The options that change the step reach the function that train.py compiles it with."""
+    from tests import one_block  # here, as it adds a row to the table of architectures
+
+    config = replace(one_block.get_config(), batch_size=2, use_ema=0.9, mixup=0.2)
+    config = replace(config, optim=replace(config.optim, freeze_backbone=True))
+    seen = []
+
+    def lower(config: Config, *rest: object, passes: int) -> None:
+        seen.append((config, passes))
+        raise UserError("seen")
+
+    monkeypatch.setattr(programs, "lower_train_step", lower)
+    with pytest.raises(UserError, match="seen"):
+        programs.jax_training(Task("jax", "train", config))
+    ((given, passes),) = seen
+    assert passes == 1
+    assert replace(given, data=config.data) == config
+    assert replace(given.data, backend=config.data.backend) == config.data
+
+
 def test_waiting_for_images_is_not_computing() -> None:
-    row = waiting(Timing((1.0, 2.0, 1.0)), [0.5, 1.5, 0.5], images=8)
+    row = waiting([1.0, 2.0, 1.0], [0.5, 1.5, 0.5], images=8)
     assert row == {"compute img/s": 16.0, "waiting": 0.625}
     # Turns of two steps, whose seconds are those of a step on average.
-    row = waiting(Timing((1.0, 2.0)), [0.25, 0.75, 1.0, 2.0], images=8)
+    row = waiting([1.0, 2.0], [0.25, 0.75, 1.0, 2.0], images=8)
     assert row == {"compute img/s": 16.0, "waiting": pytest.approx(2 / 3)}
 
 
 def test_the_ratio_is_that_of_steps_side_by_side() -> None:
     """Here each step is twice as fast as PyTorch's, while the machine slows down threefold."""
-    timings = {"jax": Timing((1.0, 1.0, 3.0)), "torch": Timing((2.0, 6.0, 6.0))}
+    timings = {"jax": [1.0, 1.0, 3.0], "torch": [2.0, 6.0, 6.0]}
     assert against(timings, images=8) == {"torch img/s": 8 / 6, "jax / torch": 2.0}
-    assert against({"jax": Timing((1.0,))}, images=8) == {}
+    assert against({"jax": [1.0]}, images=8) == {}
 
 
 def test_operations_of_a_profile_by_kind() -> None:
@@ -108,8 +148,9 @@ def test_the_gpu_suite_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first round always runs; what there is no time for is named."""
     monkeypatch.setattr(suite, "ROUNDS", (("train", "fp32", 2), ("infer", "fp32", 1)))
     monkeypatch.setattr(suite, "TRAINING", replace(suite.TRAINING, rounds=1, steps=2, warmup=1))
-    base = Config(model=ModelConfig("se-resnext-tiny"), data=DataConfig(image_size=32))
-    *_, last = suite.run_suite(base, minutes=0.02, cache="")
+    model, data = ModelConfig("se-resnext-tiny"), DataConfig(image_size=32)
+    base = Config(model=model, data=data, compilation_cache="")
+    *_, last = suite.run_suite(base, minutes=0.02)
     (row,) = last.rows
     assert (row["work"], row["precision"], row["batch"]) == ("train", "fp32", 2)
     assert row["img/s"] > 0 and row["jax / torch"] > 0
@@ -119,12 +160,12 @@ def test_the_gpu_suite_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("option", "cause"),
-    [("--devices 99", "--devices 99"), ("--data-root /nowhere", "/nowhere is not a folder")],
+    [("--devices 99", "--devices 99"), ("--data.root /nowhere", "/nowhere is not a folder")],
 )
 def test_a_program_that_cannot_start_is_a_line_of_its_own_and_one_of_the_parents(
     option: str, cause: str
 ) -> None:
-    words = f"train --arch se-resnext-tiny --image-size 32 --batch-sizes 2 {option}"
+    words = f"train --model.arch se-resnext-tiny --data.image-size 32 --batch-sizes 2 {option}"
     result = run(["benchmark.py", *words.split()])
     assert result.returncode == 2
     first, second = result.stderr.splitlines()
@@ -132,19 +173,28 @@ def test_a_program_that_cannot_start_is_a_line_of_its_own_and_one_of_the_parents
     assert second == "error: jax train fp32 batch 2 ended with status 2: see above"
 
 
+def never_ready(task: Task, pipe: Connection, share_gpu: bool) -> None:
+    """A child that dies while it gets ready."""
+    sys.exit(7)
+
+
+def ready_once(task: Task, pipe: Connection, share_gpu: bool) -> None:
+    """A child that dies between two requests."""
+    pipe.send(Facts("cpu", 1.0))
+    sys.exit(7)
+
+
 def test_a_program_that_dies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """While it gets ready, or between two requests."""
-    monkeypatch.setattr(process, "COMMAND", ("-c", "import sys; sys.exit(7)"))
-    with Process(Task("jax", "train", Config()), share_gpu=False) as program:
+    monkeypatch.setattr(process, "serve", never_ready)
+    with closing(Process(Task("jax", "train", Config()), share_gpu=False)) as program:
         with pytest.raises(UserError, match="jax train fp32 batch 128 ended with status 7"):
-            program.time_each(1)
-    ready = json.dumps(asdict(Facts("cpu", 1.0, None, None)))
-    code = f"import sys; print({ready!r}, flush=True); sys.stdin.close(); sys.exit(7)"
-    monkeypatch.setattr(process, "COMMAND", ("-c", code))
-    with Process(Task("jax", "train", Config()), share_gpu=False) as program:
+            program.ask("time_each", 1)
+    monkeypatch.setattr(process, "serve", ready_once)
+    with closing(Process(Task("jax", "train", Config()), share_gpu=False)) as program:
         assert program.facts().device == "cpu"
         with pytest.raises(UserError, match="ended with status 7"):
-            program.time_each(1)
+            program.ask("time_each", 1)
 
 
 def test_a_round_that_fails_does_not_end_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +207,6 @@ def test_a_round_that_fails_does_not_end_the_suite(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(suite, "gpu_tests_pass", lambda: False)
     rounds = (("train", "fp16", 128), ("infer", "fp16", 1), ("train", "bf16", 128))
     monkeypatch.setattr(suite, "ROUNDS", rounds)
-    *_, last = suite.run_suite(Config(), minutes=1, cache="")
+    *_, last = suite.run_suite(Config(), minutes=1)
     assert len(last.rows) == 2 and last.left_out == []
     assert last.failed == ["the tests that need a GPU", "infer fp16 batch 1"]

@@ -16,8 +16,13 @@ import benchmark
 from benchmarks.flops import PEAK_TFLOPS
 from benchmarks.gpu import compile as gpu_compile
 from benchmarks.gpu import matrix
-from benchmarks.gpu.compile import child_environment, compile_all, compiler_versions, last_words
-from benchmarks.gpu.job import Job
+from benchmarks.gpu.compile import (
+    Job,
+    child_environment,
+    compile_job,
+    compiler_versions,
+    last_words,
+)
 from benchmarks.gpu.targets import GPUS, target_config
 from benchmarks.gpu.traffic import Kernel, by_kind, describe_collectives, read_kernels
 from benchmarks.gpu.worker import lower
@@ -176,7 +181,9 @@ def fake_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_aborted_compiler_is_one_row_and_the_others_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = "compile --arch se-resnext-tiny --gpu a100 --precisions fp16 bf16 tf32 fp32 --kinds"
+    words = (
+        "compile --model.arch se-resnext-tiny --gpu a100 --precisions fp16 bf16 tf32 fp32 --kinds"
+    )
     files = ["--json", str(tmp_path / "a.json"), "--hlo", str(tmp_path / "new" / "hlo")]
     assert benchmark.main([*words.split(), "--programs", "train", *files]) == 1
     content = json.loads((tmp_path / "a.json").read_text())
@@ -204,8 +211,15 @@ def test_an_aborted_compiler_is_one_row_and_the_others_are_reported(
 
 @pytest.mark.usefixtures("fake_worker")
 def test_where_everything_compiles_the_status_is_0() -> None:
-    words = "compile --arch se-resnext-tiny --gpu t4"
+    words = "compile --model.arch se-resnext-tiny --gpu t4"
     assert benchmark.main(words.split()) == 0
+
+
+@pytest.mark.usefixtures("fake_worker")
+def test_a_file_in_place_of_the_hlo_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "hlo").write_text("")
+    with pytest.raises(UserError, match=r"^--hlo .*/hlo: File exists; give a folder$"):
+        benchmark.main(["compile", "--hlo", str(tmp_path / "hlo")])
 
 
 def jobs_of(words: str) -> list[Job]:
@@ -268,11 +282,13 @@ def test_a_plugin_of_another_version_is_one_line_with_the_fix(
 
 
 @pytest.mark.usefixtures("fake_worker")
-def test_the_worker_reports_an_exception_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_reports_an_exception_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real worker, with a job that fails before XLA."""
     monkeypatch.setattr(gpu_compile, "WORKER", ("-m", "benchmarks.gpu.worker"))
     job = Job("h100", "eval", Config(model=ModelConfig(arch="vgg16")), devices=1)
-    (outcome,) = compile_all([job])
+    outcome = compile_job(job, tmp_path / "a.hlo")
     assert "Error: " in outcome.error and "\n" not in outcome.error
     assert "Traceback" in outcome.output
 

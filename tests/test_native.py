@@ -115,8 +115,8 @@ def test_without_a_compiler_convolutions_are_the_same_and_it_is_said_once(
 
 
 def test_a_program_without_a_compiler_says_so_in_one_line(tmp_path: Path) -> None:
-    words = "infer --arch se-resnext-tiny --image-size 32 --batch-sizes 1 --steps 1 --warmup 0"
-    command = ["benchmark.py", *words.split(), "--compilation-cache", ""]
+    words = "infer --model.arch se-resnext-tiny --data.image-size 32 --batch-sizes 1 --steps 1"
+    command = ["benchmark.py", *words.split(), "--warmup", "0", "--compilation-cache", ""]
     home = {"CXX": "/no/such/compiler", "HOME": str(tmp_path)}
     program = done(command, env=home)
     assert re.fullmatch(

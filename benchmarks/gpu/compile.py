@@ -1,7 +1,7 @@
-"""Compile programs for absent GPUs, each in a process of its own, and say what came of it.
+"""Compile programs for absent GPUs, each in its own process, and report what came of it.
 
-XLA's compiler may abort its process. So a child compiles (worker.py), and what ends it is the
-result of that program alone.
+XLA's compiler may abort its process. So a child compiles (worker.py), and if it dies, only that
+program has failed.
 """
 
 import json
@@ -11,16 +11,17 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
-from benchmarks.gpu.job import Job
-from benchmarks.gpu.targets import GPUS, REACHABLE
+from benchmarks.gpu.targets import GPUS, REACHABLE, GpuName
 from benchmarks.gpu.traffic import Kernel, by_kind, describe_collectives, read_kernels
-from benchmarks.table import Row, print_header, print_table
+from benchmarks.table import Row, installed_version, print_table
+from seresnext_jax.config import Config, Plan, resolve
 from seresnext_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,6 +30,44 @@ WORKER = ("-m", "benchmarks.gpu.worker")
 COMPILER_TOOLS = "nvidia-cuda-nvcc-cu12"
 """The package of ptxas and libdevice. That of CUDA 12 assembles for every GPU of the table and for
 both of JAX's plugins; that of CUDA 13 refuses the V100."""
+
+ProgramName = Literal["train", "eval", "infer"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One program to compile: a step of a configuration, for a GPU that need not be there."""
+
+    gpu: GpuName
+    program: ProgramName
+    config: Config
+    """Its optimizer batch decides the forward passes of a training step."""
+    devices: int
+
+    @property
+    def plan(self) -> Plan:
+        """The run's numbers, on just as many images as a step needs.
+
+        Raises:
+          UserError: a field of the configuration is out of range, or its batches do not divide.
+        """
+        config = self.config
+        images = max(config.optimizer_batch_size, config.batch_size * self.devices)
+        return resolve(config, num_images=images, num_devices=self.devices)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes in one call of the program."""
+        return self.plan.accumulation if self.program == "train" else 1
+
+    @property
+    def name(self) -> str:
+        """The job in one word, for a file."""
+        config = self.config
+        return (
+            f"{self.gpu}-{self.program}-{config.model.arch}-{config.precision}"
+            f"-batch{config.batch_size}x{self.devices}x{self.passes}-{config.data.image_size}px"
+        )
 
 
 @dataclass(frozen=True)
@@ -77,16 +116,52 @@ class Outcome:
         ]
 
 
+def compile_jobs(
+    jobs: Sequence[Job], *, hlo_folder: str = "", debug: bool = False
+) -> list[Outcome]:
+    """Compile the jobs one after the other; prints a table of the outcomes.
+
+    Args:
+      hlo_folder: where each program's optimized HLO text is kept; "": nowhere.
+      debug: also print what the compiler logged about a program that failed.
+
+    Raises:
+      UserError: the folder cannot be made.
+    """
+    outcomes: list[Outcome] = []
+
+    def rows(folder: Path) -> Iterator[Row]:
+        for job in jobs:
+            outcomes.append(compile_job(job, folder / f"{job.name}.hlo"))
+            yield outcomes[-1].row()
+
+    with TemporaryDirectory() as scratch:
+        folder = Path(hlo_folder or scratch).absolute()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--hlo {hlo_folder}: {error.strerror}; give a folder") from error
+        print_table(rows(folder))
+    failed = [outcome for outcome in outcomes if outcome.error]
+    for outcome in failed if debug else ():
+        print(f"\n{outcome.job.name}:\n{outcome.output}", file=sys.stderr)
+    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} programs compiled")
+    return outcomes
+
+
 def compiler_versions() -> dict[str, str]:
     """The packages that compile, and their versions.
 
     Raises:
       UserError: one is missing, or JAX's plugin is not of JAX's version; says what to install.
     """
-    found = {name: _version(name) for name in ("jax", "jaxlib", COMPILER_TOOLS)}
+    found = {name: installed_version(name) for name in ("jax", "jaxlib", COMPILER_TOOLS)}
     for cuda in ("12", "13"):
         plugin, runtime = f"jax-cuda{cuda}-plugin", f"jax-cuda{cuda}-pjrt"
-        if found[COMPILER_TOOLS] and _version(plugin) == _version(runtime) == found["jaxlib"]:
+        if (
+            found[COMPILER_TOOLS]
+            and installed_version(plugin) == installed_version(runtime) == found["jaxlib"]
+        ):
             return {**found, plugin: found["jaxlib"]}
     raise UserError(
         f"compiling for a GPU needs {COMPILER_TOOLS}, and jax-cuda12-plugin or jax-cuda13-plugin "
@@ -95,45 +170,21 @@ def compiler_versions() -> dict[str, str]:
     )
 
 
-def compile_all(jobs: Iterable[Job], hlo_folder: Path | None = None) -> Iterator[Outcome]:
-    """Compile the jobs one after the other.
-
-    Args:
-      hlo_folder: where each program's optimized HLO text is kept; it is made if it isn't there.
-    """
-    with TemporaryDirectory() as scratch:
-        folder = hlo_folder or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        for job in jobs:
-            yield _compile(job, folder.absolute() / f"{job.name}.hlo")
-
-
-def compile_and_print(
-    jobs: Sequence[Job], *, hlo_folder: Path | None = None, debug: bool = False
-) -> list[Outcome]:
-    """Compile the jobs and print a table of the outcomes, each as soon as it is there.
-
-    Args:
-      hlo_folder: as in `compile_all`.
-      debug: also print what the compiler logged of a program that failed.
-
-    Raises:
-      UserError: a package that compiles is missing.
-    """
-    print_header(compiler_versions())
-    outcomes: list[Outcome] = []
-
-    def rows() -> Iterator[Row]:
-        for outcome in compile_all(jobs, hlo_folder):
-            outcomes.append(outcome)
-            yield outcome.row()
-
-    print_table(rows())
-    failed = [outcome for outcome in outcomes if outcome.error]
-    for outcome in failed if debug else ():
-        print(f"\n{outcome.job.name}:\n{outcome.output}", file=sys.stderr)
-    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} programs compiled")
-    return outcomes
+def compile_job(job: Job, hlo_file: Path) -> Outcome:
+    """Compile a program in a child process, and keep its HLO text in a file."""
+    child = subprocess.run(
+        [sys.executable, *WORKER, str(hlo_file)],
+        input=pickle.dumps(job),
+        capture_output=True,
+        cwd=ROOT,
+        env=child_environment(),
+    )
+    output = child.stderr.decode(errors="replace")
+    if child.returncode < 0 or not child.stdout:
+        return Outcome(job, error=last_words(child.returncode, output), output=output)
+    told = json.loads(child.stdout)
+    kernels = () if told["error"] else tuple(read_kernels(hlo_file.read_text()))
+    return Outcome(job, **told, kernels=kernels, output=output)
 
 
 def child_environment() -> dict[str, str]:
@@ -151,24 +202,6 @@ def child_environment() -> dict[str, str]:
     }
 
 
-def _compile(job: Job, hlo_file: Path) -> Outcome:
-    child = subprocess.run(
-        [sys.executable, *WORKER, str(hlo_file)],
-        input=pickle.dumps(job),
-        capture_output=True,
-        cwd=ROOT,
-        env=child_environment(),
-    )
-    output = child.stderr.decode(errors="replace")
-    if child.returncode < 0 or not child.stdout:
-        return Outcome(job, error=last_words(child.returncode, output), output=output)
-    told = json.loads(child.stdout)
-    if told["error"]:
-        return Outcome(job, error=told["error"], output=output)
-    kernels = tuple(read_kernels(hlo_file.read_text()))
-    return Outcome(job, told["seconds"], told["temporary_bytes"], kernels, output=output)
-
-
 def last_words(status: int, output: str) -> str:
     """One line on a child that ended without a result: how, and the last error that it logged.
 
@@ -181,11 +214,3 @@ def last_words(status: int, output: str) -> str:
     place, text = errors[-1] if errors else ("", "")
     why = f"{text.strip()} ({place})" if text else "it logged no error"
     return f"the compiler ended with {how}: {why}"
-
-
-def _version(package: str) -> str:
-    """A package's version; "" if it isn't installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -1,4 +1,4 @@
-"""Compile the project's programs for GPUs that are not there, in the combinations of a table.
+"""Compile the project's programs for absent GPUs, in the combinations of a table.
 
     python -m benchmarks.gpu.matrix            # all of them; half an hour on two cores
     python -m benchmarks.gpu.matrix --short    # what a change is likely to break; 5 minutes
@@ -10,12 +10,13 @@ others.
 
 from dataclasses import dataclass
 
-from benchmarks.gpu.compile import ROOT, compile_and_print
-from benchmarks.gpu.job import Job, ProgramName
+from benchmarks.gpu.compile import ROOT, Job, ProgramName, compile_jobs, compiler_versions
 from benchmarks.gpu.targets import GpuName
+from benchmarks.table import print_header
 from seresnext_jax.cli import load_config, parse, run
 from seresnext_jax.config import Config, ModelConfig, Precision
 
+FULL, TINY = "se-resnext101-32x4d", "se-resnext-tiny"
 TRAIN: tuple[ProgramName, ...] = ("train",)
 BOTH: tuple[ProgramName, ...] = ("train", "eval")
 
@@ -46,20 +47,18 @@ def recipe(gpu: GpuName, name: str) -> list[Job]:
 
 def short() -> list[Job]:
     """The full network's training step where it matters most, and a small one for the rest."""
-    full, tiny = "se-resnext101-32x4d", "se-resnext-tiny"
     return [
         # GPU, architecture, precision, batch, devices, passes, programs
-        *combination("h100", full, "fp16", 128, 1, 1, TRAIN),
-        *combination("h100", full, "tf32", 128, 1, 1, TRAIN),
-        *combination("a100", tiny, "bf16", 32, 8, 2, TRAIN),
-        *combination("t4", tiny, "fp32", 32, 1, 1, BOTH),
-        *combination("v100", tiny, "fp16", 32, 8, 1, TRAIN),
+        *combination("h100", FULL, "fp16", 128, 1, 1, TRAIN),
+        *combination("h100", FULL, "tf32", 128, 1, 1, TRAIN),
+        *combination("a100", TINY, "bf16", 32, 8, 2, TRAIN),
+        *combination("t4", TINY, "fp32", 32, 1, 1, BOTH),
+        *combination("v100", TINY, "fp16", 32, 8, 1, TRAIN),
     ]
 
 
 def everything() -> list[Job]:
     """Every recipe and architecture."""
-    full = "se-resnext101-32x4d"
     return [
         *recipe("a100", "dgxa100_amp_90e"),
         *recipe("a100", "dgxa100_tf32_250e"),
@@ -68,18 +67,18 @@ def everything() -> list[Job]:
         *recipe("t4", "t4_amp_90e"),
         *recipe("t4", "t4_fp32_250e"),
         # GPU, architecture, precision, batch, devices, passes, programs
-        *combination("h100", full, "fp16", 128, 1, 1, BOTH),
-        *combination("h100", full, "bf16", 256, 8, 2, TRAIN),
-        *combination("h100", full, "tf32", 128, 1, 2, TRAIN),
+        *combination("h100", FULL, "fp16", 128, 1, 1, BOTH),
+        *combination("h100", FULL, "bf16", 256, 8, 2, TRAIN),
+        *combination("h100", FULL, "tf32", 128, 1, 2, TRAIN),
         *combination("h100", "resnet18", "fp32", 256, 8, 1, BOTH),
         *combination("h100", "resnet50", "fp16", 256, 8, 1, TRAIN),
         *combination("h100", "resnext50-32x4d", "tf32", 128, 8, 1, BOTH),
         *combination("h100", "resnext101-32x8d", "bf16", 64, 1, 2, TRAIN),
-        *combination("h100", "se-resnext-tiny", "fp16", 256, 1, 2, BOTH),
+        *combination("h100", TINY, "fp16", 256, 1, 2, BOTH),
         *combination("a100", "resnet34", "bf16", 256, 1, 2, BOTH),
         *combination("a100", "resnet101", "tf32", 128, 1, 1, TRAIN),
         *combination("a100", "resnext101-32x8d-basic", "fp16", 64, 8, 1, TRAIN),
-        *combination("a100", "se-resnext-tiny", "fp32", 256, 8, 2, TRAIN),
+        *combination("a100", TINY, "fp32", 256, 8, 2, TRAIN),
         *combination("v100", "resnet152", "fp32", 64, 1, 1, TRAIN),
         *combination("t4", "resnext101-32x4d", "fp16", 64, 1, 2, TRAIN),
     ]
@@ -98,8 +97,8 @@ class MatrixConfig:
 def main(argv: list[str]) -> int:
     """Run the program; returns its exit status: 1 if a program did not compile."""
     options = parse(MatrixConfig(), argv, program="matrix", description=__doc__ or "")
-    jobs = short() if options.short else everything()
-    outcomes = compile_and_print(jobs, debug=options.debug)
+    print_header(compiler_versions())
+    outcomes = compile_jobs(short() if options.short else everything(), debug=options.debug)
     return 1 if any(outcome.error for outcome in outcomes) else 0
 
 

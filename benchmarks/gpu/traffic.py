@@ -58,9 +58,8 @@ class _Instruction(NamedTuple):
         return match.group(1) if match else ""
 
 
-class _Computations(NamedTuple):
-    bodies: dict[str, list[_Instruction]]
-    entry: str
+_Bodies = dict[str, list[_Instruction]]
+"""The instructions of each computation."""
 
 
 def read_kernels(hlo: str) -> list[Kernel]:
@@ -69,8 +68,7 @@ def read_kernels(hlo: str) -> list[Kernel]:
     Raises:
       ValueError: the text has no entry computation.
     """
-    computations = _parse(hlo)
-    return list(_kernels_of(computations, computations.entry))
+    return list(_kernels_of(*_parse(hlo)))
 
 
 def by_kind(kernels: Iterable[Kernel]) -> dict[str, tuple[int, int]]:
@@ -93,8 +91,9 @@ def describe_collectives(kernels: Iterable[Kernel]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in found.items()) or "-"
 
 
-def _parse(hlo: str) -> _Computations:
-    bodies: dict[str, list[_Instruction]] = {}
+def _parse(hlo: str) -> tuple[_Bodies, str]:
+    """Every computation, and the name of the entry computation."""
+    bodies: _Bodies = {}
     entry = ""
     body: list[_Instruction] = []
     for line in hlo.splitlines():
@@ -108,31 +107,29 @@ def _parse(hlo: str) -> _Computations:
             body.append(_Instruction(name, shape, op, names, attributes or ""))
     if not entry:
         raise ValueError("the HLO text has no entry computation")
-    return _Computations(bodies, entry)
+    return bodies, entry
 
 
-def _kernels_of(computations: _Computations, name: str) -> Iterator[Kernel]:
+def _kernels_of(bodies: _Bodies, name: str) -> Iterator[Kernel]:
     """The kernels of one computation and of those that it calls."""
     shapes: dict[str, str] = {}
-    for instruction in computations.bodies[name]:
+    for instruction in bodies[name]:
         shapes[instruction.name] = instruction.shape
         op = instruction.op
         if op in _NOT_A_KERNEL or op.endswith("-done"):
             continue
         if op == "call":
-            yield from _kernels_of(computations, instruction.attribute(r"to_apply=%([\w.\-]+)"))
+            yield from _kernels_of(bodies, instruction.attribute(r"to_apply=%([\w.\-]+)"))
         elif op == "while":
             iterations = instruction.attribute(r'"known_trip_count":\{"n":"(\d+)"') or "1"
             for _ in range(int(iterations)):
-                yield from _kernels_of(computations, instruction.attribute(r"body=%([\w.\-]+)"))
+                yield from _kernels_of(bodies, instruction.attribute(r"body=%([\w.\-]+)"))
         else:
-            yield _kernel(computations, instruction, shapes)
+            yield _kernel(bodies, instruction, shapes)
 
 
-def _kernel(
-    computations: _Computations, instruction: _Instruction, shapes: dict[str, str]
-) -> Kernel:
-    body = computations.bodies.get(instruction.attribute(r"calls=%([\w.\-]+)"), [])
+def _kernel(bodies: _Bodies, instruction: _Instruction, shapes: dict[str, str]) -> Kernel:
+    body = bodies.get(instruction.attribute(r"calls=%([\w.\-]+)"), [])
     if instruction.op == "async-start":
         # A wrapper: the operation itself is the root of the computation that it calls.
         instruction = body[-1]._replace(operands=instruction.operands)

@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from benchmarks.measure import Effort, measure
-from benchmarks.process import ROOT, Task, Work
+from benchmarks.process import Task, Work
 from benchmarks.table import Row, print_table
 from seresnext_jax.config import Config, Precision
 from seresnext_jax.errors import UserError
@@ -39,20 +40,6 @@ INFERENCE = replace(TRAINING, rounds=5, steps=40, warmup=20, profile=False)
 
 
 @dataclass
-class Clock:
-    """The time that is left, and what a round took."""
-
-    deadline: float
-    """By `time.monotonic`."""
-    longest: float = 0.0
-    """Seconds of the longest round up to now."""
-
-    def allows_another(self) -> bool:
-        """Whether a round as long as the longest would end in time."""
-        return time.monotonic() + self.longest <= self.deadline
-
-
-@dataclass
 class Findings:
     """What was measured up to now."""
 
@@ -65,27 +52,27 @@ class Findings:
     """Rounds that there was no time for."""
 
 
-def run_suite(base: Config, *, minutes: float, cache: str) -> Iterator[Findings]:
+def run_suite(base: Config, *, minutes: float) -> Iterator[Findings]:
     """Measure and print, round by round; yields after each one.
 
     Args:
-      base: the network and its image size.
+      base: the network, its image size and the compilation cache.
       minutes: what may be spent, including compilation.
-      cache: folder of JAX's compilation cache, an absolute path; empty: none.
     """
-    clock = Clock(time.monotonic() + 60 * minutes)
+    deadline = time.monotonic() + 60 * minutes
+    longest = 0.0
     findings = Findings()
     tested = False
     for work, precision, batch in ROUNDS:
         name = f"{work} {precision} batch {batch}"
-        if not clock.allows_another():
+        started = time.monotonic()
+        if started + longest > deadline:
             findings.left_out.append(name)
             continue
-        started = time.monotonic()
         config = replace(base, precision=precision, batch_size=batch, optimizer_batch_size=-1)
-        task = Task("jax", work, config, compilation_cache=cache)
         try:
-            row, profile = measure(task, TRAINING if work == "train" else INFERENCE)
+            effort = TRAINING if work == "train" else INFERENCE
+            row, profile = measure(Task("jax", work, config), effort)
         except UserError as error:
             print(f"{name}: {error}", flush=True)
             findings.failed.append(name)
@@ -96,7 +83,7 @@ def run_suite(base: Config, *, minutes: float, cache: str) -> Iterator[Findings]
                 tested = True
                 if not gpu_tests_pass():
                     findings.failed.append("the tests that need a GPU")
-        clock.longest = max(clock.longest, time.monotonic() - started)
+        longest = max(longest, time.monotonic() - started)
         yield findings
     for name in findings.left_out:
         print(f"left out, {minutes:g} minutes are over: {name}")
@@ -106,4 +93,4 @@ def run_suite(base: Config, *, minutes: float, cache: str) -> Iterator[Findings]
 def gpu_tests_pass() -> bool:
     """Run the tests that need a GPU; they are all in one file."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_dali.py"]
-    return subprocess.run(command, cwd=ROOT).returncode == 0
+    return subprocess.run(command, cwd=Path(__file__).parent.parent).returncode == 0
