@@ -15,7 +15,7 @@ from benchmarks.table import Row
 from seresnext_jax.config import Config, DataConfig, ModelConfig
 from seresnext_jax.data.files import FileList, class_folders, list_images
 from seresnext_jax.data.images import open_rgb
-from seresnext_jax.data.open import split_folder
+from seresnext_jax.data.open import open_train, split_folder
 from seresnext_jax.data.sampler import crop_draws
 from seresnext_jax.data.transform import TrainCrop
 from seresnext_jax.mesh import make_mesh
