@@ -92,5 +92,5 @@ def run_suite(base: Config, *, minutes: float) -> Iterator[Findings]:
 
 def gpu_tests_pass() -> bool:
     """Run the tests that need a GPU; they are all in one file."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_dali.py"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/data/test_dali.py"]
     return subprocess.run(command, cwd=Path(__file__).parent.parent).returncode == 0

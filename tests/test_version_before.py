@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from tests.conversion import command
 from tests.programs import done
+from tests.weights.conversion import command
 
-ARCHIVE = Path(__file__).parent / "data" / "run_of_the_version_before.tar.xz"
+ARCHIVE = Path(__file__).parent / "files" / "run_of_the_version_before.tar.xz"
 STEPS, EPOCHS = 3, 2
 BIAS = (0.01693234, 0.01739868, -0.00856645)
 AVERAGED_BIAS = (0.01702393, 0.01740451, -0.00866385)

@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_images
 from seresnext_jax.config import DataConfig
 from seresnext_jax.data.open import Split, decoding_threads
 from seresnext_jax.errors import UserError
-from tests.loaders import open_split
+from tests.data.loaders import open_split
 
 DALIGenericIterator = pytest.importorskip("nvidia.dali.plugin.jax").DALIGenericIterator
 dali = pytest.importorskip("seresnext_jax.data.dali")

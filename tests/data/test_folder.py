@@ -17,7 +17,7 @@ from seresnext_jax.data.open import Split
 from seresnext_jax.data.reader import ImageReader
 from seresnext_jax.data.transform import TrainCrop
 from seresnext_jax.errors import UserError
-from tests.loaders import open_split
+from tests.data.loaders import open_split
 
 CONFIG = DataConfig(backend="folder", image_size=16, eval_margin=4, workers=2)
 

@@ -23,9 +23,8 @@ from seresnext_jax.ops.gpu.convolution import conv2d_on_gpu
 from seresnext_jax.ops.gpu.pooling import max_pool_on_gpu
 from seresnext_jax.training.losses import smoothed_cross_entropy
 from seresnext_jax.training.precision import POLICIES
-from tests.bridge import by_torch_name, to_variables
 from tests.reference import torch_training
-from tests.test_parity import (
+from tests.training.test_parity import (
     CLASSES,
     IMAGES,
     LR,
@@ -38,6 +37,7 @@ from tests.test_parity import (
     to_torch_images,
     train_alike,
 )
+from tests.weights.bridge import by_torch_name, to_variables
 
 SCALE = 128.0
 """The loss scale of fp16 in both."""

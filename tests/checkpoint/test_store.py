@@ -26,7 +26,8 @@ from seresnext_jax.config import Config, LossScaleConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.training.state import TrainState, create_train_state
-from tests.metas import make_meta
+from tests.checkpoint.metas import make_meta
+from tests.programs import ROOT
 
 
 def state(step: int = 0, *, devices: int = 1, width: int = 3) -> TrainState:
@@ -307,4 +308,4 @@ def test_importing_changes_no_setting() -> None:
         "assert sys.unraisablehook is sys.__unraisablehook__\n"
         "assert logging.getLogger('asyncio').level == logging.NOTSET\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

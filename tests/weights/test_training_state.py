@@ -24,7 +24,8 @@ from seresnext_jax.training.step import make_train_step
 from seresnext_jax.weights import training_state as training
 from seresnext_jax.weights.identify import network
 from seresnext_jax.weights.state_dict import from_state_dict
-from tests.conversion import (
+from tests.reference import torch_model, torch_training
+from tests.weights.conversion import (
     CLASSES,
     TINY,
     StateDict,
@@ -34,7 +35,6 @@ from tests.conversion import (
     reference,
     without_counters,
 )
-from tests.reference import torch_model, torch_training
 
 STEPS_PER_EPOCH = 5
 CONFIG = Config(

@@ -24,7 +24,7 @@ from seresnext_jax.training.precision import (
 )
 from seresnext_jax.training.state import create_train_state
 from seresnext_jax.training.step import make_eval_step, make_train_step
-from tests.cpu_kernel import forget_the_cpu_kernel
+from tests.ops.cpu_kernel import forget_the_cpu_kernel
 
 FP16 = POLICIES["fp16"]
 

@@ -13,6 +13,7 @@ from seresnext_jax.errors import UserError
 from seresnext_jax.report.metrics import METRICS, find_metric, metric_rows
 from seresnext_jax.report.report import Report
 from seresnext_jax.report.sinks import PREFIX, Record, read_report
+from tests.programs import ROOT
 
 RAPORT = "experiment_raport.json"
 STEPS = 4
@@ -484,5 +485,5 @@ def test_the_documentation_has_the_table_of_metrics() -> None:
     for metric in METRICS:
         names = ", ".join(f"`{split}.{metric.name}`" for split in metric.splits.split())
         rows.append(f"| {names} | {metric.unit or ''} | {metric.label} | {metric.meaning} |")
-    text = (Path(__file__).parent.parent / "docs/report.md").read_text()
+    text = (ROOT / "docs/report.md").read_text()
     assert text.partition("## Metrics")[2].partition("\n| ")[2] == "\n".join(rows)[2:] + "\n"

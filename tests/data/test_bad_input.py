@@ -17,7 +17,7 @@ from seresnext_jax.config import Backend, DataConfig
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.data.open import Split
 from seresnext_jax.errors import UserError
-from tests.loaders import open_split
+from tests.data.loaders import open_split
 
 Writer = Callable[[Path], object]
 CONFIG = DataConfig(image_size=16, eval_margin=4, workers=2)

@@ -21,7 +21,8 @@ from seresnext_jax.weights.folder import read_weights_folder, write_weights_fold
 from seresnext_jax.weights.identify import network
 from seresnext_jax.weights.info import Weights, WeightsInfo
 from seresnext_jax.weights.read import read_weights
-from tests.metas import make_meta
+from tests.checkpoint.metas import make_meta
+from tests.programs import ROOT
 
 INFO = WeightsInfo(
     architecture="se-resnext-tiny",
@@ -178,7 +179,7 @@ def test_reading_needs_no_torch(tmp_path: Path, variables: dict[str, Any]) -> No
         "try: read_weights(Path(sys.argv[1]) / 'a.pth')\n"
         "except UserError as error: print(error)\n"
     )
-    root = Path(__file__).parent.parent
+    root = ROOT
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
         cwd=root, capture_output=True, text=True, check=True,

@@ -25,7 +25,7 @@ from seresnext_jax.weights.folder import write_weights_folder
 from seresnext_jax.weights.identify import network
 from seresnext_jax.weights.info import Weights, WeightsInfo
 from seresnext_jax.weights.state_dict import to_state_dict
-from tests.metas import make_meta
+from tests.checkpoint.metas import make_meta
 
 TINY = "se-resnext-tiny"
 CONFIG = Config(model=ModelConfig(TINY, num_classes=3), seed=1)

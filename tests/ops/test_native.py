@@ -11,7 +11,7 @@ from seresnext_jax.ops.convolution import conv2d
 from seresnext_jax.ops.cpu import native
 from seresnext_jax.ops.cpu.native import CompilationError, load_library
 from seresnext_jax.ops.reference import conv2d_reference
-from tests.cpu_kernel import forget_the_cpu_kernel
+from tests.ops.cpu_kernel import forget_the_cpu_kernel
 from tests.programs import done
 
 

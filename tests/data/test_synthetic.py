@@ -6,7 +6,7 @@ import numpy as np
 
 from seresnext_jax.config import DataConfig
 from seresnext_jax.data.open import Split
-from tests.loaders import open_split
+from tests.data.loaders import open_split
 
 
 def loader(split: Split, seed: int = 0, devices: int = 1) -> Any:

@@ -27,7 +27,7 @@ from seresnext_jax.run.saver import Saver
 from seresnext_jax.run.start import Start
 from seresnext_jax.training.state import TrainState, create_train_state
 from tests import soak
-from tests.metas import make_meta
+from tests.checkpoint.metas import make_meta
 from tests.programs import (
     EPOCHS,
     ROOT,

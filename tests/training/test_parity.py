@@ -29,8 +29,8 @@ from seresnext_jax.training.mixup import mix
 from seresnext_jax.training.precision import POLICIES
 from seresnext_jax.training.state import TrainState, create_train_state
 from seresnext_jax.training.step import make_train_step
-from tests.bridge import assert_close, by_torch_name, to_variables
 from tests.reference import torch_model, torch_training
+from tests.weights.bridge import assert_close, by_torch_name, to_variables
 
 SIZE, IMAGES, CLASSES, STEPS, SMOOTHING, LR = 64, 8, 10, 5, 0.1, 0.02
 FP32 = POLICIES["fp32"]
