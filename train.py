@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from seresnext_jax.cli import parse_config, run
-from seresnext_jax.config import Config, divide_batch, resolve
+from seresnext_jax.config import Config
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.data.open import open_splits
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.network import make_network
+from seresnext_jax.plan import divide_batch, resolve
 from seresnext_jax.processes import fails_alone
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.metrics import metric_rows

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.process import Facts, Task
 from benchmarks.profile import profile_steps
-from seresnext_jax.config import Config, resolve
+from seresnext_jax.config import Config
 from seresnext_jax.data.files import class_folders
 from seresnext_jax.data.normalize import IMAGENET_MEAN, IMAGENET_STD
 from seresnext_jax.data.open import open_train, split_folder
@@ -24,6 +24,7 @@ from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.initial import init_variables
 from seresnext_jax.model.network import ARCHITECTURES, make_network
+from seresnext_jax.plan import resolve
 from seresnext_jax.run.runtime import keep_freed_memory, use_compilation_cache
 from seresnext_jax.training.inference import folded_forward, place_folded
 from seresnext_jax.training.precision import POLICIES

@@ -17,17 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seresnext_jax.cli import load_config, parse, parse_config, parse_over_config, run
-from seresnext_jax.config import (
-    Config,
-    DataConfig,
-    OptimConfig,
-    Plan,
-    flatten,
-    option_name,
-    ranges,
-    resolve,
-)
+from seresnext_jax.config import Config, DataConfig, OptimConfig, flatten, option_name, ranges
 from seresnext_jax.errors import UserError
+from seresnext_jax.plan import Plan, resolve
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from seresnext_jax.cli import load_config
-from seresnext_jax.config import Config, check, flatten, resolve
+from seresnext_jax.config import Config, check, flatten
 from seresnext_jax.errors import UserError
+from seresnext_jax.plan import resolve
 
 FOLDER = Path(__file__).parent.parent / "configs"
 IMAGENET = 1_281_167

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS: tuple[set[str], ...] = (
     {"ops", "mesh", "errors", "torch_keys"},
-    {"config", "report", "processes"},
+    {"config", "plan", "report", "processes"},
     {"model", "data"},
     {"training", "cli"},
     {"checkpoint"},

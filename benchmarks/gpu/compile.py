@@ -21,8 +21,9 @@ from typing import Literal
 from benchmarks.gpu.targets import GPUS, REACHABLE, GpuName
 from benchmarks.gpu.traffic import Kernel, by_kind, describe_collectives, read_kernels
 from benchmarks.table import Row, installed_version, print_table
-from seresnext_jax.config import Config, Plan, resolve
+from seresnext_jax.config import Config
 from seresnext_jax.errors import UserError
+from seresnext_jax.plan import Plan, resolve
 
 ROOT = Path(__file__).parent.parent.parent
 WORKER = ("-m", "benchmarks.gpu.worker")

@@ -5,7 +5,8 @@ from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 import typeguard
 
-from seresnext_jax.config import Config, Plan
+from seresnext_jax.config import Config
+from seresnext_jax.plan import Plan
 from seresnext_jax.report.meters import Mean
 
 T = TypeVar("T")

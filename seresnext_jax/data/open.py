@@ -8,7 +8,7 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
-from seresnext_jax.config import Config, EvaluationConfig, InputConfig, divide_batch
+from seresnext_jax.config import Config, EvaluationConfig, InputConfig
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.data.files import differing_classes, scan_folder
 from seresnext_jax.data.folder import FolderLoader
@@ -18,6 +18,7 @@ from seresnext_jax.data.sampler import EvalSampler, Sampler, TrainSampler
 from seresnext_jax.data.synthetic import NUM_IMAGES, SyntheticLoader
 from seresnext_jax.data.transform import CentreCrop, TrainCrop
 from seresnext_jax.errors import UserError
+from seresnext_jax.plan import divide_batch
 
 Split = Literal["train", "val"]
 

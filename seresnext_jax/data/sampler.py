@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from seresnext_jax.config import steps_per_epoch
 from seresnext_jax.data.transform import DRAWS
+from seresnext_jax.plan import steps_per_epoch
 
 _ORDER_STREAM, _CROP_STREAM = 0, 1
 

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 
 from seresnext_jax.checkpoint.meta import Progress
-from seresnext_jax.config import Config, Plan
+from seresnext_jax.config import Config
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.errors import UserError
+from seresnext_jax.plan import Plan
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.meters import Clock, Mean
 from seresnext_jax.report.metrics import METRICS, metric_rows

@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from seresnext_jax.checkpoint.meta import Progress
-from seresnext_jax.config import Config, Plan, flatten
+from seresnext_jax.config import Config, flatten
 from seresnext_jax.data.batch import Loader
+from seresnext_jax.plan import Plan
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.metrics import metric_rows
 from seresnext_jax.report.plot import plot_report

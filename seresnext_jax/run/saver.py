@@ -9,9 +9,10 @@ from jax.experimental import multihost_utils
 
 from seresnext_jax.checkpoint.meta import Meta, Progress
 from seresnext_jax.checkpoint.store import Checkpoints, read_checkpoint, read_newest
-from seresnext_jax.config import Config, Plan
+from seresnext_jax.config import Config
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
+from seresnext_jax.plan import Plan
 from seresnext_jax.report.console import Console
 from seresnext_jax.run.start import Start, checkpoints_folder, saves_checkpoints
 from seresnext_jax.training.state import TrainState

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import optax
 
-from seresnext_jax.config import DecayMask, OptimConfig, Plan
+from seresnext_jax.config import DecayMask, OptimConfig
+from seresnext_jax.plan import Plan
 from seresnext_jax.torch_keys import torch_key
 
 Tree = Any

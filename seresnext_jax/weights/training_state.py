@@ -11,8 +11,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from seresnext_jax import torch_keys
 from seresnext_jax.checkpoint.meta import Meta, Progress
 from seresnext_jax.checkpoint.store import Checkpoints, find_checkpoint, read_arrays, read_meta
-from seresnext_jax.config import Config, OptimConfig, resolve
+from seresnext_jax.config import Config, OptimConfig
 from seresnext_jax.errors import UserError
+from seresnext_jax.plan import resolve
 from seresnext_jax.training.optimizer import get_momentum, learning_rate, with_momentum
 from seresnext_jax.training.precision import POLICIES
 from seresnext_jax.training.state import TrainState, create_train_state

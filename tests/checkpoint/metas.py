@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from seresnext_jax.checkpoint.meta import Meta, Progress
-from seresnext_jax.config import Config, resolve
+from seresnext_jax.config import Config
+from seresnext_jax.plan import resolve
 
 
 def make_meta(**values: Any) -> Meta:

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 from seresnext_jax.checkpoint.store import Checkpoints, read_meta
-from seresnext_jax.config import CheckpointConfig, Config, resolve
+from seresnext_jax.config import CheckpointConfig, Config
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
+from seresnext_jax.plan import resolve
 from seresnext_jax.report.console import Console
 from seresnext_jax.run.saver import Saver
 from seresnext_jax.run.start import Start

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from seresnext_jax.config import Config, ModelConfig, OptimConfig, Plan, resolve
+from seresnext_jax.config import Config, ModelConfig, OptimConfig
 from seresnext_jax.model.network import make_network
+from seresnext_jax.plan import Plan, resolve
 from seresnext_jax.torch_keys import torch_key
 from seresnext_jax.training.optimizer import decay_mask, learning_rate, make_optimizer
 

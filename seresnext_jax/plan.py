@@ -1,0 +1,101 @@
+"""What follows from the options: `resolve` computes the `Plan` of a run.
+
+It is computed after the command line was read, so an option that overrides a config file never
+leaves a stale number.
+"""
+
+from dataclasses import dataclass
+
+from seresnext_jax.config import Config, check
+from seresnext_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every number that follows from a `Config`, the dataset and the devices."""
+
+    num_images: int
+    """Training images."""
+    num_devices: int
+    batch_size: int
+    """Images per device and forward pass."""
+    accumulation: int
+    """Forward passes per optimizer step."""
+    global_batch: int
+    """Images per optimizer step: batch_size x num_devices x accumulation."""
+    bn_group_size: int
+    """Images normalised together."""
+    lr: float
+    """Peak learning rate."""
+    steps_per_epoch: int
+    """Optimizer steps (at most --prof); images that fill no step wait for another epoch's order."""
+    epochs: int
+    total_steps: int
+
+
+def resolve(config: Config, *, num_images: int, num_devices: int) -> Plan:
+    """Compute every derived number of a run.
+
+    Raises:
+      UserError: a field is out of range, or the batch sizes do not divide; names the fix.
+    """
+    check(config)
+    accumulation, group = divide_batch(config, num_devices)
+    wanted = config.batch_size * num_devices * accumulation
+    steps = steps_per_epoch(num_images, wanted, config.prof)
+    if not steps:
+        raise UserError(
+            f"{num_images} training images do not fill one optimizer step of {wanted}: "
+            f"lower --batch-size or --optimizer-batch-size"
+        )
+    lr = config.optim.lr_per_256 * wanted / 256 if config.optim.lr is None else config.optim.lr
+    return Plan(
+        num_images=num_images,
+        num_devices=num_devices,
+        batch_size=config.batch_size,
+        accumulation=accumulation,
+        global_batch=wanted,
+        bn_group_size=group,
+        lr=lr,
+        steps_per_epoch=steps,
+        epochs=config.epochs,
+        total_steps=steps * config.epochs,
+    )
+
+
+def steps_per_epoch(num_images: int, images_per_step: int, max_steps: int) -> int:
+    """Optimizer steps of an epoch, at most `max_steps`; -1: all that the images fill."""
+    steps = num_images // images_per_step
+    return steps if max_steps < 0 else min(steps, max_steps)
+
+
+def divide_batch(config: Config, num_devices: int) -> tuple[int, int]:
+    """Forward passes per optimizer step, and images that BatchNorm normalises together.
+
+    Raises:
+      UserError: the batch sizes do not divide; names the fix.
+    """
+    forward = config.batch_size * num_devices
+    wanted = forward if config.optimizer_batch_size == -1 else config.optimizer_batch_size
+    if wanted % forward:
+        raise UserError(_batch_advice(config.batch_size, num_devices, wanted))
+    group = config.model.bn_group_size or config.batch_size
+    if config.batch_size % group:
+        raise UserError(
+            f"model.bn_group_size {group} does not divide batch_size {config.batch_size}: "
+            "choose a divisor, or 0 for the whole per-device batch"
+        )
+    return wanted // forward, group
+
+
+def _batch_advice(batch_size: int, num_devices: int, wanted: int) -> str:
+    """One line on an optimizer batch that `num_devices` devices cannot make up."""
+    problem = (
+        f"optimizer_batch_size {wanted} is not a multiple of batch_size {batch_size} x "
+        f"{num_devices} device(s) = {batch_size * num_devices}"
+    )
+    if wanted % num_devices:
+        return f"{problem}: use a number of devices that divides {wanted}"
+    per_device = wanted // num_devices
+    fit = max(b for b in range(1, min(batch_size, per_device) + 1) if per_device % b == 0)
+    return f"{problem}: use --batch-size {fit}"
