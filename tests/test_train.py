@@ -251,7 +251,7 @@ def _without_a_val_class(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("options", "problem", "mend"),
+    ("options", "problem", "fix"),
     [
         (["--data.root", "/nowhere"], "/nowhere is not a folder", "give --data.root"),
         (["--model.num-classes", "12"], "10 class folders", "train with --model.num-classes 10"),
@@ -261,14 +261,14 @@ def _without_a_val_class(folder: Path) -> str:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_error_is_one_line_that_says_how_to_mend_it(
-    options: list[str], problem: str, mend: str, tmp_path: Path
+    options: list[str], problem: str, fix: str, tmp_path: Path
 ) -> None:
     if "RENAMED" in options:
         options = [options[0], _without_a_val_class(tmp_path / "data")]
     options = [str(demo()[0]) if word == "WHOLE" else word for word in options]
     line = error_line(run(tiny(tmp_path / "run", *options)))
     assert problem in line
-    assert mend in line
+    assert fix in line
 
 
 @pytest.mark.parametrize(
