@@ -65,7 +65,7 @@ def test_run_prints_its_outcome_and_writes_every_file() -> None:
     assert kept == {str(last), str(best_step)}
 
 
-def test_both_reports_say_each_step_once_and_the_same() -> None:
+def test_both_reports_have_each_step_once_with_equal_values() -> None:
     workspace = whole()
     plain = records(workspace)
     trained = [record["step"] for record in plain if record["event"] == "train"]
@@ -260,7 +260,7 @@ def _without_a_val_class(folder: Path) -> str:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_error_is_one_line_that_says_how_to_mend_it(
+def test_error_is_one_line_with_a_fix(
     options: list[str], problem: str, fix: str, tmp_path: Path
 ) -> None:
     if "RENAMED" in options:

@@ -20,7 +20,7 @@ _SOURCE = Path(__file__).with_name("grouped_native.cc")
 _TARGETS = ("grouped_forward", "grouped_input_gradient", "grouped_kernel_gradient")
 _GROUP_WIDTHS = (4, 8, 16, 32, 64)
 _SLAB = 32
-"""Supported channels of a group, and those that the kernel computes at once (grouped_native.cc)."""
+"""Channels of a group that are supported, and channels computed at once (grouped_native.cc)."""
 
 
 @cache
