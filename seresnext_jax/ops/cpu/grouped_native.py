@@ -25,7 +25,7 @@ _SLAB = 32
 
 @cache
 def is_available() -> bool:
-    """Whether the kernel runs on this machine; compiles it if necessary, and warns if that fails."""
+    """Whether the kernel runs on this machine; compiles it if necessary, warns if that fails."""
     try:
         library = load_library(_SOURCE)
     except CompilationError as error:
