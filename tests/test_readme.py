@@ -34,13 +34,11 @@ WEIGHTS_FILE = "nvidia_se-resnext101-32x4d_200821.pth.tar"
 
 
 def commands(text: str) -> list[str]:
-    """The lines of the shell blocks, continuation lines joined, comments taken off."""
+    """The lines of the shell blocks, without continuation marks, comments and variables."""
     blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
-    blocks += re.findall(
-        r"^    ((?:make|python|pip) .*)$", text.replace("\\\n", ""), flags=re.MULTILINE
-    )
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for raw in lines if (line := raw.partition("  #")[0].strip())]
+    lines = [re.sub(r"^[A-Z_]+=\S+ ", "", raw.partition("  #")[0]).strip() for raw in lines]
+    return [line for line in lines if line]
 
 
 def options_in_tables(text: str) -> list[str]:
@@ -66,9 +64,9 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> 
     if words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
     elif words[:3] == ["pip", "install", "-e"]:
-        extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         wanted = words[3].removeprefix(".").strip("[]").split(",")
-        assert set(wanted) <= extras["optional-dependencies"].keys()
+        assert set(wanted) <= project["optional-dependencies"].keys()
     elif words[:3] == ["python", "-m", "convert"]:
         options = parse_conversion(words[3:])
         if options.overrides:
