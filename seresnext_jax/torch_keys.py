@@ -56,7 +56,7 @@ def torch_key(path: Path) -> str:
         return ".".join((*modules, "weight"))
     if collection == "params" and leaf == "bias":
         return ".".join((*modules, "bias"))
-    raise ValueError(f"{'/'.join(path)} is no variable of the network")
+    raise ValueError(f"{'/'.join(path)} is not a variable of the network")
 
 
 def flax_path(key: str) -> Path:
@@ -73,7 +73,7 @@ def flax_path(key: str) -> Path:
         return ("params", *modules, "scale" if _is_batch_norm(modules) else "kernel")
     if leaf == "bias":
         return ("params", *modules, "bias")
-    raise ValueError(f"{key} is no entry of the original's state dict")
+    raise ValueError(f"{key} is not an entry of the original's state dict")
 
 
 def _is_batch_norm(modules: list[str]) -> bool:

@@ -128,7 +128,9 @@ def test_inspect(
     assert command("inspect", tmp_path / "weights") == 0
     assert "weights folder" in capsys.readouterr().out
     absent = tmp_path / "absent" / "facts.json"
-    with pytest.raises(UserError, match="--json .*facts.json: there is no such folder; make it first"):
+    with pytest.raises(
+        UserError, match="--json .*facts.json: there is no such folder; make it first"
+    ):
         command("inspect", file, "--json", absent)
 
 

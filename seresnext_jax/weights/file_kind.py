@@ -139,8 +139,6 @@ def hugging_face_file(folder: Path) -> Path | None:
     Raises:
       UserError: its weights are in several files.
     """
-    if not (folder / "config.json").is_file():
-        return None
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name
@@ -160,7 +158,10 @@ def check_archive(path: Path) -> tuple[zipfile.ZipFile, str]:
     entries = archive.infolist()
     names = [entry.filename for entry in entries]
     if any(name.endswith("/constants.pkl") for name in names):
-        raise UserError(f"{path} is a TorchScript program: {_EXPORT}")
+        raise UserError(
+            f"{path} is a TorchScript program: if you trust it, save its weights with import "
+            f"torch; torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth')"
+        )
     if any(name.endswith("/archive_format") or "/data/weights/" in name for name in names):
         raise UserError(f"{path} is a program of torch.export: {_EXPORT}")
     pickles = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]

@@ -25,9 +25,16 @@ def find_weights_folder(path: Path) -> Path | None:
         path = path.parent
     if not (path / TENSORS).is_file():
         return None
-    # The Hugging Face hub gives the file of tensors the same name.
-    is_foreign = not (path / METADATA).is_file() and (path / "config.json").is_file()
-    return None if is_foreign else path
+    return None if _is_of_the_hub(path) else path
+
+
+def _is_of_the_hub(folder: Path) -> bool:
+    """Whether the tensors are PyTorch's: the Hugging Face hub gives the file the same name."""
+    if (folder / METADATA).is_file():
+        return False
+    with (folder / TENSORS).open("rb") as file:
+        head = file.read(2**16)
+    return b'"params/' not in head and b'"batch_stats/' not in head
 
 
 def read_weights_folder(folder: Path) -> Weights:

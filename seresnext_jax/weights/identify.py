@@ -25,6 +25,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _LISTED = 8
 """Differences of each kind that a message names."""
+_MOST_CLASSES = 10**7
 _BLOCK = re.compile(r"layers\.(\d+)\.(\d+)\.")
 _OTHER_GATE = re.compile(r"\.(?:se|se_module|se_layer|attn)\.(?:fc|conv)([12])\.")
 
@@ -90,8 +91,8 @@ def nearest_difference(shapes: Shapes, name: Callable[[str], str] = str) -> str:
 
 
 def _num_classes(shapes: Shapes) -> int:
-    head = shapes.get("fc.bias", shapes.get("fc.weight", (1000,)))
-    return head[0] if head else 1000
+    head = shapes.get("fc.bias", shapes.get("fc.weight", ()))
+    return head[0] if head and 1 <= head[0] <= _MOST_CLASSES else 1000
 
 
 def _candidates(shapes: Shapes) -> list[str]:
@@ -132,7 +133,7 @@ def check_variables(variables: Tree, architecture: str, num_classes: int, *, sou
     """Check that variables have the shapes of an architecture.
 
     Raises:
-      UserError: they have not, or there is no such architecture.
+      UserError: they have other shapes, or there is no such architecture.
     """
     if architecture not in ARCHITECTURES:
         raise UserError(

@@ -42,7 +42,7 @@ class DataUnpickler:
         """The names of objects that are not plain data, in the order of the file."""
 
     def load(self, file: Any) -> Any:
-        """The value of the pickle at the file's position, which moves behind it.
+        """The value of the pickle at the file's position, which moves past it.
 
         Args:
           file: what has ``read``, ``readline`` and ``tell`` of a binary file.

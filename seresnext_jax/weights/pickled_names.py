@@ -23,12 +23,17 @@ _TYPES = (
     "typing.Tuple", "numpy.ndarray", "torch.Tensor", "torch.nn.parameter.Parameter",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "numpy.random._pcg64.PCG64", "numpy.random._mt19937.MT19937", "numpy.random._philox.Philox",
+    "numpy.random._sfc64.SFC64", "numpy.random._pcg64.PCG64DXSM",
 )  # fmt: skip
 _RECORDS = (
     # Objects that are their attributes, or their arguments.
     "argparse.Namespace", "types.SimpleNamespace", "builtins.slice", "builtins.range",
     "datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta",
     "datetime.timezone", "decimal.Decimal", "fractions.Fraction", "uuid.UUID",
+    "numpy.random._pickle.__generator_ctor", "numpy.random._pickle.__bit_generator_ctor",
+    "numpy.random._pickle.__randomstate_ctor", "numpy.random.bit_generator.SeedSequence",
+    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
     "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig",
     "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata",
     *(f"omegaconf.nodes.{kind}Node" for kind in (
@@ -247,7 +252,9 @@ def _names() -> dict[str, Known]:
     rebuild = {
         "tensor": _tensor, "tensor_v2": _tensor, "tensor_v3": _tensor_v3,
         "parameter": _parameter, "parameter_with_state": _parameter,
-        "sparse_tensor": _sparse, "meta_tensor_no_storage": _meta, "qtensor": _quantized,
+        "device_tensor_from_numpy": _parameter, "device_tensor_from_cpu_tensor": _parameter,
+        "xla_tensor": _parameter, "sparse_tensor": _sparse, "meta_tensor_no_storage": _meta,
+        "qtensor": _quantized,
         "nested_tensor": _nested, "wrapper_subclass": _subclass,
     }  # fmt: skip
     builders: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What stands for a class or an object of a pickle: a name and data, and no code."""
+"""A class or an object of a pickle as a name and data, without code."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

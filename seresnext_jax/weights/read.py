@@ -1,9 +1,7 @@
 """Weights from any source: a weights folder, a checkpoint or a torch file. None needs PyTorch."""
 
 import hashlib
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +13,11 @@ from flax.traverse_util import flatten_dict
 
 from seresnext_jax.checkpoint.store import find_checkpoint, read_arrays, read_meta
 from seresnext_jax.errors import UserError, shown
+from seresnext_jax.weights.describe import describe, describe_content, describe_table
 from seresnext_jax.weights.file_kind import files_in, hugging_face_file
 from seresnext_jax.weights.folder import find_weights_folder, read_weights_folder
-from seresnext_jax.weights.identify import identify
 from seresnext_jax.weights.info import Tree, Weights, WeightsInfo, check_info
-from seresnext_jax.weights.state_dict import (
-    StateDict,
-    check_finite,
-    find_spelling,
-    from_state_dict,
-    plain_shapes,
-)
-from seresnext_jax.weights.stored import is_tensor
-from seresnext_jax.weights.tables import Table, describe
+from seresnext_jax.weights.state_dict import StateDict, check_finite, from_state_dict
 from seresnext_jax.weights.torch_file import TorchFile, open_torch_file
 
 Facts = dict[str, Any]
@@ -247,17 +237,16 @@ class TorchFileSource(Source):
 
     def facts(self) -> Facts:
         file = self.file
-        optimizer = file.content.value.get("optimizer") if _is_dict(file.content.value) else None
         return {
             "kind": f"torch {file.kind}",
             "format": file.content.format,
             "sha256": self._sha256,
             "has_ema": any(table.is_average for table in file.tables),
-            "has_optimizer": isinstance(optimizer, Mapping) and "param_groups" in optimizer,
+            "has_optimizer": file.has_optimizer,
             "best_prec1": file.best_prec1,
             "arch": None if file.arch is None else shown(describe(file.arch)),
-            "tables": [_table_facts(table) for table in file.tables],
-            "content": _content(file),
+            "tables": [describe_table(table) for table in file.tables],
+            "content": describe_content(file.content.value, file.tables),
         }
 
     def state_dict(self, *, ema: bool) -> StateDict:
@@ -271,38 +260,3 @@ def _finite(weights: Weights, path: Path) -> Weights:
     for name, array in flatten_dict(weights.variables, sep="/").items():
         check_finite(name, np.asarray(array), source=str(path))
     return weights
-
-
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _table_facts(table: Table) -> Facts:
-    """A state dict in a few words; of which network, or why of none."""
-    shapes = {name: shape for name, shape in table.shapes.items() if isinstance(name, str)}
-    facts = {
-        "name": table.name,
-        "tensors": len(table.tensors),
-        "numbers": sum(math.prod(shape) for shape in shapes.values()),
-        "dtypes": list(table.dtypes),
-        "moving_average": table.is_average,
-    }
-    try:
-        spelling = find_spelling(shapes, source="it")
-        plain = plain_shapes(shapes, spelling)
-        architecture, num_classes = identify(plain, source="it", name=spelling.name)
-        fits: Facts = {"architecture": architecture, "num_classes": num_classes, "difference": None}
-        fits["prefix"] = spelling.prefix
-    except UserError as error:
-        fits = {"architecture": None, "num_classes": None, "difference": str(error), "prefix": None}
-    return facts | fits
-
-
-def _content(file: TorchFile) -> Any:
-    """What is beside the tables of tensors."""
-    tables = {id(table.entries) for table in file.tables}
-    value = file.content.value
-    if not _is_dict(value) or id(value) in tables:
-        value = {key: x for key, x in value.items() if not is_tensor(x)} if _is_dict(value) else {}
-    rest = {k: v for k, v in value.items() if id(v) not in tables and k != "optimizer"}
-    return describe(rest)

@@ -1,4 +1,4 @@
-"""The tables of tensors in a file: which of its values are state dicts, and what the rest is."""
+"""The tables of tensors in a file: which of its values are state dicts."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from seresnext_jax import torch_keys
-from seresnext_jax.weights.plain import Known, Record
 from seresnext_jax.weights.stored import StoredArray, StoredTensor, dtype_of, is_tensor, shape_of
 
 Tensor = StoredTensor | StoredArray
@@ -16,9 +15,6 @@ _DEPTH = 2
 _AVERAGE = {"ema", "averaged", "average", "swa", "shadow"}
 """Words in the name of a moving average."""
 _NO_WEIGHTS = re.compile(r"optim|sched|scaler|rng|random", re.IGNORECASE)
-_LISTED = 40
-"""Values of a file that `describe` shows."""
-_LONGEST = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +49,8 @@ class Table:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of its tensors."""
-        return {key: shape_of(x) for key, x in self.tensors.items()}
+        """The shapes of its tensors whose names are text."""
+        return {key: shape_of(x) for key, x in self.tensors.items() if isinstance(key, str)}
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -111,7 +107,7 @@ def _is_mostly_tensors(entries: Mapping[Any, Any]) -> bool:
 
 def _split(table: Table) -> list[Table]:
     """A table for each network, if a dictionary contains several: ``model.`` and ``ema_model.``."""
-    names = {key for key in table.entries if isinstance(key, str)}
+    names = {key for key in table.entries if isinstance(key, str) and key.isprintable()}
     stem = "conv1.weight"
     prefixes = [
         prefix
@@ -128,54 +124,3 @@ def _split(table: Table) -> list[Table]:
         for prefix in [max(owners, key=len)] if owners else prefixes:
             parts[prefix][key] = value
     return [Table(table.path, entries, prefix) for prefix, entries in parts.items()]
-
-
-# ---- the rest of a file ------------------------------------------------------------------------
-
-
-def describe(value: Any) -> Any:
-    """A value of a file as plain values for JSON; large and nested ones in a few words."""
-    return _describe(value, depth=3)
-
-
-def _describe(value: Any, depth: int) -> Any:
-    if isinstance(value, Record):
-        value = _of_record(value)
-    if isinstance(value, bool | type(None)):
-        return value
-    if isinstance(value, int):
-        return value if abs(value) < 2**63 else "a large integer"
-    if isinstance(value, float):
-        return value if value - value == 0 else str(value)
-    if isinstance(value, str):
-        return value if len(value) <= _LONGEST else value[:_LONGEST] + "..."
-    if isinstance(value, bytes | bytearray):
-        return f"{len(value)} bytes"
-    if isinstance(value, complex):
-        return str(value)
-    if isinstance(value, Known):
-        return value.name
-    if is_tensor(value):
-        return f"{dtype_of(value)} {list(shape_of(value))}"
-    if isinstance(value, StoredArray):
-        return "an array"
-    if depth and isinstance(value, Mapping) and len(value) <= _LISTED:
-        return {_text(key): _describe(inner, depth - 1) for key, inner in value.items()}
-    if depth and isinstance(value, list | tuple | set | frozenset) and len(value) <= _LISTED:
-        return [_describe(inner, depth - 1) for inner in value]
-    if isinstance(value, Mapping | list | tuple | set | frozenset):
-        return f"{len(value)} entries"
-    return type(value).__name__
-
-
-def _of_record(record: Record) -> Any:
-    """An object's attributes; for OmegaConf's types what they contain."""
-    for name in ("_content", "_val"):
-        if record.name.startswith("omegaconf.") and name in record.state:
-            inner = record.state[name]
-            return _of_record(inner) if isinstance(inner, Record) and inner is not record else inner
-    return record.state or {record.name: record.args}
-
-
-def _text(key: Any) -> str:
-    return key[:_LONGEST] if isinstance(key, str) else str(_describe(key, 1))[:_LONGEST]

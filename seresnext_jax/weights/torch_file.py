@@ -26,7 +26,7 @@ _MODULE_KEYS = ("state_dict", "model", "net", "network", "module")
 _HARMFUL = {
     "os", "posix", "nt", "sys", "subprocess", "builtins", "shutil", "socket", "importlib",
     "runpy", "ctypes", "pty", "commands", "webbrowser", "code", "pickle", "_pickle", "urllib",
-    "requests", "operator", "functools", "_codecs", "copyreg",
+    "requests",
 }  # fmt: skip
 """Modules whose functions are not in a file by accident."""
 _DEEPEST = 6
@@ -107,12 +107,18 @@ class TorchFile:
     @cached_property
     def optimizer(self) -> dict[str, Any] | None:
         """``{"state": {id: {"momentum_buffer": array}}, "param_groups": [...]}``."""
-        optimizer = self._values.get("optimizer")
-        if not (isinstance(optimizer, Mapping) and {"state", "param_groups"} <= optimizer.keys()):
+        if not self.has_optimizer:
             return None
+        optimizer = self._values["optimizer"]
         with explaining_damage(self.path):
             read: dict[str, Any] = self._read(optimizer, Budget(), {})
             return read
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether it contains the state of an optimizer."""
+        optimizer = self._values.get("optimizer")
+        return isinstance(optimizer, Mapping) and {"state", "param_groups"} <= optimizer.keys()
 
     def ignored(self, table: Table) -> list[str]:
         """The entries of a table that are not tensors."""
@@ -140,8 +146,7 @@ class TorchFile:
         if not tables:
             raise self._without_table()
         if len(tables) > 1:
-            fitting = [t for t in tables if fits_an_architecture(plain_shapes(t.shapes))]
-            tables = fitting or tables
+            tables = [table for table in tables if _fits(table)] or tables
         if len(tables) > 1:
             names = ", ".join(f"{shown(t.name)} ({len(t.tensors)} tensors)" for t in tables)
             words = ["python", "-m", "convert", "to-flax", str(self.path), "weights"]
@@ -214,6 +219,11 @@ def open_torch_file(path: Path, *, table: str = "") -> TorchFile:
     content = read_content(path)
     with explaining_damage(path):
         tables = find_tables(content.value)
+    if any(name.startswith("params/") for table in tables for name in table.shapes):
+        raise UserError(
+            f"{path} is a part of a weights folder: give the folder, with its metadata.json, or "
+            "convert the weights again"
+        )
     if content.refused:
         raise UserError(_refusal(path, content, tables))
     return TorchFile(path, content, tuple(tables), table)
@@ -255,6 +265,13 @@ def _expression(value: Any, tables: list[Table]) -> str:
     return "c.state_dict()"
 
 
+def _fits(table: Table) -> bool:
+    try:
+        return fits_an_architecture(plain_shapes(table.shapes))
+    except UserError:  # of two entries with one meaning
+        return False
+
+
 def _label(key: Any) -> Any:
     return key if isinstance(key, str | int | float) else type(key).__name__
 
@@ -264,7 +281,7 @@ def _number(value: Any) -> float | None:
     if isinstance(value, StoredTensor) and value.size == 1:
         try:
             value = value.read().item()
-        except CannotConvertError:
+        except (CannotConvertError, ValueError):
             return None
     try:
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

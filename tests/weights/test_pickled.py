@@ -21,11 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seresnext_jax.errors import UserError
+from seresnext_jax.weights.describe import describe
 from seresnext_jax.weights.pickled import DataUnpickler
 from seresnext_jax.weights.pickled_names import _NAMES
 from seresnext_jax.weights.plain import Known, Record
 from seresnext_jax.weights.stored import StoredArray, StoredTensor
-from seresnext_jax.weights.tables import describe
 from seresnext_jax.weights.torch_file import open_torch_file
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -108,6 +108,14 @@ def test_numpy_scalars_and_types(kind: str, protocol: int) -> None:
     np.testing.assert_array_equal(array.array, [True, True] if kind == "?" else [1, 2])
     dtype = reread(np.dtype(kind), protocol)
     assert dtype.numpy() == np.dtype(kind)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    "value", [np.random.RandomState(0), np.random.default_rng(0), np.random.get_state()], ids=str
+)
+def test_states_of_numpys_random_numbers(value: Any, protocol: int) -> None:
+    reread(value, protocol)
 
 
 def test_an_array_keeps_its_axes() -> None:

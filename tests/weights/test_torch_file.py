@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from seresnext_jax.errors import UserError
+from seresnext_jax.weights.read import inspect_weights
 from seresnext_jax.weights.torch_file import read_torch_file
 from seresnext_jax.weights.torch_write import write_safetensors, write_torch_file
 
@@ -58,6 +59,17 @@ def test_a_flat_state_dict(tmp_path: Path, zip_format: bool) -> None:
     found = read_torch_file(tmp_path / "a.pth.tar")
     assert (found.kind, found.ema, found.dtypes) == ("state dict", None, ("float32",))
     assert_state(found.weights)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "before torch 1.6"])
+def test_every_protocol_of_pickle(tmp_path: Path, zip_format: bool, protocol: int) -> None:
+    content = {"state_dict": STATE, "epoch": np.int32(4), "table": np.arange(3)}
+    file = tmp_path / "a.pth"
+    torch.save(content, file, pickle_protocol=protocol, _use_new_zipfile_serialization=zip_format)
+    found = read_torch_file(file)
+    assert_state(found.weights)
+    assert found.epoch == 4
 
 
 def test_safetensors(tmp_path: Path) -> None:
@@ -305,6 +317,16 @@ def test_an_epoch_that_can_not_be(tmp_path: Path, epoch: Any) -> None:
     assert_state(found.weights)
 
 
+def test_a_table_with_impossible_shapes_is_described(tmp_path: Path) -> None:
+    huge = torch.zeros(1).expand(10**15, 2)
+    tables = {"a": {"fc.weight": huge, "fc.bias": huge[:, 0]}, "b": {5: torch.ones(2, 2)}}
+    torch.save(tables | {str(i): i for i in range(99)}, tmp_path / "a.pth")
+    facts = inspect_weights(tmp_path / "a.pth")
+    assert [table["name"] for table in facts["tables"]] == ["a", "b"]
+    assert "contains several tables" in facts["problem"]
+    assert facts["content"]["..."] == "59 more"
+
+
 def test_a_tensor_that_is_larger_than_its_file(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(1).expand(10**9, 2048)}, tmp_path / "a.pth")
     assert "(1000000000, 2048) that repeats fewer numbers" in refusal(tmp_path / "a.pth")
@@ -316,7 +338,7 @@ def test_every_bad_file_is_one_clear_line(tmp_path: Path) -> None:
     for name, part in bad_files(tmp_path).items():
         message = refusal(tmp_path / name)
         assert part in message, name
-        assert len(message) < len(str(tmp_path)) + 200
+        assert len(message.replace(str(tmp_path), "")) < 200
 
 
 # ---- writing -----------------------------------------------------------------------------------
