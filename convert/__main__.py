@@ -1,17 +1,17 @@
 """``python -m convert``: weights and training states between PyTorch files and this project."""
 
 import argparse
-import json
 import shlex
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 from seresnext_jax.cli import check_output, parse_config, run, write_output
-from seresnext_jax.errors import UserError
+from seresnext_jax.errors import UserError, shown
 from seresnext_jax.weights import training_state as training
 from seresnext_jax.weights.folder import write_weights_folder
-from seresnext_jax.weights.info import WeightsInfo
+from seresnext_jax.weights.info import WeightsInfo, to_json
 from seresnext_jax.weights.read import inspect_weights, read_weights
 from seresnext_jax.weights.state_dict import to_state_dict
 from seresnext_jax.weights.verify import compare_weights
@@ -23,9 +23,10 @@ def to_flax(options: argparse.Namespace) -> int:
     """Convert a torch file to a weights folder, or a whole training state to a checkpoint."""
     if options.training:
         return _training_to_flax(options)
-    weights = read_weights(options.file, ema=options.ema)
+    weights = read_weights(options.file, ema=options.ema, table=options.table)
     write_weights_folder(options.out, weights)
     _print_source(weights.info)
+    _print_notes(weights.info.notes)
     print(f"{options.out}: {_describe(weights.info)}")
     return 0
 
@@ -35,6 +36,8 @@ def _training_to_flax(options: argparse.Namespace) -> int:
         raise UserError("--training needs --steps-per-epoch, such as 1251 for ImageNet in 1024s")
     if options.ema:
         raise UserError("--training carries the moving average along: leave --ema out")
+    if options.table:
+        raise UserError("--training takes the file's own tables: leave --table out")
     words = ["--config", options.training, *options.overrides]
     config = parse_config(words, program="train.py", description="")
     state, meta, info, notes = training.from_torch(
@@ -42,8 +45,7 @@ def _training_to_flax(options: argparse.Namespace) -> int:
     )
     training.write_first_checkpoint(options.out, state, meta)
     _print_source(info)
-    for note in notes:
-        print(f"note: {note}")
+    _print_notes((*info.notes, *notes))
     root = [] if config.data.root else ["--data.root", "DATA"]
     more = ["--workspace", str(options.out), *root, "--resume", "auto"]
     print(f"{options.out}: a training state after epoch {meta.epoch}, step {meta.step}")
@@ -54,18 +56,14 @@ def _training_to_flax(options: argparse.Namespace) -> int:
 def to_torch(options: argparse.Namespace) -> int:
     """Write weights as a state dict, or a checkpoint as the original's."""
     # Here, as it imports torch, which the other commands may not need.
-    from seresnext_jax.weights.torch_file import write_safetensors, write_torch_file
+    from seresnext_jax.weights.torch_write import write_safetensors, write_torch_file
 
     prefix = "module." if options.module_prefix else ""
+    as_safetensors = _check_out(options)
     if options.checkpoint:
-        if options.safetensors or options.ema:
-            raise UserError(
-                "--checkpoint goes with neither --safetensors nor --ema: leave them out"
-            )
         content, notes = training.to_torch(options.source, layout=options.layout, prefix=prefix)
         write_torch_file(options.out, content)
-        for note in notes:
-            print(f"note: {note}")
+        _print_notes(notes)
         print(f"{options.out}: a training checkpoint after epoch {content['epoch']}")
         return 0
     weights = read_weights(options.source, ema=options.ema)
@@ -75,25 +73,59 @@ def to_torch(options: argparse.Namespace) -> int:
         prefix=prefix,
         batches_tracked=weights.info.batches_tracked or 0,
     )
-    write = write_safetensors if options.safetensors else write_torch_file
+    write = write_safetensors if as_safetensors else write_torch_file
     write(options.out, state)
+    _print_notes(weights.info.notes)
     print(f"{options.out}: {_describe(weights.info)}, {len(state)} entries")
     return 0
+
+
+def _check_out(options: argparse.Namespace) -> bool:
+    """Whether to write safetensors: as the name of the file says.
+
+    Raises:
+      UserError: options or the name contradict each other, or the file exists.
+    """
+    out: Path = options.out
+    named_safetensors = out.suffix == ".safetensors"
+    if options.checkpoint and (options.safetensors or options.ema):
+        raise UserError("--checkpoint goes with neither --safetensors nor --ema: leave them out")
+    if options.checkpoint and named_safetensors:
+        raise UserError(
+            f"{out}: safetensors can't contain a training checkpoint: name it "
+            f"{out.with_suffix('.pth.tar')}"
+        )
+    if options.safetensors and not named_safetensors:
+        stem = out.name.removesuffix(".tar")
+        for suffix in (".pth", ".pt", ".bin", ".ckpt"):
+            stem = stem.removesuffix(suffix)
+        raise UserError(
+            f"{out} is not a name for safetensors: name it {out.with_name(stem + '.safetensors')}, "
+            "or leave --safetensors out"
+        )
+    if out.exists() and not options.force:
+        raise UserError(f"{out} exists: give another name, or --force to replace it")
+    return named_safetensors
 
 
 def inspect(options: argparse.Namespace) -> int:
     """Print what a file or folder contains."""
     check_output("--json", options.json)
-    facts = inspect_weights(options.file)
-    _print_facts(facts)
-    write_output("--json", options.json, json.dumps(facts, indent=2) + "\n")
+    facts = inspect_weights(options.file, table=options.table)
+    _print_facts({k: v for k, v in facts.items() if k not in ("tables", "content", "notes")})
+    for table in facts.get("tables", ()):
+        print(_describe_table(table))
+    for name, value in (facts.get("content") or {}).items():
+        print(f"{'content ' + shown(name) + ':':21} {shown(value)}")
+    _print_notes(facts["notes"])
+    write_output("--json", options.json, to_json(facts))
     return 0
 
 
 def verify(options: argparse.Namespace) -> int:
     """Compare two sets of weights; 1 if they are different networks."""
     check_output("--json", options.json)
-    result = compare_weights(options.a, options.b, options.images)
+    result = compare_weights(options.a, options.b, options.images, table=options.table)
     engine_a, engine_b = result.engines
     print(f"{options.a} run by {engine_a}, {options.b} by {engine_b}")
     print(f"{'output':12}{'max abs diff':>14}{'max rel diff':>14}")
@@ -102,7 +134,7 @@ def verify(options: argparse.Namespace) -> int:
     print(f"top-1 agreement {result.top1_agreement:.2%} of {result.images} images")
     print(f"{result.differing_tensors} of {result.tensors} tensors differ")
     print(f"verdict: {result.verdict}")
-    write_output("--json", options.json, json.dumps(asdict(result), indent=2) + "\n")
+    write_output("--json", options.json, to_json(asdict(result)))
     return int(result.verdict == "different")
 
 
@@ -111,9 +143,27 @@ def _print_facts(facts: dict[str, Any]) -> None:
         print(f"{name.replace('_', ' ') + ':':22}{'-' if value in (None, '') else value}")
 
 
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}")
+
+
+def _describe_table(table: dict[str, Any]) -> str:
+    """A line on a state dict that ``inspect`` found."""
+    kind = "moving average" if table["moving_average"] else "table"
+    dtypes = ", ".join(table["dtypes"])
+    start = f"{kind} {shown(table['name'])}: {table['tensors']} tensors, {dtypes}"
+    if table["architecture"] is None:
+        return f"{start}; {table['difference']}"
+    prefix = f", prefix {table['prefix']}" if table["prefix"] else ""
+    return f"{start}; {table['architecture']} with {table['num_classes']} classes{prefix}"
+
+
 def _print_source(info: WeightsInfo) -> None:
     """Print what was read; the metadata have the same facts."""
-    names = ("source", "sha256", "kind", "layout", "prefix", "se_weights", "dtype", "epoch")
+    names = (
+        "source", "sha256", "kind", "table", "layout", "prefix", "se_weights", "dtype", "epoch",
+    )  # fmt: skip
     _print_facts({name: getattr(info, name) for name in names})
 
 
@@ -155,7 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--training",
         metavar="CONFIG",
         help="convert the optimizer, too: a checkpoint for this config file's run; every option "
-        "of train.py may follow, as that run is to have it",
+        "of train.py may follow, as for that run",
     )
     add.add_argument(
         "--steps-per-epoch",
@@ -163,6 +213,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="with --training: optimizer steps in an epoch of the original's run",
     )
+
+    _add_table(add)
 
     add = command("to-torch", to_torch)
     add.add_argument("source", type=Path, help="weights folder, checkpoint or torch file")
@@ -174,7 +226,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="names: ngc layer1.0.conv1 (releases up to 2021-10), current layers.0.0.conv1",
     )
     add.add_argument("--module-prefix", action="store_true", help="put module. before every name")
-    add.add_argument("--safetensors", action="store_true", help="write safetensors, not a pickle")
+    add.add_argument(
+        "--safetensors",
+        action="store_true",
+        help="write safetensors; a name that ends with .safetensors is enough",
+    )
+    add.add_argument("--force", action="store_true", help="replace an existing file")
     add.add_argument(
         "--checkpoint", action="store_true", help="write the original's training checkpoint"
     )
@@ -182,14 +239,22 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = command("inspect", inspect)
     add.add_argument("file", type=Path, help="weights folder, checkpoint or torch file")
+    _add_table(add)
     add.add_argument("--json", default="", metavar="FILE", help="also write JSON to this file")
 
     add = command("verify", verify)
     add.add_argument("a", type=Path, help="weights folder, checkpoint or torch file")
     add.add_argument("b", type=Path, help="another one")
+    _add_table(add)
     add.add_argument("--images", type=Path, metavar="DIR", help="compare on these, not on noise")
     add.add_argument("--json", default="", metavar="FILE", help="also write JSON to this file")
     return parser
+
+
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--table", default="", metavar="NAME", help="state dict to take from a file with several"
+    )
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -1,10 +1,12 @@
 """The names and axis orders of the original's state dict, as a pure mapping both ways.
 
-A variable's path, ``("params", "layers", "0", "2", "conv1", "kernel")``, stands for one key,
+A variable's path, ``("params", "layers", "0", "2", "conv1", "kernel")``, is one key there,
 ``layers.0.2.conv1.weight``. NVIDIA: image_classification/models/resnet.py.
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,12 @@ PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every key."""
 COUNTER = "num_batches_tracked"
 """BatchNorm's step counter: in the original's state dict, of no use here."""
+
+_EXTRAS = {"total_ops", "total_params", "n_averaged"}
+"""Entries that profilers and averages add to a state dict."""
+_LOSS = re.compile(r"(?:\w*_)?(?:criterion|loss)(?:_\w*)?\.", re.IGNORECASE)
+_START = re.compile(r"(?:^|\.)(?=layers\.\d+\.\d+\.|layer\d+\.\d+\.|conv1\.|bn1\.|fc\.)")
+"""Where the name of the network's own module starts in a key."""
 
 _BATCH_NORM = re.compile(r"bn\d+")
 _STATISTICS = {"mean": "running_mean", "var": "running_var"}
@@ -39,7 +47,7 @@ def torch_key(path: Path) -> str:
 
     Raises:
       ValueError: `path` does not start with ``params`` or ``batch_stats``, or its last name is
-        none of theirs.
+        unknown.
     """
     collection, *modules, leaf = path
     if collection == "batch_stats" and leaf in _STATISTICS:
@@ -48,7 +56,7 @@ def torch_key(path: Path) -> str:
         return ".".join((*modules, "weight"))
     if collection == "params" and leaf == "bias":
         return ".".join((*modules, "bias"))
-    raise ValueError(f"{'/'.join(path)} is no variable of the network")
+    raise ValueError(f"{'/'.join(path)} is not a variable of the network")
 
 
 def flax_path(key: str) -> Path:
@@ -65,7 +73,7 @@ def flax_path(key: str) -> Path:
         return ("params", *modules, "scale" if _is_batch_norm(modules) else "kernel")
     if leaf == "bias":
         return ("params", *modules, "bias")
-    raise ValueError(f"{key} is no entry of the original's state dict")
+    raise ValueError(f"{key} is not an entry of the original's state dict")
 
 
 def _is_batch_norm(modules: list[str]) -> bool:
@@ -75,11 +83,24 @@ def _is_batch_norm(modules: list[str]) -> bool:
 
 
 def split_prefix(key: str) -> tuple[str, str]:
-    """A key's wrapper prefix, ``module._orig_mod.`` say, and the rest; "" where there is none."""
+    """A key's wrapper prefix, such as ``module._orig_mod.`` or nothing, and the rest."""
     rest = key
     while rest.startswith(PREFIXES):
         rest = rest.partition(".")[2]
     return key[: len(key) - len(rest)], rest
+
+
+def common_prefix(keys: Iterable[str]) -> str:
+    """What most keys have before the network's own names: ``model.``, ``net.backbone.``, ``""``."""
+    names = list(keys)
+    prefixes = Counter(key[: found.end()] for key in names if (found := _START.search(key)))
+    prefix, count = prefixes.most_common(1)[0] if prefixes else ("", 0)
+    return prefix if 2 * count > len(names) else ""
+
+
+def is_extra(key: str) -> bool:
+    """Whether a key is of a profiler's, an average's or a loss's entry, not of a weight."""
+    return key.rpartition(".")[2] in _EXTRAS or bool(_LOSS.match(key))
 
 
 def is_old_layout(key: str) -> bool:

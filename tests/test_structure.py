@@ -30,7 +30,7 @@ ONLY_IN = {
     "nvidia.dali": {"data.dali"},
     "orbax": {"checkpoint.arrays"},
     "flax.linen": {"model.layers", "model.network"},
-    "torch": {"weights.torch_content", "weights.torch_file", "weights.torch_forward"},
+    "torch": {"weights.torch_write", "weights.torch_forward"},
 }
 
 

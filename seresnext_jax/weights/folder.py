@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from seresnext_jax.errors import UserError, shown
 from seresnext_jax.weights.identify import check_variables
-from seresnext_jax.weights.info import Weights, WeightsInfo, check_info
+from seresnext_jax.weights.info import Weights, WeightsInfo, check_info, to_json
 
 TENSORS = "model.safetensors"
 METADATA = "metadata.json"
@@ -23,7 +23,18 @@ def find_weights_folder(path: Path) -> Path | None:
     """The weights folder that `path` names, directly or by its file of tensors."""
     if path.name == TENSORS and (path.parent / METADATA).is_file():
         path = path.parent
-    return path if (path / TENSORS).is_file() else None
+    if not (path / TENSORS).is_file():
+        return None
+    return None if _is_of_the_hub(path) else path
+
+
+def _is_of_the_hub(folder: Path) -> bool:
+    """Whether the tensors are PyTorch's: the Hugging Face hub gives the file the same name."""
+    if (folder / METADATA).is_file():
+        return False
+    with (folder / TENSORS).open("rb") as file:
+        head = file.read(2**16)
+    return b'"params/' not in head and b'"batch_stats/' not in head
 
 
 def read_weights_folder(folder: Path) -> Weights:
@@ -37,7 +48,8 @@ def read_weights_folder(folder: Path) -> Weights:
         variables = unflatten_dict(load_file(folder / TENSORS), sep="/")
         values = json.loads((folder / METADATA).read_text())
         names = values["class_names"]
-        info = WeightsInfo(**{**values, "class_names": None if names is None else tuple(names)})
+        changed = {"class_names": None if names is None else tuple(names)}
+        info = WeightsInfo(**{**values, **changed, "notes": tuple(values.get("notes", ()))})
         check_info(info)
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, MemoryError) as error:
         raise UserError(
@@ -65,7 +77,7 @@ def write_weights_folder(folder: Path, weights: Weights) -> None:
         save_file(
             {path: np.ascontiguousarray(x, np.float32) for path, x in flat.items()}, part / TENSORS
         )
-        (part / METADATA).write_text(json.dumps(asdict(weights.info), indent=2) + "\n")
+        (part / METADATA).write_text(to_json(asdict(weights.info)))
         if folder.is_dir():
             shutil.rmtree(folder)
         part.rename(folder)

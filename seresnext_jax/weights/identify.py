@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import jax.numpy as jnp
@@ -25,7 +25,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _LISTED = 8
 """Differences of each kind that a message names."""
+_MOST_CLASSES = 10**7
 _BLOCK = re.compile(r"layers\.(\d+)\.(\d+)\.")
+_OTHER_GATE = re.compile(r"\.(?:se|se_module|se_layer|attn)\.(?:fc|conv)([12])\.")
 
 
 def network(architecture: str, num_classes: int) -> ResNet:
@@ -47,30 +49,75 @@ def _torch_shapes(variables: Tree) -> Shapes:
     }
 
 
-def identify(shapes: Shapes, *, source: str) -> tuple[str, int]:
+def identify(shapes: Shapes, *, source: str, name: Callable[[str], str] = str) -> tuple[str, int]:
     """The architecture and number of classes that have these shapes.
+
+    Args:
+      name: what the source calls a key, for the message.
 
     Raises:
       UserError: there is none; the message lists the differences from the nearest one.
     """
-    head = shapes.get("fc.bias", shapes.get("fc.weight", (1000,)))
-    num_classes = head[0] if head else 1000
+    num_classes = _num_classes(shapes)
+    candidates = _candidates(shapes)
+    for arch in candidates:
+        if shapes == expected_shapes(arch, num_classes):
+            return arch, num_classes
+    raise UserError(f"{source} fits no architecture; {nearest_difference(shapes, name)}")
+
+
+def fits_an_architecture(shapes: Shapes) -> bool:
+    """Whether these are the shapes of one of the architectures."""
+    num_classes = _num_classes(shapes)
+    return any(shapes == expected_shapes(arch, num_classes) for arch in _candidates(shapes))
+
+
+def nearest_difference(shapes: Shapes, name: Callable[[str], str] = str) -> str:
+    """The architecture nearest to these shapes, and why they are not its."""
+    num_classes = _num_classes(shapes)
+    as_ours = {_as_our_gate(key): _without_ones(key, shape) for key, shape in shapes.items()}
+    wanted = {arch: expected_shapes(arch, num_classes) for arch in _candidates(shapes)}
+    nearest = min(wanted, key=lambda arch: _differences(as_ours, wanted[arch], name)[0])
+    text = f"from {nearest} it differs by {_differences(shapes, wanted[nearest], name)[1]}"
+    if as_ours.keys() == shapes.keys():
+        return text
+    widths = sorted({x[0] for k, x in as_ours.items() if k.endswith(".squeeze.squeeze.weight")})
+    ours = ARCHITECTURES[nearest].squeeze
+    return (
+        "it is another network, with other names for its SE gates, which are "
+        f"{', '.join(map(str, widths))} wide "
+        f"({f'{ours} in every block' if ours else 'none'} in {nearest}); {text}"
+    )
+
+
+def _num_classes(shapes: Shapes) -> int:
+    head = shapes.get("fc.bias", shapes.get("fc.weight", ()))
+    return head[0] if head and 1 <= head[0] <= _MOST_CLASSES else 1000
+
+
+def _candidates(shapes: Shapes) -> list[str]:
+    """The architectures of the same depth, or all, the likely ones first.
+
+    Computing an architecture's shapes takes a second.
+    """
     blocks = {found.groups() for key in shapes if (found := _BLOCK.match(key))}
     depth = Counter(stage for stage, _ in blocks)
     layers = tuple(depth[str(stage)] for stage in range(len(depth)))
-    same_depth = [name for name, arch in ARCHITECTURES.items() if arch.layers == layers]
-    # The likely ones first, as computing an architecture's shapes takes a second.
-    candidates = sorted(
-        same_depth or ARCHITECTURES, key=lambda name: not _looks_like(ARCHITECTURES[name], shapes)
+    same_depth = [arch for arch, row in ARCHITECTURES.items() if row.layers == layers]
+    return sorted(
+        same_depth or ARCHITECTURES, key=lambda arch: not _looks_like(ARCHITECTURES[arch], shapes)
     )
-    for name in candidates:
-        if shapes == expected_shapes(name, num_classes):
-            return name, num_classes
-    differences = {n: _differences(shapes, expected_shapes(n, num_classes)) for n in candidates}
-    nearest = min(differences, key=lambda n: differences[n][0])
-    raise UserError(
-        f"{source} fits no architecture; from {nearest} it differs by {differences[nearest][1]}"
+
+
+def _as_our_gate(key: str) -> str:
+    """A key of timm's SE gates, ``.se.fc1.``, as this network's."""
+    return _OTHER_GATE.sub(
+        lambda found: ".squeeze.squeeze." if found[1] == "1" else ".squeeze.expand.", key
     )
+
+
+def _without_ones(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if _OTHER_GATE.search(key) and shape[2:] == (1, 1) else shape
 
 
 def _looks_like(arch: Architecture, shapes: Shapes) -> bool:
@@ -86,7 +133,7 @@ def check_variables(variables: Tree, architecture: str, num_classes: int, *, sou
     """Check that variables have the shapes of an architecture.
 
     Raises:
-      UserError: they have not, or there is no such architecture.
+      UserError: they have other shapes, or there is no such architecture.
     """
     if architecture not in ARCHITECTURES:
         raise UserError(
@@ -105,19 +152,20 @@ def check_variables(variables: Tree, architecture: str, num_classes: int, *, sou
         )
 
 
-def _differences(found: Shapes, wanted: Shapes) -> tuple[int, str]:
+def _differences(
+    found: Shapes, wanted: Shapes, name: Callable[[str], str] = str
+) -> tuple[int, str]:
     """How many entries differ, and a line: ``2 missing (- fc.weight, - fc.bias); 1 misshaped ...``.
 
-    The entries of each kind are in the original's order.
+    The entries of each kind are in the original's order, under the source's names.
     """
     both = found.keys() & wanted.keys()
+    misshaped = {key for key in both if found[key] != wanted[key]}
     kinds = {
-        "unexpected": {key: f"+ {shown(key)}" for key in found.keys() - wanted.keys()},
-        "missing": {key: f"- {shown(key)}" for key in wanted.keys() - found.keys()},
+        "unexpected": {key: f"+ {shown(name(key))}" for key in found.keys() - wanted.keys()},
+        "missing": {key: f"- {shown(name(key))}" for key in wanted.keys() - found.keys()},
         "misshaped": {
-            key: f"~ {shown(f'{key} {found[key]} for {wanted[key]}')}"
-            for key in both
-            if found[key] != wanted[key]
+            key: f"~ {shown(f'{name(key)} {found[key]} for {wanted[key]}')}" for key in misshaped
         },
     }
     parts = []

@@ -1,5 +1,8 @@
 """Weights in memory: the variables of a network, and the facts recorded with them."""
 
+import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -33,7 +36,7 @@ class WeightsInfo:
     layout: str | None = None
     """Names in the source: ``ngc`` (layer1.) or ``current`` (layers.0.)."""
     prefix: str | None = None
-    """Prefix of the names in the source: ``module.``, or nothing."""
+    """Prefix of the names in the source: ``module.``, ``model.``, or nothing."""
     se_weights: str | None = None
     """How the source stores the SE weights: ``linear`` (out, in), ``convolution`` (out, in, 1, 1),
     or ``none``."""
@@ -47,6 +50,10 @@ class WeightsInfo:
     """Epochs of training completed."""
     top1: float | None = None
     """Validation accuracy in percent."""
+    table: str | None = None
+    """The table of tensors in the source: ``state_dict``; ``.`` if the file is the table."""
+    notes: tuple[str, ...] = ()
+    """What was left out or changed when they were read."""
     versions: dict[str, str] = field(
         default_factory=lambda: {
             name: version(name) for name in ("jax", "flax", "numpy", "safetensors")
@@ -62,6 +69,8 @@ class Weights:
     variables: Tree
     """``{"params": ..., "batch_stats": ...}``: float32 numpy arrays."""
     info: WeightsInfo
+    exact: Mapping[tuple[str, ...], Array] = field(default_factory=dict)
+    """The tensors, by their paths, that float32 can't represent exactly, as the source has them."""
 
 
 def check_info(info: WeightsInfo) -> None:
@@ -83,3 +92,16 @@ def check_info(info: WeightsInfo) -> None:
         raise ValueError("class_names are not all text")
     if len(names) != info.num_classes:
         raise ValueError(f"{len(names)} class_names for num_classes {info.num_classes}")
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON; NaN and infinity, which JSON lacks, become null."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,82 +1,120 @@
-"""Weights from any source: a weights folder, a checkpoint or a torch file.
-
-PyTorch is imported only when a torch file is read.
-"""
+"""Weights from any source: a weights folder, a checkpoint or a torch file. None needs PyTorch."""
 
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
 
 from seresnext_jax.checkpoint.store import find_checkpoint, read_arrays, read_meta
 from seresnext_jax.errors import UserError, shown
+from seresnext_jax.weights.describe import describe, describe_content, describe_table
+from seresnext_jax.weights.file_kind import files_in, hugging_face_file
 from seresnext_jax.weights.folder import find_weights_folder, read_weights_folder
 from seresnext_jax.weights.info import Tree, Weights, WeightsInfo, check_info
-from seresnext_jax.weights.state_dict import StateDict, from_state_dict
-
-if TYPE_CHECKING:
-    from seresnext_jax.weights.torch_file import TorchFile
+from seresnext_jax.weights.state_dict import StateDict, check_finite, from_state_dict
+from seresnext_jax.weights.torch_file import TorchFile, open_torch_file
 
 Facts = dict[str, Any]
 
 
-def read_weights(path: Path | str, *, ema: bool = False) -> Weights:
+def read_weights(path: Path | str, *, ema: bool = False, table: str = "") -> Weights:
     """Read weights from a weights folder, a checkpoint or a torch file.
 
     Args:
       path: anything that `open_source` takes.
       ema: the moving average instead of the weights. If there is nothing else, it is taken without
         asking, and the info says so.
+      table: the name of the state dict in a torch file that has several.
 
     Raises:
-      UserError: nothing there, damaged, of no known architecture, or without a moving average.
+      UserError: nothing there, damaged, of no known architecture, without a moving average, or
+        with NaN or infinity.
     """
-    weights = open_source(path).read(ema=ema)
+    if ema and table:
+        raise UserError("--table names one set of weights: leave --ema out")
+    weights = open_source(path, table=table).read(ema=ema)
     if ema and not weights.info.ema:
         raise UserError(f"{path} contains no moving average: leave --ema out")
     return weights
 
 
-def inspect_weights(path: Path | str) -> Facts:
+def inspect_weights(path: Path | str, *, table: str = "") -> Facts:
     """What a source contains, as plain values for JSON.
 
+    Weights of no known architecture, or with NaN, are described, too: ``problem`` has the reason.
+
     Raises:
-      UserError: as `read_weights`.
+      UserError: the source can't be read.
     """
-    source = open_source(path)
-    weights = source.read()
-    names = weights.info.class_names
+    source = open_source(path, table=table)
+    try:
+        weights: Weights | None = source.read()
+        problem = None
+    except UserError as error:
+        if not source.is_readable():
+            raise
+        weights, problem = None, str(error)
+    info = asdict(WeightsInfo("", 0, source=Path(path).name) if weights is None else weights.info)
+    if weights is None:
+        info |= {"architecture": None, "num_classes": None}
+    names = info["class_names"]
+    parameters = (
+        None
+        if weights is None
+        else sum(x.size for x in jax.tree.leaves(weights.variables["params"]))
+    )
     return {
-        "kind": weights.info.kind,
-        **asdict(weights.info),
+        "kind": None,
+        **info,
         "class_names": None if names is None else [shown(name) for name in names],
-        "parameters": sum(x.size for x in jax.tree.leaves(weights.variables["params"])),
+        "notes": list(info["notes"]),
+        "parameters": parameters,
         **source.facts(),
+        "problem": problem,
     }
 
 
-def open_source(path: Path | str) -> "Source":
+def open_source(path: Path | str, *, table: str = "") -> "Source":
     """The source that a path means; its weights are not read yet.
 
     Args:
-      path: a weights folder or its file of tensors, a torch file, or a checkpoint in any form that
-        `find_checkpoint` takes.
+      path: a weights folder or its file of tensors, a torch file, a folder of the Hugging Face hub
+        with one, or a checkpoint in any form that `find_checkpoint` takes.
+      table: the name of the state dict in a torch file that has several.
 
     Raises:
       UserError: there is none.
     """
     path = Path(path)
     if folder := find_weights_folder(path):
-        return WeightsFolderSource(folder)
-    if checkpoint := find_checkpoint(path):
-        return CheckpointSource(checkpoint)
-    if path.is_file():
-        return TorchFileSource(path)
-    raise UserError(f"{path} contains neither weights nor a checkpoint: check the path")
+        source: Source = WeightsFolderSource(folder)
+    elif checkpoint := find_checkpoint(path):
+        source = CheckpointSource(checkpoint)
+    elif path.is_dir() and (file := hugging_face_file(path)):
+        return TorchFileSource(file, table)
+    elif path.is_file():
+        return TorchFileSource(path, table)
+    elif path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{path} contains neither weights nor a checkpoint: {files_in(path)}")
+    else:
+        raise UserError(f"{path} contains neither weights nor a checkpoint: check the path")
+    if table:
+        raise UserError(f"{path} contains one set of weights: leave --table out")
+    return source
+
+
+def has_table(path: Path, table: str) -> bool:
+    """Whether a path means a torch file with a state dict of this name."""
+    source = open_source(path) if table else None
+    return isinstance(source, TorchFileSource) and any(
+        found.name == table for found in source.file.tables
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +125,11 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, *, ema: bool = False) -> Weights:
-        """The weights; with `ema` their moving average, if there is one."""
+        """The weights; with `ema` their moving average, if there is one.
+
+        Raises:
+          UserError: they are damaged, of no known architecture, or contain NaN or infinity.
+        """
 
     @abstractmethod
     def facts(self) -> Facts:
@@ -97,12 +139,16 @@ class Source(ABC):
         """The tensors under the names of a torch file; None: the source is not a torch file."""
         return None
 
+    def is_readable(self) -> bool:
+        """Whether `facts` can describe the source though `read` refuses it."""
+        return False
+
 
 class WeightsFolderSource(Source):
     """A folder of `write_weights_folder`."""
 
     def read(self, *, ema: bool = False) -> Weights:
-        return read_weights_folder(self.path)
+        return _finite(read_weights_folder(self.path), self.path)
 
     def facts(self) -> Facts:
         return {"kind": "weights folder"}
@@ -139,21 +185,24 @@ class CheckpointSource(Source):
                 f"checkpoint {self.path} has a meta of another kind ({shown(error)}): choose "
                 "another one"
             ) from error
-        return Weights({name: variables[name] for name in ("params", "batch_stats")}, info)
+        variables = {name: variables[name] for name in ("params", "batch_stats")}
+        return _finite(Weights(variables, info), self.path)
 
     def facts(self) -> Facts:
         return {"kind": "checkpoint", "has_ema": "ema" in self._arrays}
 
 
+@dataclass(frozen=True)
 class TorchFileSource(Source):
-    """A file that `read_torch_file` takes."""
+    """A file that `open_torch_file` takes."""
+
+    table: str = ""
+    """The name of the state dict to take; empty: the only one."""
 
     @cached_property
-    def file(self) -> "TorchFile":
+    def file(self) -> TorchFile:
         """The content of the file."""
-        from seresnext_jax.weights.torch_file import read_torch_file
-
-        return read_torch_file(self.path)
+        return open_torch_file(self.path, table=self.table)
 
     @cached_property
     def _sha256(self) -> str:
@@ -161,28 +210,53 @@ class TorchFileSource(Source):
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def read(self, *, ema: bool = False) -> Weights:
-        ema = self.file.weights is None or (ema and self.file.ema is not None)
+        file = self.file
+        if file.table is not None and file.table.is_average:  # named
+            ema = True
+        ema = file.table is None or (ema and file.ema_table is not None)
+        table = file.ema_table if ema else file.table
+        assert table is not None  # or `file.table` would have refused
         weights = from_state_dict(self.state_dict(ema=ema), source=str(self.path))
+        ignored = file.ignored(table)
+        notes = [f"entries that are not tensors were ignored: {', '.join(ignored[:8])}"]
         info = replace(
             weights.info,
             source=self.path.name,
             sha256=self._sha256,
-            kind=f"torch {self.file.kind}",
-            dtype=", ".join(self.file.dtypes),
+            kind=f"torch {file.kind}",
+            dtype=", ".join(table.dtypes),
             ema=ema,
-            epoch=self.file.epoch,
+            epoch=file.epoch,
+            table=table.name,
+            notes=(*weights.info.notes, *(notes if ignored else [])),
         )
         return replace(weights, info=info)
 
+    def is_readable(self) -> bool:
+        return bool(self.file.content)
+
     def facts(self) -> Facts:
+        file = self.file
         return {
-            "has_ema": self.file.ema is not None,
-            "has_optimizer": self.file.optimizer is not None,
-            "best_prec1": self.file.best_prec1,
-            "arch": None if self.file.arch is None else shown(self.file.arch),
+            "kind": f"torch {file.kind}",
+            "format": file.content.format,
+            "sha256": self._sha256,
+            "has_ema": any(table.is_average for table in file.tables),
+            "has_optimizer": file.has_optimizer,
+            "best_prec1": file.best_prec1,
+            "arch": None if file.arch is None else shown(describe(file.arch)),
+            "tables": [describe_table(table) for table in file.tables],
+            "content": describe_content(file.content.value, file.tables),
         }
 
     def state_dict(self, *, ema: bool) -> StateDict:
         state = self.file.ema if ema else self.file.weights
         assert state is not None  # or `read` would have refused
         return state
+
+
+def _finite(weights: Weights, path: Path) -> Weights:
+    """The weights, checked for NaN and infinity."""
+    for name, array in flatten_dict(weights.variables, sep="/").items():
+        check_finite(name, np.asarray(array), source=str(path))
+    return weights

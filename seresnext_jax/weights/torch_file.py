@@ -1,208 +1,289 @@
-"""PyTorch files of the original: the tables of tensors in one, and writing one.
-
-Importing this file needs PyTorch; read.py imports it only to read a torch file.
-"""
+"""PyTorch files of the original and of others: the weights in one, and what is beside them."""
 
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError
-
 from seresnext_jax.errors import UserError, shown
-from seresnext_jax.weights.state_dict import StateDict
-
-try:
-    import torch
-    from safetensors.torch import save_file
-except ModuleNotFoundError as error:
-    raise UserError(
-        "torch files need PyTorch, which is missing: pip install 'torch>=2.10'"
-    ) from error
-
-from seresnext_jax.weights.torch_content import explaining_damage, read_content
+from seresnext_jax.weights.identify import fits_an_architecture
+from seresnext_jax.weights.plain import Budget, Record
+from seresnext_jax.weights.state_dict import StateDict, plain_shapes
+from seresnext_jax.weights.stored import (
+    CannotConvertError,
+    StoredTensor,
+    is_tensor,
+    read_array,
+)
+from seresnext_jax.weights.tables import Table, find_tables
+from seresnext_jax.weights.torch_content import FileContent, explaining_damage, read_content
 
 _MOST_EPOCHS = 10**6
-_WEIGHTS = ("state_dict", "model")
-_EMA = ("state_dict_ema", "ema_state_dict")
+_MODULE_KEYS = ("state_dict", "model", "net", "network", "module")
+_HARMFUL = {
+    "os", "posix", "nt", "sys", "subprocess", "builtins", "shutil", "socket", "importlib",
+    "runpy", "ctypes", "pty", "commands", "webbrowser", "code", "pickle", "_pickle", "urllib",
+    "requests",
+}  # fmt: skip
+"""Modules whose functions are not in a file by accident."""
+_DEEPEST = 6
+"""Levels of an optimizer's state."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TorchFile:
     """What one file contains, tensors as numpy arrays (bfloat16 widened to float32)."""
 
-    kind: str
-    """``state dict`` or ``checkpoint``."""
-    weights: StateDict | None
-    """Names as in the file; None in a checkpoint with only the moving average."""
-    ema: StateDict | None
-    dtypes: tuple[str, ...]
-    """Types of the floating-point weights in the file."""
-    epoch: int | None = None
-    """Epochs completed."""
-    best_prec1: float | None = None
-    """Best validation accuracy, percent."""
-    arch: Any = None
-    """The architecture as the original's 20.06 release noted it."""
-    optimizer: dict[str, Any] | None = None
-    """``{"state": {id: {"momentum_buffer": array}}, "param_groups": [...]}``."""
+    path: Path
+    content: FileContent
+    tables: tuple[Table, ...]
+    """All state dicts in the file."""
+    wanted: str = ""
+    """The name of the table to take; empty: the only one."""
+
+    @cached_property
+    def table(self) -> Table | None:
+        """The table of the weights; None: there is only a moving average.
+
+        Raises:
+          UserError: there is none, or there are several.
+        """
+        if self.wanted:
+            return self._named(self.wanted)
+        plain = [table for table in self.tables if not table.is_average]
+        if not plain and self.tables:
+            return None
+        return self._only(plain)
+
+    @cached_property
+    def ema_table(self) -> Table | None:
+        """The table of the moving average; None: there is none."""
+        averages = [table for table in self.tables if table.is_average]
+        if self.wanted:
+            chosen = self._named(self.wanted)
+            return chosen if chosen.is_average else None
+        return self._only(averages) if averages else None
+
+    @cached_property
+    def weights(self) -> StateDict | None:
+        """Names as in the file; None in a checkpoint with only the moving average."""
+        return None if self.table is None else self._state_dict(self.table)
+
+    @cached_property
+    def ema(self) -> StateDict | None:
+        """The moving average, names as in the file."""
+        return None if self.ema_table is None else self._state_dict(self.ema_table)
+
+    @property
+    def kind(self) -> str:
+        """``state dict`` or ``checkpoint``."""
+        return "state dict" if any(not table.path for table in self.tables) else "checkpoint"
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Types of the floating-point weights in the file."""
+        table = self.table or self.ema_table
+        return () if table is None else table.dtypes
+
+    @property
+    def epoch(self) -> int | None:
+        """Epochs completed."""
+        epoch = _number(self._values.get("epoch"))
+        return None if epoch is None or not 0 <= epoch <= _MOST_EPOCHS else int(epoch)
+
+    @property
+    def best_prec1(self) -> float | None:
+        """Best validation accuracy, percent."""
+        return _number(self._values.get("best_prec1"))
+
+    @property
+    def arch(self) -> Any:
+        """The architecture as the original's 20.06 release noted it."""
+        return self._values.get("arch")
+
+    @cached_property
+    def optimizer(self) -> dict[str, Any] | None:
+        """``{"state": {id: {"momentum_buffer": array}}, "param_groups": [...]}``."""
+        if not self.has_optimizer:
+            return None
+        optimizer = self._values["optimizer"]
+        with explaining_damage(self.path):
+            read: dict[str, Any] = self._read(optimizer, Budget(), {})
+            return read
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether it contains the state of an optimizer."""
+        optimizer = self._values.get("optimizer")
+        return isinstance(optimizer, Mapping) and {"state", "param_groups"} <= optimizer.keys()
+
+    def ignored(self, table: Table) -> list[str]:
+        """The entries of a table that are not tensors."""
+        nested = (Mapping, list, tuple, Record)
+        return [
+            shown(key)
+            for key, x in table.entries.items()
+            if not is_tensor(x) and not (isinstance(x, nested) and not table.path)
+        ]
+
+    @property
+    def _values(self) -> Mapping[Any, Any]:
+        value = self.content.value
+        return value if isinstance(value, Mapping) else {}
+
+    def _named(self, name: str) -> Table:
+        for table in self.tables:
+            if table.name == name:
+                return table
+        names = ", ".join(shown(table.name) for table in self.tables)
+        raise UserError(f"{self.path} contains no table {shown(name)}: give --table one of {names}")
+
+    def _only(self, tables: list[Table]) -> Table:
+        """The one table that can be meant."""
+        if not tables:
+            raise self._without_table()
+        if len(tables) > 1:
+            tables = [table for table in tables if _fits(table)] or tables
+        if len(tables) > 1:
+            names = ", ".join(f"{shown(t.name)} ({len(t.tensors)} tensors)" for t in tables)
+            words = ["python", "-m", "convert", "to-flax", str(self.path), "weights"]
+            raise UserError(
+                f"{self.path} contains several tables of tensors: {names}. Choose one: "
+                f"{shlex.join([*words, '--table', tables[0].name])}"
+            )
+        return tables[0]
+
+    def _without_table(self) -> UserError:
+        value = self.content.value
+        if not isinstance(value, Mapping):
+            kind = value.name if isinstance(value, Record) else type(value).__name__
+            return UserError(f"{self.path} contains a {shown(kind)}: a state dict was expected")
+        inner = next((v for k in _MODULE_KEYS if isinstance(v := value.get(k), Mapping)), value)
+        what = "it is empty"
+        if inner:
+            what = f"{shown(ascii(_label(next(iter(inner)))))} is not the name of a tensor"
+        return UserError(
+            f"{self.path} contains no state dict ({what}): name-to-tensor pairs were expected"
+        )
+
+    def _state_dict(self, table: Table) -> StateDict:
+        for key in table.tensors:
+            # Names go into one-line messages: no terminal codes.
+            if not (isinstance(key, str) and key.isascii() and key.isprintable()):
+                raise UserError(
+                    f"{self.path} contains no state dict ({shown(ascii(_label(key)))} is not the "
+                    "name of a tensor): name-to-tensor pairs were expected"
+                )
+        with explaining_damage(self.path):
+            return {name: self._read_tensor(x) for name, x in table.tensors.items()}
+        raise AssertionError
+
+    def _read_tensor(self, tensor: Any) -> Any:
+        try:
+            return read_array(tensor)
+        except CannotConvertError as error:
+            raise UserError(
+                f"{self.path} contains {error}: save its weights as dense float32"
+            ) from error
+
+    def _read(self, value: Any, budget: Budget, done: dict[int, Any], depth: int = 0) -> Any:
+        """Tensors in nested containers as arrays; what is nested too deeply is left out."""
+        budget.spend(1)
+        if is_tensor(value):
+            return self._read_tensor(value)
+        if depth > _DEEPEST or not isinstance(value, Mapping | list | tuple):
+            return value if isinstance(value, str | int | float | bool) else None
+        if id(value) in done:
+            return done[id(value)]
+        if isinstance(value, Mapping):
+            read: Any = {k: self._read(v, budget, done, depth + 1) for k, v in value.items()}
+        else:
+            read = [self._read(v, budget, done, depth + 1) for v in value]
+        done[id(value)] = read
+        return read
 
 
-# ---- reading -----------------------------------------------------------------------------------
+def open_torch_file(path: Path, *, table: str = "") -> TorchFile:
+    """Open a ``.pth.tar``, ``.pt`` or ``.safetensors`` file without running anything in it.
 
-
-def read_torch_file(path: Path) -> TorchFile:
-    """Read a ``.pth.tar``, ``.pt`` or ``.safetensors`` file without running anything in it.
+    Args:
+      table: the name of the state dict to take; empty: the only one.
 
     Raises:
-      UserError: it is missing, damaged, of another kind, or would run code.
+      UserError: it is missing, damaged or of another kind, or contains objects that are not plain
+        data.
     """
+    content = read_content(path)
     with explaining_damage(path):
-        content = read_content(path)
-        if not isinstance(content, Mapping):
-            raise UserError(
-                f"{path} contains a {type(content).__name__}: a state dict was expected"
-            )
-        weights, ema = _find_table(content, _WEIGHTS), _find_table(content, _EMA)
-        is_state_dict = weights is None and ema is None
-        if is_state_dict:
-            weights = content
-        epoch, optimizer = _number(content.get("epoch")), content.get("optimizer")
-        if not (isinstance(optimizer, Mapping) and {"state", "param_groups"} <= optimizer.keys()):
-            optimizer = None
-        return TorchFile(
-            kind="state dict" if is_state_dict else "checkpoint",
-            weights=None if weights is None else _state_dict(path, weights),
-            ema=None if ema is None else _state_dict(path, ema),
-            dtypes=_dtypes(weights or ema or {}),
-            epoch=None if epoch is None or not 0 <= epoch <= _MOST_EPOCHS else int(epoch),
-            best_prec1=_number(content.get("best_prec1")),
-            arch=content.get("arch"),
-            optimizer=_to_numpy(path, optimizer),
-        )
-
-
-def _find_table(content: Mapping[Any, Any], keys: tuple[str, ...]) -> Mapping[Any, Any] | None:
-    return next((content[key] for key in keys if isinstance(content.get(key), Mapping)), None)
-
-
-def _state_dict(path: Path, table: Mapping[Any, Any]) -> StateDict:
-    wrong = [
-        key
-        for key, value in table.items()
-        # Names go into one-line messages: no terminal codes.
-        if not (isinstance(key, str) and key.isascii() and key.isprintable())
-        or not torch.is_tensor(value)
-    ]
-    if wrong or not table:
-        what = f"{shown(ascii(wrong[0]))} is not the name of a tensor" if wrong else "it is empty"
+        tables = find_tables(content.value)
+    if any(name.startswith("params/") for table in tables for name in table.shapes):
         raise UserError(
-            f"{path} contains no state dict ({what}): name-to-tensor pairs were expected"
+            f"{path} is a part of a weights folder: give the folder, with its metadata.json, or "
+            "convert the weights again"
         )
-    return {name: _to_numpy(path, tensor) for name, tensor in table.items()}
+    if content.refused:
+        raise UserError(_refusal(path, content, tables))
+    return TorchFile(path, content, tuple(tables), table)
 
 
-def _dtypes(table: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    floating = {
-        str(x.dtype).removeprefix("torch.") for x in table.values() if x.is_floating_point()
-    }
-    return tuple(sorted(floating))
+def read_torch_file(path: Path, *, table: str = "") -> TorchFile:
+    """As `open_torch_file`; the weights, their average and the optimizer are read and checked.
+
+    Raises:
+      UserError: as `open_torch_file`; or there is no state dict, or several.
+    """
+    file = open_torch_file(path, table=table)
+    file.weights, file.ema, file.optimizer  # noqa: B018
+    return file
+
+
+def _refusal(path: Path, content: FileContent, tables: list[Table]) -> str:
+    """The message on objects that are not plain data."""
+    names = ", ".join(shown(name) for name in content.refused[:3])
+    start = f"{path} would call {names} when loaded, so it was not opened: "
+    if any(name.partition(".")[0] in _HARMFUL for name in content.refused):
+        return f"{start}get the weights from a source you trust, as a plain state dict"
+    lines = (
+        f"import torch; c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+        f"torch.save({_expression(content.value, tables)}, 'weights.pth')"
+    )
+    return f"{start}if you trust it, save only its weights where it can be loaded, with {lines}"
+
+
+def _expression(value: Any, tables: list[Table]) -> str:
+    """Python for the state dict in ``c``, the content of a file."""
+    plain = [table for table in tables if not table.is_average] or tables
+    if plain:
+        return "c" + "".join(f"[{key!r}]" for key in plain[0].path)
+    if isinstance(value, Mapping):
+        modules = [k for k, v in value.items() if isinstance(v, Record) and "_modules" in v.state]
+        key = next((k for k in _MODULE_KEYS if k in modules), (modules or ["state_dict"])[0])
+        return f"c[{key!r}].state_dict()" if modules else f"c[{key!r}]"
+    return "c.state_dict()"
+
+
+def _fits(table: Table) -> bool:
+    try:
+        return fits_an_architecture(plain_shapes(table.shapes))
+    except UserError:  # of two entries with one meaning
+        return False
+
+
+def _label(key: Any) -> Any:
+    return key if isinstance(key, str | int | float) else type(key).__name__
 
 
 def _number(value: Any) -> float | None:
     """A finite number, also as a tensor of one element; None for anything else."""
-    if torch.is_tensor(value) and value.numel() == 1 and not value.is_meta:
-        value = value.item()
+    if isinstance(value, StoredTensor) and value.size == 1:
+        try:
+            value = value.read().item()
+        except (CannotConvertError, ValueError):
+            return None
     try:
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
     except OverflowError:
         return None
-
-
-def _to_numpy(path: Path, value: Any) -> Any:
-    """Tensors in nested containers as arrays.
-
-    Raises:
-      UserError: numpy has no such kind (sparse, quantized, float8, ...), or it is complex.
-    """
-    if isinstance(value, Mapping):
-        return {key: _to_numpy(path, inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_numpy(path, inner) for inner in value]
-    if not torch.is_tensor(value):
-        return value
-    value = value.detach()
-    # More entries than stored numbers: as an array it may fill the memory.
-    if (
-        value.layout == torch.strided
-        and not value.is_meta
-        and (value.numel() * value.element_size() > value.untyped_storage().nbytes())
-    ):
-        raise UserError(
-            f"{path} contains a tensor of shape {tuple(value.shape)} that repeats fewer numbers: "
-            "save its weights as dense float32"
-        )
-    try:
-        if value.is_complex():
-            raise TypeError("the network is real")
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    except (RuntimeError, TypeError) as error:
-        kind = f"{value.layout} {value.dtype}".replace("torch.", "")
-        raise UserError(
-            f"{path} contains a {kind} tensor on {value.device}: save its weights as dense float32"
-        ) from error
-
-
-# ---- writing -----------------------------------------------------------------------------------
-
-
-def write_torch_file(path: Path, content: dict[str, Any]) -> None:
-    """Write a state dict or a checkpoint that `torch.load` reads, completely or not at all.
-
-    Args:
-      content: what the file contains, with numpy arrays for tensors.
-
-    Raises:
-      UserError: `path` can't be written.
-    """
-    with _atomic(path) as part:
-        torch.save(_to_torch(content), part)
-
-
-def write_safetensors(path: Path, weights: StateDict) -> None:
-    """Write a state dict as safetensors, completely or not at all.
-
-    Raises:
-      UserError: `path` can't be written.
-    """
-    with _atomic(path) as part:
-        save_file(_to_torch(weights), part, metadata={"format": "pt"})
-
-
-def _to_torch(value: Any) -> Any:
-    """Arrays in nested containers as tensors."""
-    if isinstance(value, dict):
-        return {key: _to_torch(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_to_torch(inner) for inner in value]
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.require(value, requirements=("C", "W")))
-    return value
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """A file beside `path` that replaces it if the block succeeds and is deleted if not."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path} can't be written ({error}): choose another place") from error
-    finally:
-        part.unlink(missing_ok=True)

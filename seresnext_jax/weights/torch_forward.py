@@ -30,7 +30,12 @@ def extract_features(state: dict[str, Array], pixels: Array) -> dict[str, Array]
     Returns:
       ``layer1`` ... ``layer4`` (N, h, w, C) and ``classifier`` (N, num_classes).
     """
-    weights = {_plain(name): torch.from_numpy(array).float() for name, array in state.items()}
+    stems = [name for name in state if name.endswith("conv1.weight")]
+    prefix = min(stems, key=len).removesuffix("conv1.weight")
+    weights = {
+        _plain(name.removeprefix(prefix)): torch.from_numpy(array).float()
+        for name, array in state.items()
+    }
     mean, std = (255 * torch.tensor(x) for x in (IMAGENET_MEAN, IMAGENET_STD))
     x = ((torch.from_numpy(pixels).float() - mean) / std).permute(0, 3, 1, 2)
     x = F.relu(_norm(weights, "bn1", _conv(weights, "conv1", x, stride=2)))

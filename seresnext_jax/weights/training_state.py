@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +20,7 @@ from seresnext_jax.training.state import TrainState, create_train_state
 from seresnext_jax.weights.info import Array, Tree, WeightsInfo
 from seresnext_jax.weights.read import TorchFileSource
 from seresnext_jax.weights.state_dict import Layout, to_state_dict
-
-if TYPE_CHECKING:
-    from seresnext_jax.weights.torch_file import TorchFile
+from seresnext_jax.weights.torch_file import TorchFile
 
 _DECAYED = {
     "no-bn": "no BatchNorm",
@@ -91,6 +89,8 @@ def momentum_from_torch(
             # A momentum has its parameter's axes, the gate's weights included.
             array = torch_keys.as_linear(buffer) if torch_keys.is_gate_weight(key) else buffer
             array = torch_keys.to_flax_array(array.astype(np.float32))
+            if not np.isfinite(array).all():
+                raise refuse(f"has NaN or infinity in the momentum of {key}")
             if array.shape != momentum[path].shape:
                 raise refuse(f"has a momentum of shape {buffer.shape} for {key}")
             momentum[path] = array
@@ -277,7 +277,7 @@ def differences(
     return notes
 
 
-def _meta(file: "TorchFile", config: Config, steps_per_epoch: int) -> Meta:
+def _meta(file: TorchFile, config: Config, steps_per_epoch: int) -> Meta:
     """What train.py writes beside a state at the end of an epoch."""
     epoch = file.epoch
     assert epoch is not None

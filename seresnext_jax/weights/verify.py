@@ -23,7 +23,7 @@ from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import FEATURES
 from seresnext_jax.weights.identify import network
 from seresnext_jax.weights.info import Array, Weights, WeightsInfo
-from seresnext_jax.weights.read import open_source
+from seresnext_jax.weights.read import has_table, open_source
 
 Engine = Literal["PyTorch", "Flax"]
 
@@ -59,8 +59,8 @@ class Comparison:
     """The result of `compare_weights`."""
 
     verdict: Literal["identical", "equal", "different"]
-    """identical: outputs within `TOLERANCE` and every tensor bit for bit; equal: only the outputs;
-    different: neither."""
+    """identical: outputs within `TOLERANCE` and every value of every tensor the same; equal: only
+    the outputs; different: neither."""
     engines: tuple[Engine, Engine]
     """What ran each of the two."""
     images: int
@@ -71,26 +71,32 @@ class Comparison:
     """Share of the images that both put in the same class."""
 
 
-def compare_weights(path_a: Path, path_b: Path, images: Path | None = None) -> Comparison:
+def compare_weights(
+    path_a: Path, path_b: Path, images: Path | None = None, *, table: str = ""
+) -> Comparison:
     """Run two networks of one architecture on the same images, in float32.
 
     Args:
       images: a folder of images; None: noise.
+      table: the state dict to take from a torch file that has one of this name.
 
     Raises:
       UserError: weights or images can't be read, or the weights are of two architectures, or of
         two numbers of classes.
     """
-    a, b = read_runnable_weights(path_a), read_runnable_weights(path_b)
+    tables = [table if has_table(path, table) else "" for path in (path_a, path_b)]
+    if table and not any(tables):
+        tables[0] = table  # refused with the names that there are
+    a, b = (
+        read_runnable_weights(path, table=name)
+        for path, name in zip((path_a, path_b), tables, strict=True)
+    )
     infos = [x.weights.info for x in (a, b)]
     kinds = [f"{info.architecture} with {info.num_classes} classes" for info in infos]
     if kinds[0] != kinds[1]:
         raise UserError(f"not comparable: {kinds[0]} and {kinds[1]}")
-    flat_a, flat_b = flatten_dict(a.weights.variables), flatten_dict(b.weights.variables)
-    differing = sum(
-        not np.array_equal(x.view(np.uint32), flat_b[path].view(np.uint32))  # bits, for NaN
-        for path, x in flat_a.items()
-    )
+    flat_a, flat_b = _exact_tensors(a.weights), _exact_tensors(b.weights)
+    differing = sum(not _same(x, flat_b[path]) for path, x in flat_a.items())
 
     info = infos[1] if a.engine == "PyTorch" else infos[0]  # a torch file has no image size
     batches = image_pixels(images, info) if images else random_pixels(info.image_size)
@@ -125,13 +131,24 @@ def compare_weights(path_a: Path, path_b: Path, images: Path | None = None) -> C
     )
 
 
-def read_runnable_weights(path: Path) -> RunnableWeights:
+def _exact_tensors(weights: Weights) -> dict[tuple[str, ...], Array]:
+    """The tensors as their source has them, where float32 can't represent them."""
+    return {**flatten_dict(weights.variables), **weights.exact}
+
+
+def _same(a: Array, b: Array) -> bool:
+    """Whether two arrays have the same values; those of one type, the same bits."""
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    return a.tobytes() == b.tobytes() if a.dtype == b.dtype else np.array_equal(a, b)
+
+
+def read_runnable_weights(path: Path, *, table: str = "") -> RunnableWeights:
     """Read weights from any source; PyTorch runs a torch file, the Flax network all others.
 
     Raises:
-      UserError: nothing there, damaged, or of no known architecture.
+      UserError: nothing there, damaged, of no known architecture, or with NaN or infinity.
     """
-    source = open_source(path)
+    source = open_source(path, table=table)
     weights = source.read()
     info = weights.info
     if (state := source.state_dict(ema=info.ema)) is not None:

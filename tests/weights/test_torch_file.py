@@ -1,8 +1,9 @@
 """Torch files: what is read, what is refused in one line, and that nothing in them runs."""
 
-import argparse
 import os
 import random
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from seresnext_jax.errors import UserError
-from seresnext_jax.weights.torch_file import read_torch_file, write_safetensors, write_torch_file
+from seresnext_jax.weights.read import inspect_weights
+from seresnext_jax.weights.torch_file import read_torch_file
+from seresnext_jax.weights.torch_write import write_safetensors, write_torch_file
 
 STATE = OrderedDict(
     [
@@ -56,6 +59,17 @@ def test_a_flat_state_dict(tmp_path: Path, zip_format: bool) -> None:
     found = read_torch_file(tmp_path / "a.pth.tar")
     assert (found.kind, found.ema, found.dtypes) == ("state dict", None, ("float32",))
     assert_state(found.weights)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "before torch 1.6"])
+def test_every_protocol_of_pickle(tmp_path: Path, zip_format: bool, protocol: int) -> None:
+    content = {"state_dict": STATE, "epoch": np.int32(4), "table": np.arange(3)}
+    file = tmp_path / "a.pth"
+    torch.save(content, file, pickle_protocol=protocol, _use_new_zipfile_serialization=zip_format)
+    found = read_torch_file(file)
+    assert_state(found.weights)
+    assert found.epoch == 4
 
 
 def test_safetensors(tmp_path: Path) -> None:
@@ -169,18 +183,30 @@ def test_a_malicious_file_runs_nothing(tmp_path: Path, zip_format: bool) -> None
     assert trace.exists(), "the file is not malicious: the test proves nothing"
 
 
-@pytest.mark.parametrize(
-    ("content", "name"),
-    [
-        (argparse.Namespace(lr=1), "argparse.Namespace"),
-        (torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
-        (np.float32(1), "numpy.dtypes.Float32DType"),
-        (np.zeros(2), "numpy._core.multiarray._reconstruct"),
-    ],
-)
-def test_a_refusal_names_what_the_file_asks_for(tmp_path: Path, content: Any, name: str) -> None:
-    torch.save({"state_dict": STATE, "args": content}, tmp_path / "a.pth")
-    assert f"would call {name} when loaded" in refusal(tmp_path / "a.pth")
+def test_a_refusal_names_the_object_and_lines_that_work(tmp_path: Path) -> None:
+    file = tmp_path / "it's.pth"
+    torch.save({"epoch": 1, "net": STATE, "head": torch.nn.Linear(1, 1)}, file)
+    message = refusal(file)
+    assert "would call torch.nn.modules.linear.Linear when loaded" in message
+    run_lines(message, tmp_path)
+    assert_state(read_torch_file(tmp_path / "weights.pth").weights)
+
+
+@pytest.mark.parametrize("key", [None, "model"])
+def test_a_whole_module_is_refused_with_lines_that_work(tmp_path: Path, key: str | None) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(1, 2))
+    torch.save({key: model, "epoch": 1} if key else model, tmp_path / "a.pth")
+    message = refusal(tmp_path / "a.pth")
+    assert "would call torch.nn.modules.container.Sequential" in message
+    run_lines(message, tmp_path)
+    found = read_torch_file(tmp_path / "weights.pth").weights
+    assert found is not None and list(found) == ["0.weight", "0.bias"]
+
+
+def run_lines(message: str, folder: Path) -> None:
+    """Run the lines of Python that a refusal names."""
+    lines = message[message.index("import torch;") :]
+    subprocess.run([sys.executable, "-c", lines], cwd=folder, check=True)
 
 
 @pytest.mark.parametrize(
@@ -281,14 +307,6 @@ def test_a_file_that_was_packed_again_is_refused(tmp_path: Path) -> None:
     assert "packed again, with compression" in refusal(tmp_path / "b.pth")
 
 
-def test_an_old_torch_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save(STATE, tmp_path / "a.pth")
-    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.9.1+cpu"))
-    assert "PyTorch 2.9.1+cpu can't open" in refusal(tmp_path / "a.pth")
-    save_file(dict(STATE), tmp_path / "a.safetensors")
-    assert read_torch_file(tmp_path / "a.safetensors").weights, "there is nothing to unpickle"
-
-
 @pytest.mark.parametrize(
     "epoch", [-1, 10**400, 10**9, True, torch.zeros((), device="meta"), torch.tensor(float("inf"))]
 )
@@ -297,6 +315,16 @@ def test_an_epoch_that_can_not_be(tmp_path: Path, epoch: Any) -> None:
     found = read_torch_file(tmp_path / "a.pth")
     assert found.epoch in (None, 1)
     assert_state(found.weights)
+
+
+def test_a_table_with_impossible_shapes_is_described(tmp_path: Path) -> None:
+    huge = torch.zeros(1).expand(10**15, 2)
+    tables = {"a": {"fc.weight": huge, "fc.bias": huge[:, 0]}, "b": {5: torch.ones(2, 2)}}
+    torch.save(tables | {str(i): i for i in range(99)}, tmp_path / "a.pth")
+    facts = inspect_weights(tmp_path / "a.pth")
+    assert [table["name"] for table in facts["tables"]] == ["a", "b"]
+    assert "contains several tables" in facts["problem"]
+    assert facts["content"]["..."] == "59 more"
 
 
 def test_a_tensor_that_is_larger_than_its_file(tmp_path: Path) -> None:
@@ -310,7 +338,7 @@ def test_every_bad_file_is_one_clear_line(tmp_path: Path) -> None:
     for name, part in bad_files(tmp_path).items():
         message = refusal(tmp_path / name)
         assert part in message, name
-        assert len(message) < len(str(tmp_path)) + 200
+        assert len(message.replace(str(tmp_path), "")) < 200
 
 
 # ---- writing -----------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from seresnext_jax.weights.folder import read_weights_folder, write_weights_fold
 from seresnext_jax.weights.identify import network
 from seresnext_jax.weights.info import Weights, WeightsInfo
 from seresnext_jax.weights.read import read_weights
+from seresnext_jax.weights.state_dict import to_state_dict
+from seresnext_jax.weights.torch_write import write_torch_file
 from tests.checkpoint.metas import make_meta
 from tests.programs import ROOT
 
@@ -169,22 +171,31 @@ def test_a_place_without_weights(tmp_path: Path, path: str) -> None:
 
 def test_reading_needs_no_torch(tmp_path: Path, variables: dict[str, Any]) -> None:
     write_weights_folder(tmp_path / "weights", Weights(variables, INFO))
-    (tmp_path / "a.pth").write_bytes(b"x")
+    state = to_state_dict(variables, layout="ngc")
+    write_torch_file(tmp_path / "a.pth", state)
     program = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
         "from seresnext_jax.weights.read import read_weights\n"
-        "from seresnext_jax.errors import UserError\n"
         "print(read_weights(Path(sys.argv[1]) / 'weights').info.top1)\n"
-        "try: read_weights(Path(sys.argv[1]) / 'a.pth')\n"
-        "except UserError as error: print(error)\n"
+        "print(read_weights(Path(sys.argv[1]) / 'a.pth').info.architecture)\n"
     )
     root = ROOT
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
         cwd=root, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout.splitlines() == [
-        "81.25",
-        "torch files need PyTorch, which is missing: pip install 'torch>=2.10'",
-    ]
+    assert done.stdout.splitlines() == ["81.25", "se-resnext-tiny"]
+
+
+def test_nan_is_refused(tmp_path: Path, variables: dict[str, Any]) -> None:
+    broken = jax.tree.map(np.copy, variables)
+    broken["params"]["fc"]["bias"][:2] = np.nan
+    write_weights_folder(tmp_path, Weights(broken, INFO))
+    with pytest.raises(UserError, match=r"params/fc/bias contains NaN or infinity \(2 of 3"):
+        read_weights(tmp_path)
+
+
+def test_a_number_that_json_lacks_is_null(tmp_path: Path, variables: dict[str, Any]) -> None:
+    write_weights_folder(tmp_path, Weights(variables, replace(INFO, top1=float("nan"))))
+    assert json.loads((tmp_path / "metadata.json").read_text())["top1"] is None
