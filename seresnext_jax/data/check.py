@@ -13,13 +13,8 @@ import numpy as np
 
 from seresnext_jax.config import InputConfig
 from seresnext_jax.data.files import FileList, class_problems, differing_classes, list_images
-from seresnext_jax.data.formats import (
-    count_kinds,
-    has_image_suffix,
-    is_broken_link,
-    unreadable_kind,
-)
-from seresnext_jax.data.images import BadImage, decode_rgb, opened
+from seresnext_jax.data.formats import count_kinds, has_image_suffix
+from seresnext_jax.data.images import BadImage, decode_rgb, is_meant_as_image
 from seresnext_jax.data.open import Split, split_folder
 from seresnext_jax.data.walk import is_hidden
 from seresnext_jax.errors import UserError, printable
@@ -91,7 +86,7 @@ def _loose_images(folder: Path) -> list[str]:
 def _images_left_out(split: str, files: FileList) -> list[str]:
     """One line on files that are not listed although they are, or were meant to be, images."""
     paths = [str(files.folder / p) for p in files.left_out if not has_image_suffix(p)]
-    meant = [path for path in paths if _is_meant_as_image(path)]
+    meant = [path for path in paths if is_meant_as_image(path)]
     if not meant:
         return []
     return [
@@ -100,16 +95,6 @@ def _images_left_out(split: str, files: FileList) -> list[str]:
         "not supported to JPEG or PNG, give the others the suffix of their format, repair broken "
         "links, or remove them"
     ]
-
-
-def _is_meant_as_image(path: str) -> bool:
-    if is_broken_link(path) or unreadable_kind(path):
-        return True
-    try:
-        with opened(path):
-            return True
-    except BadImage:
-        return False
 
 
 def _counts(split: str, files: FileList) -> list[tuple[str, str]]:

@@ -2,15 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from seresnext_jax.data.formats import count_kinds, has_image_suffix, split_by_suffix
-from seresnext_jax.data.walk import files_below, is_hidden, leads_back
+from seresnext_jax.data.walk import files_below, is_hidden, leads_back, listing
 from seresnext_jax.errors import UserError, printable
 
 
@@ -72,7 +70,7 @@ def list_images(folder: Path) -> FileList:
     """
     class_names, left_out = _entries(folder)
     members: list[list[str]] = []
-    with _listing():
+    with listing():
         for name in class_names:
             images, others = split_by_suffix(files_below(folder / name))
             members.append(images)
@@ -105,7 +103,7 @@ def _entries(folder: Path) -> tuple[tuple[str, ...], list[str]]:
         )
     classes: list[str] = []
     others: list[str] = []
-    with _listing():
+    with listing():
         for entry in os.scandir(folder):
             if is_hidden(entry.name):
                 continue
@@ -117,18 +115,6 @@ def _entries(folder: Path) -> tuple[tuple[str, ...], list[str]]:
             f"{printable(folder.name)}/<class>/<image>"
         )
     return tuple(sorted(classes)), sorted(others)
-
-
-@contextmanager
-def _listing() -> Iterator[None]:
-    """Turn the error of a folder that can't be listed into a `UserError`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"can't list {printable(error.filename)}: {error.strerror}; make it readable or "
-            "remove it"
-        ) from error
 
 
 def class_problems(files: FileList, num_classes: int) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from seresnext_jax.data.formats import readable_formats, unreadable_kind
+from seresnext_jax.data.formats import is_broken_link, readable_formats, unreadable_kind
 from seresnext_jax.data.pixels import orientation, to_rgb, turned
 
 T = TypeVar("T")
@@ -78,6 +78,20 @@ def _not_an_image(path: str | Path) -> str:
     if kind is None:
         return "not an image in a known format"
     return f"its format ({kind}) is not supported: convert it to JPEG or PNG"
+
+
+def is_meant_as_image(path: str) -> bool:
+    """Whether a file without the suffix of a readable image seems to be an image.
+
+    Its content or suffix is that of an image, or it is a broken link.
+    """
+    if is_broken_link(path) or unreadable_kind(path):
+        return True
+    try:
+        with opened(path):
+            return True
+    except BadImage:
+        return False
 
 
 def check_pixels(height: int, width: int) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from seresnext_jax.data.formats import split_by_suffix
-from seresnext_jax.data.walk import files_below
+from seresnext_jax.data.walk import files_below, listing
 
 
 def pictures_below(folder: Path) -> list[Path]:
@@ -15,7 +15,8 @@ def split_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
     """The image files below a folder, and the other files; both sorted.
 
     Raises:
-      OSError: a folder can't be listed.
+      UserError: a folder can't be listed.
     """
-    images, others = split_by_suffix(files_below(folder))
+    with listing():
+        images, others = split_by_suffix(files_below(folder))
     return sorted(map(Path, images)), sorted(map(Path, others))

@@ -3,7 +3,10 @@
 import os
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from seresnext_jax.errors import UserError, printable
 
 
 def files_below(folder: str | Path) -> Iterator[str]:
@@ -29,6 +32,18 @@ def files_below(folder: str | Path) -> Iterator[str]:
             paths = [os.path.join(parent, name) for name in folders]
             starts += [path for path in paths if os.path.islink(path) and not leads_back(path)]
             yield from (os.path.join(parent, name) for name in names if not is_hidden(name))
+
+
+@contextmanager
+def listing() -> Iterator[None]:
+    """Turn the error of a folder that can't be listed into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"can't list {printable(error.filename)}: {error.strerror}; make it readable or "
+            "remove it"
+        ) from error
 
 
 def is_hidden(name: str) -> bool:
