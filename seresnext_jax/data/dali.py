@@ -40,7 +40,7 @@ _RESOURCES = re.compile("CUDA|bad_alloc|out of memory")
 
 _BLACK_PIXEL = Path(__file__).with_name("black.ppm")
 _PILLOW_THREADS = 4
-"""More of them would only wait for one another: reading headers holds the interpreter's lock."""
+"""More would wait for each other: reading headers needs the interpreter's lock."""
 _HEADERS_PER_TASK = 32
 
 
@@ -73,7 +73,7 @@ class DaliLoader:
         self._prefetch = prefetch
         self._pipelines: list[_Pipeline] = []
         self._next_step: int | None = None
-        """The step that the pipelines return next; None: they can't go on."""
+        """The step that the pipelines return next; None: they can't continue."""
         self._pool = ThreadPoolExecutor(_PILLOW_THREADS, thread_name_prefix="pillow")
 
     def batches(self, start: int) -> Iterator[Batch]:

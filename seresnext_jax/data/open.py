@@ -111,7 +111,7 @@ def _open(
     reader = ImageReader(
         files, crop, data.on_bad_image, find_truncated=find_truncated, upright=upright
     )
-    # The fingerprints in checkpoints were made before there was this option.
+    # Older checkpoints have fingerprints without this option.
     turning = ", upright" * upright
     return make_loader(
         reader,

@@ -57,7 +57,7 @@ class ImageReader:
         self._on_bad_image = on_bad_image
         self._find_truncated = find_truncated
         self._lock = Lock()
-        # Headers are read once; no image is 0 pixels high, so one that can't be read stays 0.
+        # Headers are read once; an image that can't be read keeps the height 0.
         self._sizes = np.zeros((len(files.paths), 2), np.int32)
         self._for_dali = np.zeros(len(files.paths), bool)
 
