@@ -1,8 +1,10 @@
-"""Name what is on pictures: ``python classify.py --weights WEIGHTS IMAGE_OR_FOLDER ...``.
+"""Name what pictures show: ``python classify.py --weights WEIGHTS IMAGE_OR_FOLDER ...``.
 
-Any image that Pillow opens, in the preprocessing of evaluation; folders are searched for images.
-Two of ImageNet's 1,000 names are the same (crane): ``--json FILE`` has each class's index, too.
-``--weights`` takes what eval.py takes.
+Images are preprocessed as in evaluation, but photos are turned upright by their EXIF orientation;
+--data.no-exif-orientation shows them to the network as stored, as train.py and eval.py do. Folders
+are searched for files with the suffix of an image that Pillow can read; a named file may have any
+name. Two of ImageNet's 1,000 names are the same (crane): ``--json FILE`` also has each class's
+index. ``--weights`` takes what eval.py takes.
 """
 
 import json
@@ -19,15 +21,24 @@ import tyro
 from seresnext_jax.cli import check_output, parse, run, write_output
 from seresnext_jax.config import Config, ModelConfig, Precision, Range, SizesOfWeights
 from seresnext_jax.data.class_names import names_for
-from seresnext_jax.data.images import BadImage, open_rgb
-from seresnext_jax.data.pictures import pictures_below
+from seresnext_jax.data.formats import count_kinds
+from seresnext_jax.data.images import BadImage, decode_rgb, is_meant_as_image
+from seresnext_jax.data.pictures import split_pictures
 from seresnext_jax.data.transform import CentreCrop
-from seresnext_jax.errors import UserError, shown
+from seresnext_jax.errors import UserError, printable, shown
 from seresnext_jax.model.network import make_network
 from seresnext_jax.run import runtime
 from seresnext_jax.training.inference import folded_forward, place_folded
 from seresnext_jax.training.precision import POLICIES
 from seresnext_jax.weights.read import read_weights
+
+
+@dataclass(frozen=True)
+class Pictures(SizesOfWeights):
+    """How the images are prepared."""
+
+    exif_orientation: bool = True
+    """Turn photos upright by their EXIF orientation."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class ClassifyConfig:
     """fp32, tf32, bf16 or fp16."""
     batch_size: Annotated[int, Range(1, 10**6)] = 16
     """Images per forward pass."""
-    data: SizesOfWeights = field(default_factory=SizesOfWeights)
+    data: Pictures = field(default_factory=Pictures)
     ema: bool = False
     """Use the moving average that the weights' file contains."""
     compilation_cache: str = Config.compilation_cache
@@ -56,12 +67,14 @@ class ClassifyConfig:
 
 
 def main(argv: list[str]) -> int:
-    """Run the program; returns 1 if an image could not be read, else 0."""
+    """Run the program; returns 1 if an image could not be read or was skipped, else 0."""
     config = parse(ClassifyConfig(), argv, program="classify.py", description=__doc__ or "")
     if not config.weights:
         raise UserError("--weights is missing: name a checkpoint, weights folder or PyTorch file")
     check_output("--json", config.json)
-    paths = find_images(config.images)
+    paths, skipped = find_images(config.images)
+    for line in describe_skipped(skipped):
+        print(line, file=sys.stderr)
     runtime.use_compilation_cache(config.compilation_cache)
     weights = read_weights(config.weights, ema=config.ema)
     info = weights.info
@@ -73,7 +86,7 @@ def main(argv: list[str]) -> int:
     predict = make_predict(model, config.precision, weights.variables)
 
     lines: list[str] = []
-    failures = 0
+    failures = sum(map(is_meant_as_image, map(str, skipped)))
     batch_size = min(config.batch_size, len(paths))
     for start in range(0, len(paths), batch_size):
         batch = paths[start : start + batch_size]
@@ -81,14 +94,15 @@ def main(argv: list[str]) -> int:
         problems: dict[int, str] = {}
         for row, path in enumerate(batch):
             try:
-                images[row] = crop(open_rgb(path))
+                images[row] = decode_rgb(path, crop, upright=data.exif_orientation)
             except BadImage as cause:
                 problems[row] = str(cause)
         probabilities = predict(images)
         for row, path in enumerate(batch):
             if row in problems:
                 failures += 1
-                print(f"error: can't decode {path}: {problems[row]}", file=sys.stderr)
+                problem = f"can't decode {printable(path)}: {printable(problems[row])}"
+                print(f"error: {problem}", file=sys.stderr)
             else:
                 best = np.argsort(-probabilities[row], kind="stable")[: config.topk].tolist()
                 classes = [
@@ -96,33 +110,53 @@ def main(argv: list[str]) -> int:
                     for i in best
                 ]
                 lines.append(json.dumps({"image": str(path), "classes": classes}) + "\n")
-                print(path)
+                print(printable(path))
                 for found in classes:
                     print(f"  {100 * found['probability']:5.1f} %  {shown(found['name'])}")
     write_output("--json", config.json, "".join(lines))
     return 1 if failures else 0
 
 
-def find_images(given: tuple[str, ...]) -> list[Path]:
-    """The named files, and the images below the named folders in sorted order.
+def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
+    """The named files and the images below the named folders, and the files that are skipped there.
 
     Raises:
-      UserError: nothing was named, or a name does not exist, or a folder has no images.
+      UserError: nothing was named, a name does not exist, or a folder has no images or can't be
+        listed.
     """
     if not given:
         raise UserError("no image was named: give image files or folders")
     found: list[Path] = []
+    skipped: list[Path] = []
     for path in map(Path, given):
         if path.is_dir():
-            images = pictures_below(path)
+            images, others = split_pictures(path)
             if not images:
-                raise UserError(f"{path} has no images: name another folder")
+                has = (
+                    f"only other files ({count_kinds(map(str, others))})" if others else "no files"
+                )
+                raise UserError(
+                    f"{printable(path)} has no images, {has}: name another folder, or name the "
+                    "files themselves"
+                )
             found += images
+            skipped += others
         elif path.exists():
             found.append(path)
         else:
-            raise UserError(f"{path} does not exist: check the path")
-    return found
+            raise UserError(f"{printable(path)} does not exist: check the path")
+    return found, skipped
+
+
+def describe_skipped(skipped: list[Path]) -> list[str]:
+    """One line on the skipped files, if there are any."""
+    if not skipped:
+        return []
+    return [
+        f"note: skipped {len(skipped)} files without the suffix of an image that Pillow can read "
+        f"({count_kinds(map(str, skipped))}): convert HEIC and other formats to JPEG; name a file "
+        "without suffix itself"
+    ]
 
 
 def make_predict(

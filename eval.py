@@ -27,7 +27,7 @@ from seresnext_jax.processes import fails_alone
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.metrics import metric_rows
 from seresnext_jax.run import runtime
-from seresnext_jax.run.outcome import list_bad_images
+from seresnext_jax.run.outcome import list_bad_images, list_other_files
 from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.training.precision import POLICIES
 from seresnext_jax.training.step import lower_eval_step
@@ -90,11 +90,14 @@ def main(argv: list[str]) -> int:
             f"({loader.class_names[0]}, ... against {info.class_names[0]}, ...): sort them alike"
         )
 
+    list_other_files([loader], console)
+
     # ---- evaluate ------------------------------------------------------------------------------
     variables = replicate(mesh, jax.tree.map(jnp.asarray, weights.variables))
     with console.compiling("the evaluation step"):
         step = lower_eval_step(network.apply, config, mesh, variables).compile()
-    results = evaluate(step, variables, loader, config.topk)
+    share = config.data.max_bad_share
+    results = evaluate(step, variables, loader, config.topk, max_bad_share=share)
     loader.close()
 
     # ---- report --------------------------------------------------------------------------------

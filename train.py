@@ -20,9 +20,16 @@ from seresnext_jax.processes import fails_alone
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.metrics import metric_rows
 from seresnext_jax.run import runtime
+from seresnext_jax.run.bad_images import saving_before_bad_images
 from seresnext_jax.run.check import check_and_print
 from seresnext_jax.run.log import TrainLog
-from seresnext_jax.run.outcome import epoch_line, list_bad_images, open_report, report_outcome
+from seresnext_jax.run.outcome import (
+    epoch_line,
+    list_bad_images,
+    list_other_files,
+    open_report,
+    report_outcome,
+)
 from seresnext_jax.run.saver import Saver
 from seresnext_jax.run.start import Start, find_start, initial_variables, saves_checkpoints
 from seresnext_jax.run.stop import EXIT_STOPPED, StopRequest
@@ -51,6 +58,7 @@ def main(argv: list[str]) -> int:
     # ---- data ----------------------------------------------------------------------------------
     train_loader, val_loader = open_splits(config, mesh)
     loaders = [loader for loader in (train_loader, val_loader) if loader is not None]
+    list_other_files(loaders, console)
     plan = resolve(config, num_images=train_loader.num_images, num_devices=mesh.size)
 
     # ---- network, optimizer, state -------------------------------------------------------------
@@ -86,7 +94,8 @@ def main(argv: list[str]) -> int:
     epochs = epochs_to_run(config, progress.finished_epochs)
     log = TrainLog(config, plan, progress, report, console, last_epoch=epochs.stop)
     batches = log.timing_waits(train_loader.batches(resumed_step))
-    with saver:  # an error waits for the last save
+    before_bad_images = saving_before_bad_images(saver, plan, progress, log, lambda: state)
+    with saver, before_bad_images:  # an error waits for the last save
         for epoch in epochs:
             if 0 <= config.early_stopping_patience <= progress.epochs_without_better:
                 waited = progress.epochs_without_better
@@ -138,7 +147,14 @@ def validate(
     results: dict[str, float] = {}
     for name, variables in {"val": state.variables, "val_ema": state.ema}.items():
         if variables is not None and not stop.stopping:
-            found = evaluate(eval_step, variables, loader, config.topk, should_stop=stop.requested)
+            found = evaluate(
+                eval_step,
+                variables,
+                loader,
+                config.topk,
+                max_bad_share=config.data.max_bad_share,
+                should_stop=stop.requested,
+            )
             results |= {f"{name}.{key}": value for key, value in found.items()}
     return results
 

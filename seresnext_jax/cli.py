@@ -44,6 +44,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     warning is one line, too.
     """
     argv = sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that can't show a character gets \x..
+        sys.stdout.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         sys.exit(main(argv))

@@ -61,6 +61,11 @@ class InputConfig:
     on_bad_image: Literal["error", "skip"] = "error"
     """What to do with a file that can't be decoded: stop the run, or leave the file out, count it
     and list it."""
+    max_bad_share: Annotated[float, Range(0, 1)] = 0.1
+    """With on_bad_image skip: stop when more than this share of the images of an epoch or an
+    evaluation could not be decoded."""
+    exif_orientation: bool = False
+    """Turn photos upright by their EXIF orientation. The original does not."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,8 @@ class Config(EvaluationConfig):
     early_stopping_patience: Annotated[int, Range(-1, 10**5)] = -1
     """Stop after N epochs without a better top-1; -1: never."""
     max_bad_steps: Annotated[int, Range(1, 10**9)] = 20
-    """Stop after N steps in a row whose loss or gradients are not finite."""
+    """Stop after N steps in a row whose loss or gradients are not finite, or that had no image
+    that could be decoded."""
 
     workspace: str = "runs/default"
     """Folder for the report, the checkpoints and the plot."""

@@ -11,9 +11,17 @@ class UserError(Exception):
     """
 
 
+def printable(text: object) -> str:
+    """Text as it can be printed in one line, such as a file name that is not UTF-8.
+
+    Control characters and bytes of another encoding are escaped.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
 def shown(text: object) -> str:
-    """Text out of a file as it may stand in a line: control characters escaped, cut to 80."""
-    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    """`printable` text out of a file, cut to 80 characters."""
+    plain = printable(text)
     return plain if len(plain) <= _SHOWN else plain[: _SHOWN - 3] + "..."
 
 

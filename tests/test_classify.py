@@ -1,6 +1,7 @@
 """classify.py in this process: which images, which names, what it prints and returns."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -222,3 +223,104 @@ def test_which_names_are_used() -> None:
     assert names_for(1000, replace(info, class_names=ids).class_names) == imagenet_names()
     assert names_for(2, ("cat", "dog")) == ("cat", "dog")
     assert names_for(2, None) == ("class 0", "class 1")
+
+
+# ---- files that people bring -------------------------------------------------------------------
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
+
+
+@pytest.mark.usefixtures("colours")
+def test_what_is_skipped_in_a_folder_is_one_line(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "a.png", (9, 0, 0))
+    (tmp_path / "b.HEIC").write_bytes(HEIC)
+    picture(tmp_path / "c.png", (9, 0, 0)).rename(tmp_path / "c")
+    (tmp_path / "notes.txt").write_text("")
+    assert run(weights, tmp_path) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "note: skipped 3 files without the suffix of an image that Pillow can read (.heic 1, .txt "
+        "1, no suffix 1): convert HEIC and other formats to JPEG; name a file without suffix itself"
+    ]
+    # the fixes
+    assert run(weights, tmp_path / "c") == 0
+    (tmp_path / "b.HEIC").unlink()
+    picture(tmp_path / "b.jpg", (9, 0, 0))
+    (tmp_path / "c").unlink()
+    assert run(weights, tmp_path) == 0, "a text was hardly meant as an image"
+
+
+@pytest.mark.usefixtures("colours")
+def test_an_image_in_a_format_that_is_not_read_is_named(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "b.HEIC").write_bytes(HEIC)
+    (tmp_path / "c.jpg").write_bytes(HEIC)
+    with pytest.raises(UserError, match=r"has no images, only other files \(.heic 1\)"):
+        (tmp_path / "d").mkdir()
+        (tmp_path / "d" / "b.HEIC").write_bytes(HEIC)
+        run(weights, tmp_path / "d")
+    assert run(weights, tmp_path / "b.HEIC", tmp_path / "c.jpg") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(": its ")[2] for line in lines] == [
+        "format (HEIF) is not supported: convert it to JPEG or PNG"
+    ] * 2
+
+
+@pytest.mark.usefixtures("colours")
+def test_linked_folders_are_searched(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "a" / "x.png", (9, 0, 0))
+    picture(tmp_path / "b" / "y.png", (9, 0, 0))
+    (tmp_path / "a" / "more").symlink_to(tmp_path / "b")
+    (tmp_path / "a" / "cycle").symlink_to(tmp_path)
+    assert run(weights, "--topk", "1", tmp_path / "a") == 0
+    assert capsys.readouterr().out.splitlines()[::2] == [
+        str(tmp_path / "a" / name) for name in ("more/y.png", "x.png")
+    ]
+
+
+@pytest.mark.usefixtures("colours")
+def test_photos_are_turned_upright_unless_told_otherwise(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (800, 400)).save(tmp_path / "a.jpg", exif=exif)
+    seen: list[tuple[int, int]] = []
+
+    def crop(self: Any, image: Image.Image) -> np.ndarray:
+        seen.append(image.size)
+        return np.zeros((SIZE, SIZE, 3), np.uint8)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classify.CentreCrop, "__call__", crop)
+        assert run(weights, tmp_path / "a.jpg") == 0
+        assert run(weights, "--data.no-exif-orientation", tmp_path / "a.jpg") == 0
+    assert seen == [(400, 800), (800, 400)]
+    with pytest.raises(SystemExit):
+        classify.main(["--help"])
+    assert "upright" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("colours")
+def test_a_name_that_is_not_utf8_is_escaped_and_the_rest_goes_on(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / os.fsdecode(b"caf\xe9.png"), (9, 0, 0))
+    picture(tmp_path / "line\nbreak.png", (9, 0, 0))
+    picture(tmp_path / "z.png", (9, 0, 0))
+    (tmp_path / os.fsdecode(b"bad\xe9.png")).write_bytes(b"")
+    out = tmp_path / "out.jsonl"
+    assert run(weights, "--topk", "1", "--json", out, tmp_path) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[::2] == [
+        rf"{tmp_path}/caf\udce9.png",
+        rf"{tmp_path}/line\nbreak.png",
+        f"{tmp_path}/z.png",
+    ]
+    assert captured.err.startswith(rf"error: can't decode {tmp_path}/bad\udce9.png: ")
+    assert len(out.read_text(encoding="ascii").splitlines()) == 3

@@ -1,6 +1,7 @@
 """The command line: overrides, help, config files, and one line for whatever is wrong."""
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -502,3 +503,15 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["program"])
     with pytest.raises(ValueError, match="a bug"):
         run(main)
+
+
+def test_a_strict_terminal_gets_escapes() -> None:
+    code = r"from seresnext_jax.cli import run; run(lambda _: print('caf\xe9 \udce9'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "caf\\xe9 \\udce9\n", "")

@@ -20,14 +20,14 @@ class Batch(NamedTuple):
     labels: jax.Array
     """(A, N) int32."""
     mask: jax.Array
-    """(A, N) bool; False marks padding and left-out images, which count nowhere."""
+    """(A, N) bool; False marks padding and left-out images, which are not counted."""
 
 
 class Loader(Protocol):
-    """A source of batches whose whole position is a number: the step.
+    """A source of batches whose only position is the step.
 
-    Order, crops and flips are a pure function of (seed, step), so a loader holds nothing that a
-    checkpoint would have to save, and a resumed run reads on from its step.
+    Order, crops and flips are a pure function of (seed, step), so a checkpoint saves nothing of a
+    loader, and a resumed run continues from its step.
     """
 
     num_images: int
@@ -40,6 +40,8 @@ class Loader(Protocol):
     """Changes when the files, their labels, the crop, the seed, or the images per step change."""
     bad_files: list[str]
     """Files left out so far because they could not be decoded (policy ``skip``)."""
+    not_listed: str
+    """The split and its files that are not read as images, by suffix; empty if there are none."""
 
     def batches(self, start: int) -> Iterator[Batch]:
         """Yield the batches from step `start` on.

@@ -1,4 +1,4 @@
-"""Walking a dataset before training: what is wrong with it, and how to fix it."""
+"""Check a dataset before training: what is wrong with it, and how to fix it."""
 
 import hashlib
 import os
@@ -12,20 +12,16 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from seresnext_jax.config import InputConfig
-from seresnext_jax.data.files import (
-    EXTENSIONS,
-    FileList,
-    class_problems,
-    differing_classes,
-    list_images,
-)
-from seresnext_jax.data.images import BadImage, open_rgb
+from seresnext_jax.data.files import FileList, class_problems, differing_classes, list_images
+from seresnext_jax.data.formats import count_kinds, has_image_suffix
+from seresnext_jax.data.images import BadImage, decode_rgb, is_meant_as_image
 from seresnext_jax.data.open import Split, split_folder
-from seresnext_jax.errors import UserError
+from seresnext_jax.data.walk import is_hidden
+from seresnext_jax.errors import UserError, printable
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 _AT_ONCE = 1024
-"""Images given to the threads at a time; all of ImageNet's would wait in gigabytes."""
+"""Images queued at a time; queueing all of ImageNet would take gigabytes."""
 
 
 class CheckResult(NamedTuple):
@@ -34,7 +30,7 @@ class CheckResult(NamedTuple):
     problems: list[str]
     """One line each: what is wrong, and how to fix it."""
     facts: list[tuple[str, str]]
-    """Names and counts that are worth knowing."""
+    """Names and counts."""
 
 
 def check_data(
@@ -62,6 +58,7 @@ def check_data(
         facts += _counts(split, files)
         problems += class_problems(files, num_classes)
         problems += _similar_names(files)
+        problems += _images_left_out(split, files)
     if len(splits) == len(SPLITS):
         problems += differing_classes(splits["train"].class_names, splits["val"].class_names)
     paths = {split: _paths(files) for split, files in splits.items()}
@@ -71,44 +68,53 @@ def check_data(
 
 
 def _loose_images(folder: Path) -> list[str]:
-    """Images beside the class folders instead of in them."""
+    """One line on images that are not in a class folder."""
     try:
-        loose = [e.name for e in os.scandir(folder) if e.is_file() and _is_image(e.name)]
+        loose = [e.name for e in os.scandir(folder) if e.is_file() and has_image_suffix(e.name)]
     except OSError:  # `list_images` reports it
         return []
+    loose = [name for name in loose if not is_hidden(name)]
     if not loose:
         return []
     return [
-        f"{len(loose)} images are directly in {folder} ({min(loose)}, ...) and would be left out: "
-        "move each into the folder of its class; for ImageNet's val the classes are in "
-        "ILSVRC2012_validation_ground_truth.txt, line by line"
+        f"{len(loose)} images are directly in {printable(folder)} ({printable(min(loose))}, ...) "
+        "and would be left out: move each into the folder of its class; for ImageNet's val the "
+        "classes are in ILSVRC2012_validation_ground_truth.txt, line by line"
     ]
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
+def _images_left_out(split: str, files: FileList) -> list[str]:
+    """One line on files that are not listed although they are, or were meant to be, images."""
+    paths = [str(files.folder / p) for p in files.left_out if not has_image_suffix(p)]
+    meant = [path for path in paths if is_meant_as_image(path)]
+    if not meant:
+        return []
+    return [
+        f"{len(meant)} files in {split}/ seem to be images and would be left out "
+        f"({count_kinds(meant)}; {printable(min(meant))}, ...): convert those in formats that are "
+        "not supported to JPEG or PNG, give the others the suffix of their format, repair broken "
+        "links, or remove them"
+    ]
 
 
 def _counts(split: str, files: FileList) -> list[tuple[str, str]]:
     sizes = np.bincount(files.labels, minlength=len(files.class_names))
-    listed = set(_paths(files))
-    others = [p for p in files.folder.rglob("*") if p.is_file() and p not in listed]
     return [
         (f"{split}: images", str(len(files.paths))),
         (f"{split}: classes", str(len(files.class_names))),
         (f"{split}: images per class", f"{sizes.min()} to {sizes.max()}"),
-        (f"{split}: other files, left out", str(len(others))),
+        (f"{split}: files left out", files.count_left_out() or "0"),
     ]
 
 
 def _similar_names(files: FileList) -> list[str]:
-    """Class folders whose names differ only in case and spaces."""
+    """One line on each group of class folders whose names differ only in case and spaces."""
     alike = defaultdict(list)
     for name in files.class_names:
         alike["".join(name.split()).casefold()].append(name)
     return [
-        f"{files.folder} has the folders {', '.join(map(repr, names))}, which look like one class: "
-        "merge them"
+        f"{printable(files.folder)} has the folders {', '.join(map(repr, names))}, which look like "
+        "one class: merge them"
         for names in alike.values()
         if len(names) > 1
     ]
@@ -121,7 +127,7 @@ def _paths(files: FileList) -> list[Path]:
 def _decode_all(
     paths: dict[Split, list[Path]], workers: int, progress: Callable[[int, int], None]
 ) -> tuple[list[str], dict[Path, bytes]]:
-    """One line on each image that can't be decoded, and the digests of those that may be shared."""
+    """One line on each image that can't be decoded, and digests of those that may be duplicates."""
     sizes = {path: _size(path) for split in paths.values() for path in split}
     train, val = ({sizes[path] for path in paths.get(split, ())} for split in SPLITS)
     in_both = train & val
@@ -144,7 +150,7 @@ def _decode_all(
 
 
 def _size(path: Path) -> int:
-    """Bytes; -1 of a file that isn't there."""
+    """Bytes; -1 if the file is missing."""
     try:
         return path.stat().st_size
     except OSError:
@@ -152,21 +158,24 @@ def _size(path: Path) -> int:
 
 
 def _decode(path: Path, with_digest: bool) -> tuple[str | None, bytes | None]:
-    """What is wrong with an image, and the digest of its file where that is asked for."""
+    """What is wrong with an image, and the digest of its file if `with_digest`."""
     try:
-        open_rgb(path)
+        decode_rgb(path, lambda image: None)
         return None, hashlib.sha256(path.read_bytes()).digest() if with_digest else None
     except (BadImage, OSError) as cause:
-        return f"{path} can't be decoded ({cause}): replace or delete it", None
+        return (
+            f"{printable(path)} can't be decoded ({printable(cause)}): replace or delete it",
+            None,
+        )
 
 
 def _shared_images(paths: dict[Split, list[Path]], digests: dict[Path, bytes]) -> list[str]:
-    """Files of val that are, byte for byte, in train too: the accuracy would look too good."""
+    """One line on files of val that are also in train: the accuracy would look too good."""
     train = {digests[path] for path in paths.get("train", ()) if path in digests}
     shared = [path for path in paths.get("val", ()) if digests.get(path) in train]
     if not shared:
         return []
     return [
-        f"{len(shared)} images of val/ are in train/ too ({min(shared)}, ...): remove them from "
-        "one split, or the accuracy is not that on new images"
+        f"{len(shared)} images of val/ are in train/ too ({printable(min(shared))}, ...): remove "
+        "them from one split, or the accuracy will be too high"
     ]

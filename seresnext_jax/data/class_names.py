@@ -1,8 +1,8 @@
-"""What the classes are called: the names stored with the weights, or ImageNet's.
+"""The names of the classes: those stored with the weights, or ImageNet's.
 
-imagenet_classes.json is the list of the original (NVIDIA: LOC_synset_mapping.json): the words of
-ImageNet's 1,000 WordNet synsets, under WordNet's licence (NOTICE). Both classes 134, the bird, and
-517, the machine, are called crane in it.
+imagenet_classes.json is the original's list (NVIDIA: LOC_synset_mapping.json): the words of
+ImageNet's 1,000 WordNet synsets, under WordNet's licence (NOTICE). It calls both class 134, the
+bird, and class 517, the machine, crane.
 """
 
 import json
@@ -18,9 +18,9 @@ def imagenet_names() -> tuple[str, ...]:
 
 
 def names_for(num_classes: int, stored: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The stored names; else ImageNet's where there are 1,000 classes; else plain numbers.
+    """The stored names; otherwise ImageNet's if there are 1,000 classes, or plain numbers.
 
-    WordNet ids, which an ImageNet folder's classes are named by, count as no names.
+    The WordNet ids that name ImageNet's class folders are replaced by ImageNet's names.
     """
     if stored and not (num_classes == 1000 and stored[0] == "n01440764"):
         return stored

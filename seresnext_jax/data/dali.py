@@ -1,16 +1,17 @@
 """NVIDIA DALI: the crops of transform.py as graphs of its operators, run ahead of the step.
 
-DALI draws nothing and remembers nothing here: it is fed the paths and windows of each step, so a
-pipeline can be built at any step. The windows come from transform.py and the sizes in the headers.
-It takes many steps until a new pipeline runs at full speed, so pipelines stay from epoch to epoch
-and from evaluation to evaluation.
+DALI draws no random numbers and keeps no state here: it is fed the paths and windows of each step,
+so a pipeline can start at any step. The windows follow from transform.py and the sizes in the
+headers. A new pipeline takes many steps to reach full speed, so pipelines are kept from epoch to
+epoch and from evaluation to evaluation. Images that DALI can't decode, or decodes differently, are
+read by Pillow meanwhile.
 """
 
 import math
 import re
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -39,12 +40,12 @@ _RESOURCES = re.compile("CUDA|bad_alloc|out of memory")
 
 _BLACK_PIXEL = Path(__file__).with_name("black.ppm")
 _PILLOW_THREADS = 4
-"""More of them would only wait for one another: reading headers holds the interpreter's lock."""
+"""More would wait for each other: reading headers needs the interpreter's lock."""
 _HEADERS_PER_TASK = 32
 
 
 class DaliLoader:
-    """Loads a split with DALI; see `Loader`. A batch that DALI can't decode is read by Pillow."""
+    """Loads a split with DALI; see `Loader`. A batch that DALI refuses is read by Pillow."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class DaliLoader:
         self.class_names = reader.files.class_names
         self.fingerprint = fingerprint
         self.bad_files = reader.bad_files
+        self.not_listed = reader.files.note_left_out()
         self._reader = reader
         self._sampler = sampler
         self._mesh = mesh
@@ -71,7 +73,7 @@ class DaliLoader:
         self._prefetch = prefetch
         self._pipelines: list[_Pipeline] = []
         self._next_step: int | None = None
-        """The step that the pipelines return next; None: they can't go on."""
+        """The step that the pipelines return next; None: they can't continue."""
         self._pool = ThreadPoolExecutor(_PILLOW_THREADS, thread_name_prefix="pillow")
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -94,7 +96,8 @@ class DaliLoader:
             return self._read_with_pillow(self._sampler.rows(step), error)
         # An evaluation's last step is followed by the first one of the next.
         self._next_step = next(iter(self._sampler.steps(step + 1)), 0)
-        return self._assemble([pipeline.fed.popleft() for pipeline in self._pipelines], images)
+        fed = [pipeline.fed.popleft() for pipeline in self._pipelines]
+        return self._assemble(*zip(*map(_with_pillows, fed, images), strict=True))
 
     def close(self) -> None:
         """See `Loader`. A pipeline ends with its iterator."""
@@ -118,12 +121,13 @@ class DaliLoader:
         ]
 
     def _pipeline(self, start: int, columns: slice, device_id: int | None) -> "_Pipeline":
-        fed: deque[Rows] = deque()
+        fed: deque[_Fed] = deque()
         sampler = replace(self._sampler, columns=columns)
         steps = _with_sizes(self._reader, map(sampler.rows, count(start)), self._pool)
         pipeline = _graph(
-            _feed(self._reader, steps, fed),
+            _feed(self._reader, steps, fed, self._pool),
             self._reader.crop,
+            upright=self._reader.upright,
             batch_size=sampler.accumulation * (columns.stop - columns.start),
             num_threads=self._threads,
             device_id=device_id,
@@ -133,7 +137,7 @@ class DaliLoader:
         outputs = DALIGenericIterator([pipeline], ["images"], size=-1, prepare_first_batch=False)
         return _Pipeline(fed, outputs)
 
-    def _assemble(self, fed: list[Rows], images: list[jax.Array]) -> Batch:
+    def _assemble(self, fed: Sequence[Rows], images: Sequence[jax.Array]) -> Batch:
         """The pipelines' images and what they were fed, as one batch."""
         if self._device == "cpu":
             rows = fed[0]
@@ -159,8 +163,16 @@ class DaliLoader:
         return place(self._mesh, self._sampler, *self._reader.collect(rows, images))
 
 
+class _Fed(NamedTuple):
+    """One step's input of a pipeline."""
+
+    rows: Rows
+    by_pillow: dict[int, "Future[np.ndarray | None]"]
+    """The images that Pillow decodes meanwhile, by their row."""
+
+
 class _Pipeline(NamedTuple):
-    fed: deque[Rows]
+    fed: deque[_Fed]
     """What it was given and has not returned yet."""
     outputs: DALIGenericIterator
 
@@ -176,7 +188,7 @@ def _with_sizes(
 ) -> Iterator[tuple[Rows, np.ndarray]]:
     """Each step with the sizes of its images, (R, 2) int32; 0 for those that are left out.
 
-    The headers of the next step are read meanwhile: one takes 0.1 ms, and a step has a thousand.
+    The headers of the next step are read ahead: one takes 0.1 ms, and a step has a thousand.
 
     Raises:
       UserError: a header can't be read, and the policy is ``error``.
@@ -193,34 +205,61 @@ def _with_sizes(
 def _feed(
     reader: ImageReader,
     steps: Iterator[tuple[Rows, np.ndarray]],
-    fed: deque[Rows],
+    fed: deque[_Fed],
+    pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[list[np.ndarray], ...]]:
     """A pipeline's inputs, step by step: paths as bytes, and the crop's numbers.
 
-    A black pixel under a False mask takes the place of an image that is left out.
+    A black pixel takes the place of an image that is left out (its mask is False) or that Pillow
+    decodes.
     """
     for rows, sizes in steps:
         kept = sizes[:, 0] > 0
-        fed.append(replace(rows, mask=rows.mask & kept))
+        by_dali = kept & reader.for_dali(rows.index)
+        arguments = dict(enumerate(rows.images()))
+        by_pillow = {
+            row: pool.submit(reader.image, *arguments[row])
+            for row in np.flatnonzero(kept & ~by_dali).tolist()
+        }
+        fed.append(_Fed(replace(rows, mask=rows.mask & kept), by_pillow))
         paths = [
-            (reader.path(i) if keep else str(_BLACK_PIXEL)).encode(errors="surrogateescape")
-            for i, keep in zip(rows.index.tolist(), kept.tolist(), strict=True)
+            (reader.path(i) if whole else str(_BLACK_PIXEL)).encode(errors="surrogateescape")
+            for i, whole in zip(rows.index.tolist(), by_dali.tolist(), strict=True)
         ]
-        numbers = reader.crop.numbers(np.maximum(sizes, 1), *rows.draws)
+        numbers = reader.crop.numbers(np.where(by_dali[:, None], sizes, 1), *rows.draws)
         yield (
             [np.frombuffer(path, np.uint8) for path in paths],
             *(list(array.astype(np.int32)) for array in numbers),
         )
 
 
+def _with_pillows(fed: _Fed, images: jax.Array) -> tuple[Rows, Any]:
+    """A pipeline's rows and images (R, S, S, 3) with those that Pillow decoded in their places."""
+    rows, by_pillow = fed
+    read = {row: image.result() for row, image in by_pillow.items()}
+    out = [row for row, image in read.items() if image is None]
+    whole = {row: image for row, image in read.items() if image is not None}
+    if out:
+        mask = rows.mask.copy()
+        mask[out] = False
+        rows = replace(rows, mask=mask)
+    if whole:
+        pixels = np.array(images)
+        pixels[list(whole)] = list(whole.values())
+        return rows, jax.device_put(pixels, images.sharding)
+    return rows, images
+
+
 @pipeline_def
-def _graph(feed: Iterator[tuple[list[np.ndarray], ...]], crop: TrainCrop | CentreCrop) -> Node:
+def _graph(
+    feed: Iterator[tuple[list[np.ndarray], ...]], crop: TrainCrop | CentreCrop, *, upright: bool
+) -> Node:
     """Images (R, S, S, 3) uint8."""
     size = crop.image_size
     decoding = {
         "device": "cpu" if Pipeline.current().device_id is None else "mixed",
         "output_type": types.RGB,
-        "adjust_orientation": False,
+        "adjust_orientation": upright,
     }
     if isinstance(crop, CentreCrop):
         paths, start, resized = fn.external_source(source=feed, num_outputs=3, batch=True)

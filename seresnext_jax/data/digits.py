@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits of scikit-learn as JPEG class folders: a real dataset, offline."""
+"""The 1,797 handwritten digits of scikit-learn as JPEG folders: real data without a download."""
 
 import sys
 from pathlib import Path
@@ -13,9 +13,9 @@ _SEED = 0
 
 
 def write_digits(folder: Path) -> None:
-    """Write train/<digit>/*.jpg and val/<digit>/*.jpg unless they are there already.
+    """Write train/<digit>/*.jpg and val/<digit>/*.jpg unless they exist.
 
-    A fifth of each digit, drawn with a fixed seed, is val.
+    A fifth of each digit, drawn with a fixed seed, is in val.
     """
     done = folder / ".complete"
     if done.exists():

@@ -1,4 +1,4 @@
-"""Folders of images read with Pillow: it runs anywhere, and the DALI backends must equal it."""
+"""Folders of images read with Pillow: runs anywhere; the DALI backends must equal it."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -31,6 +31,7 @@ class FolderLoader:
         self.class_names = reader.files.class_names
         self.fingerprint = fingerprint
         self.bad_files = reader.bad_files
+        self.not_listed = reader.files.note_left_out()
         self._reader = reader
         self._sampler = sampler
         self._mesh = mesh
@@ -41,7 +42,7 @@ class FolderLoader:
         """See `Loader`.
 
         Raises:
-          UserError: an image can't be decoded, and the policy is ``error``.
+          UserError: an image can't be decoded, and the policy is ``error``; or a folder is gone.
         """
         queue: deque[tuple[Rows, list[Future[np.ndarray | None]]]] = deque()
         try:

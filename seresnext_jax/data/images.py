@@ -2,56 +2,123 @@
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Condition
+from typing import TypeVar
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-MAX_PIXELS = 2**26
+from seresnext_jax.data.formats import is_broken_link, readable_formats, unreadable_kind
+from seresnext_jax.data.pixels import orientation, to_rgb, turned
+
+T = TypeVar("T")
+
+MAX_PIXELS = 2**27
 """Images with more pixels, as they are or resized, count as bad: they could exhaust the memory."""
+PIXELS_AT_ONCE = 2 * MAX_PIXELS
+"""Pixels of the images that the threads of a process decode with Pillow at the same time.
+
+A decoded pixel takes 4 bytes, and converting, turning or cropping an image copies it. So decoding
+takes at most 2 GiB in each process, or 3 GiB for 16-bit grey, whatever the number of workers.
+"""
 
 
 class BadImage(Exception):
     """A file that can't be decoded; the message is the cause, without the file's name."""
 
 
-def open_rgb(path: str | Path) -> Image.Image:
-    """Read an image of any kind as RGB: alpha is dropped, 16-bit grey is scaled to 8 bits.
+def decode_rgb(path: str | Path, use: Callable[[Image.Image], T], *, upright: bool = False) -> T:
+    """Decode an image of any kind as RGB, and return what `use` makes of it.
 
-    As in the original, the EXIF orientation of a photo is not applied.
+    Waits while other threads have images with too many pixels, see `PIXELS_AT_ONCE`.
+
+    Args:
+      upright: apply the EXIF orientation of a photo.
 
     Raises:
       BadImage: the file is missing, unreadable, damaged, not an image, or beyond MAX_PIXELS.
     """
-    with opened(path) as image:
-        check_pixels(image.height, image.width)
-        if image.mode.startswith("I;16"):  # convert("RGB") would clip at 255
-            grey = (np.asarray(image).astype(np.float64) / 257 + 0.5).astype(np.uint8)
-            return Image.fromarray(grey).convert("RGB")
-        return image.convert("RGB")
+    with ExitStack() as memory:
+        with opened(path) as image:
+            memory.enter_context(_memory.reserved(image.width * image.height))
+            turn = orientation(image) if upright else 1
+            rgb = turned(to_rgb(image), turn)
+        return use(rgb)
+
+
+def open_rgb(path: str | Path) -> Image.Image:
+    """`decode_rgb` without a use: the RGB image, not turned by its EXIF orientation."""
+    return decode_rgb(path, lambda image: image)
 
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Image.Image]:
     """The image at `path`, its pixels not read yet; every error inside becomes `BadImage`."""
+    Image.MAX_IMAGE_PIXELS = None  # `check_pixels` has our limit
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
             raise BadImage("not a file")
-        with Image.open(path) as image:
+        with Image.open(path, formats=readable_formats()) as image:
+            check_pixels(image.height, image.width)
             yield image
     except BadImage:
         raise
     except UnidentifiedImageError as error:
-        raise BadImage("not an image in a known format") from error
+        raise BadImage(_not_an_image(path)) from error
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
     except Exception as error:  # On damaged files the decoders raise nearly anything.
         raise BadImage(str(error) or type(error).__name__) from error
 
 
+def _not_an_image(path: str | Path) -> str:
+    kind = unreadable_kind(os.fspath(path))
+    if kind is None:
+        return "not an image in a known format"
+    return f"its format ({kind}) is not supported: convert it to JPEG or PNG"
+
+
+def is_meant_as_image(path: str) -> bool:
+    """Whether a file without the suffix of a readable image seems to be an image.
+
+    Its content or suffix is that of an image, or it is a broken link.
+    """
+    if is_broken_link(path) or unreadable_kind(path):
+        return True
+    try:
+        with opened(path):
+            return True
+    except BadImage:
+        return False
+
+
 def check_pixels(height: int, width: int) -> None:
     """Raise `BadImage` for an image with more than MAX_PIXELS."""
     if width * height > MAX_PIXELS:
         raise BadImage(f"{width} x {height} pixels are more than {MAX_PIXELS}")
+
+
+class _PixelBudget:
+    """Lets threads decode only as many pixels at the same time as fit the memory."""
+
+    def __init__(self, pixels: int) -> None:
+        self._free = pixels
+        self._changed = Condition()
+
+    @contextmanager
+    def reserved(self, pixels: int) -> Iterator[None]:
+        """Wait until `pixels` are free, and take them for the time inside."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+_memory = _PixelBudget(PIXELS_AT_ONCE)

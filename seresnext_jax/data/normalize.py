@@ -1,4 +1,4 @@
-"""From the pixels of a pipeline to what the network sees."""
+"""Normalise pixels for the network."""
 
 import jax
 import jax.numpy as jnp

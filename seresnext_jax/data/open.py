@@ -17,7 +17,7 @@ from seresnext_jax.data.reader import ImageReader
 from seresnext_jax.data.sampler import EvalSampler, Sampler, TrainSampler
 from seresnext_jax.data.synthetic import NUM_IMAGES, SyntheticLoader
 from seresnext_jax.data.transform import CentreCrop, TrainCrop
-from seresnext_jax.errors import UserError
+from seresnext_jax.errors import UserError, printable
 from seresnext_jax.plan import divide_batch
 
 Split = Literal["train", "val"]
@@ -26,7 +26,7 @@ Split = Literal["train", "val"]
 def open_splits(config: Config, mesh: Mesh) -> tuple[Loader, Loader | None]:
     """Open the splits of a run: train, and val unless the run only trains.
 
-    The smaller split comes first: what is wrong with it is said sooner.
+    The smaller split is opened first, so that its faults are reported sooner.
 
     Raises:
       UserError: as `open_train` and `open_val`, or the splits have different classes.
@@ -63,7 +63,7 @@ def open_val(config: EvaluationConfig, mesh: Mesh, *, num_classes: int) -> Loade
 
     Raises:
       UserError: the split is missing or malformed, it does not have `num_classes` class folders,
-        DALI is not installed, or it is asked to decode on a GPU where there is none.
+        DALI is not installed, or dali-gpu is chosen without a GPU.
     """
     data = config.data
     return _open(
@@ -107,11 +107,17 @@ def _open(
     sampler = sampler_of(num_images=len(files.paths))
     # NVIDIA's decoder fills the rest of a truncated JPEG with grey and reports no error.
     find_truncated = data.backend == "dali-gpu"
+    upright = data.exif_orientation
+    reader = ImageReader(
+        files, crop, data.on_bad_image, find_truncated=find_truncated, upright=upright
+    )
+    # Older checkpoints have fingerprints without this option.
+    turning = ", upright" * upright
     return make_loader(
-        ImageReader(files, crop, data.on_bad_image, find_truncated=find_truncated),
+        reader,
         sampler,
         mesh,
-        fingerprint=files.fingerprint(f"({crop}, {seed}, {sampler.images_per_step})"),
+        fingerprint=files.fingerprint(f"({crop}, {seed}, {sampler.images_per_step}{turning})"),
         threads=decoding_threads(data, len(mesh.local_devices)),
         prefetch=data.prefetch,
     )
@@ -131,17 +137,17 @@ def split_folder(data: InputConfig, split: Split) -> Path:
     root = Path(os.path.expanduser(data.root))
     if not root.is_dir():
         raise UserError(
-            f"{root} is not a folder: give --data.root a folder with train/<class>/<image> and "
-            "val/<class>/<image>"
+            f"{printable(root)} is not a folder: give --data.root a folder with "
+            "train/<class>/<image> and val/<class>/<image>"
         )
     return root / split
 
 
 def decoding_threads(data: InputConfig, local_devices: int) -> int:
-    """Threads of the pipeline that decodes: a GPU has one of its own, all CPU devices share one.
+    """Threads of a decoding pipeline: each GPU has its own pipeline, all CPU devices share one.
 
-    The shared one has ``workers`` threads for each device, but no more than the machine has cores,
-    unless ``workers`` is larger by itself.
+    The shared one has ``workers`` threads per device, capped at the number of cores but never fewer
+    than ``workers``.
     """
     if data.backend == "dali-gpu":
         return data.workers

@@ -1,24 +1,22 @@
-"""Loose pictures: what Pillow opens below a folder, without classes."""
+"""Loose pictures: the image files below a folder, without classes."""
 
-import os
-from functools import cache
 from pathlib import Path
 
-from PIL import Image
+from seresnext_jax.data.formats import split_by_suffix
+from seresnext_jax.data.walk import files_below, listing
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted; hidden files and folders are left out."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = [Path(parent, name) for name in names if not name.startswith(".")]
-        found += [p for p in paths if p.suffix.lower() in _extensions() and p.is_file()]
-    return sorted(found)
+    """The image files below a folder, sorted."""
+    return split_pictures(folder)[0]
 
 
-@cache
-def _extensions() -> frozenset[str]:
-    """Of the formats that Pillow can open, in lower case with the dot."""
-    known = Image.registered_extensions()
-    return frozenset(extension for extension, kind in known.items() if kind in Image.OPEN)
+def split_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The image files below a folder, and the other files; both sorted.
+
+    Raises:
+      UserError: a folder can't be listed.
+    """
+    with listing():
+        images, others = split_by_suffix(files_below(folder))
+    return sorted(map(Path, images)), sorted(map(Path, others))

@@ -1,4 +1,4 @@
-"""From the arrays of this process to one global `Batch`, and what its share of a batch is."""
+"""This process's share of a batch, and its arrays as part of one global `Batch`."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""Order and random numbers as pure functions of (seed, step): a loader holds no state.
+"""Order and random numbers as pure functions of (seed, step), so that loaders need no state.
 
-Philox is a counter-based generator, so the draws of any position are had without those before it.
+Philox is a counter-based generator: it gives the draws of any position without those before it.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
 
 
 _recent_order = lru_cache(maxsize=2)(epoch_order)
-"""Two epochs are in use where one backend reads ahead."""
+"""Two epochs are in use when a backend reads ahead."""
 
 
 def crop_draws(seed: int, epoch: int, start: int, count: int) -> np.ndarray:
@@ -56,7 +56,7 @@ class Rows:
     mask: np.ndarray
     """(R,) bool; False for padding."""
     draws: tuple[np.ndarray, ...] = ()
-    """What the crop draws: one array (R, DRAWS) float64 in training, none in evaluation."""
+    """Random numbers of the crop: one array (R, DRAWS) float64 in training, none in evaluation."""
 
     def images(self) -> Iterator[tuple[Any, ...]]:
         """The arguments of `ImageReader.image`, row by row."""
@@ -105,7 +105,7 @@ class Sampler(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSampler(Sampler):
-    """Epoch after epoch without end, each in an order of its own and without its remainder."""
+    """Endless epochs, each in a new order and without the images that do not fill a step."""
 
     seed: int
 

@@ -12,7 +12,7 @@ from seresnext_jax.data.sampler import Sampler
 from seresnext_jax.mesh import batch_sharding
 
 NUM_IMAGES = {"train": 1_281_167, "val": 50_000}
-"""Of ImageNet, so that a synthetic run has the recipe's steps."""
+"""Those of ImageNet, so that a synthetic run has as many steps as the recipe."""
 
 
 class SyntheticLoader:
@@ -26,8 +26,9 @@ class SyntheticLoader:
         self.class_names: tuple[str, ...] = ()
         self.fingerprint = f"synthetic {seed} {sampler.images_per_step} {image_size}"
         self.bad_files: list[str] = []
+        self.not_listed = ""
         self._sampler = sampler
-        # Seeded by the first column, so that each process makes images of its own.
+        # Seeded by the first column, so that the processes make different images.
         generator = np.random.default_rng((seed, sampler.columns.start))
         rows = sampler.accumulation * (sampler.columns.stop - sampler.columns.start)
         images = generator.integers(0, 256, (rows, image_size, image_size, 3), np.uint8)

@@ -1,7 +1,7 @@
 """From a decoded image to the square that the network sees, in training and in evaluation.
 
 Each crop has two parts: numbers for many images at once, which DALI takes, and the same numbers
-applied to one image with Pillow, which is what the DALI backends are tested against.
+applied to one image with Pillow. The DALI backends are tested against the latter.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ DRAWS = 2 * ATTEMPTS + 3
 
 @dataclass(frozen=True)
 class TrainCrop:
-    """A random window, resized, and mirrored for half of the images."""
+    """A random window, resized; half of the images are mirrored."""
 
     config: DataConfig
 
@@ -30,7 +30,7 @@ class TrainCrop:
         return self.config.image_size
 
     def __str__(self) -> str:
-        """What decides the pixels, as checkpoints' fingerprints have it: keep these words."""
+        """What decides the pixels, a part of the fingerprints in checkpoints: do not change it."""
         names = ("image_size", "eval_margin", "crop_area", "crop_ratio", "flip")
         options = ", ".join(f"{name}={getattr(self.config, name)!r}" for name in names)
         return f"Transform(split='train', {options})"
@@ -72,9 +72,9 @@ class TrainCrop:
         flip = (draws[:, -1] < 0.5) & self.config.flip
         return np.floor(start).astype(np.int64), np.floor(shape).astype(np.int64), flip
 
-    def check_size(self, height: int, width: int) -> None:
-        """Raise `BadImage` for an image that is too large."""
-        check_pixels(height, width)
+    def largest(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the largest image on the way: the decoded one."""
+        return height, width
 
     def __call__(self, image: Image.Image, draws: np.ndarray) -> np.ndarray:
         """Crop, resize (bilinear, antialiased), perhaps mirror: (S, S, 3) uint8, S = image_size.
@@ -115,11 +115,13 @@ class CentreCrop:
         resized = shorter * sizes.astype(np.int64) // sizes.min(axis=1, keepdims=True)
         return np.rint((resized - self.image_size) / 2).astype(np.int64), resized
 
-    def check_size(self, height: int, width: int) -> None:
-        """Raise `BadImage` for an image that is too large, as it is or resized."""
-        check_pixels(height, width)
+    def largest(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the largest image on the way: the decoded or the resized one."""
+        if min(height, width) > self.image_size + self.eval_margin:
+            return height, width
         _, resized = self.numbers(np.array([[height, width]]))
-        check_pixels(*resized[0].tolist())
+        new_height, new_width = resized[0].tolist()
+        return new_height, new_width
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Resize (bilinear, antialiased) and crop: (S, S, 3) uint8 with S = image_size.
@@ -130,7 +132,7 @@ class CentreCrop:
         Raises:
           BadImage: the resized image would have more than MAX_PIXELS.
         """
-        self.check_size(image.height, image.width)
+        check_pixels(*self.largest(image.height, image.width))
         start, resized = self.numbers(np.array([[image.height, image.width]]))
         (top, left), (height, width) = start[0].tolist(), resized[0].tolist()
         image = image.resize((width, height), Image.Resampling.BILINEAR)

@@ -55,6 +55,8 @@ METRICS = (
     Metric("bad_images", "left out", "{:.0f}", None, ":.0f", "train",
            "images of the epoch that could not be decoded, over all processes"),
     Metric("count", "images", "{:.0f}", None, ":.0f", "val", "images evaluated"),
+    Metric("images", "images to evaluate", "{:.0f}", None, ":.0f", "val",
+           "images of the evaluation: those evaluated and those that could not be decoded"),
     Metric("total_ips", "throughput", "{:.1f} img/s", "images/s", ":.2f", "train val",
            "images over wall time"),
     Metric("compute_ips", "throughput without data wait", "{:.1f} img/s", "images/s", ":.2f",

@@ -1,4 +1,4 @@
-"""Checking a dataset: the walk of data/check.py with a bar, and what was found."""
+"""Check a dataset with a progress bar, and print what was found."""
 
 from seresnext_jax.config import InputConfig
 from seresnext_jax.data.check import check_data

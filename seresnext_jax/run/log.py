@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax
 from seresnext_jax.checkpoint.meta import Progress
 from seresnext_jax.config import Config
 from seresnext_jax.data.batch import Batch
+from seresnext_jax.data.limit import TooManyBadImages, check_left_out
 from seresnext_jax.errors import UserError
 from seresnext_jax.plan import Plan
 from seresnext_jax.report.console import Console
@@ -50,11 +51,16 @@ class TrainLog:
         self._clock = Clock()
         self._seconds = self._waited = 0.0
         self._interval_steps = self._epoch_steps = 0
+        self._left_out = 0
+        """Images of this epoch since this start: a resumed run may have repaired files."""
+        self._empty_steps = 0
+        """In a row, up to the last reported step of this epoch."""
 
     @contextmanager
     def epoch(self, epoch: int, *, done: int) -> Iterator[None]:
         """Report the steps inside as those of `epoch`, of which `done` were trained before."""
         self._epoch = epoch
+        self._empty_steps = self._left_out = 0
         self._seconds = self._waited = 0.0
         self._interval_steps = self._epoch_steps = 0
         self._clock.mark()
@@ -82,42 +88,66 @@ class TrainLog:
         """Take the metrics of step `step` (counted from 1 over the run) and report those before.
 
         Raises:
-          UserError: too many steps in a row were not finite.
+          UserError: too many steps in a row were not finite, or had too many bad images.
         """
-        self.flush()
-        self._pending = (step, metrics)
+        try:
+            self.flush()
+        finally:
+            self._pending = (step, metrics)
 
     def flush(self) -> None:
         """Report the steps that were added.
 
         Raises:
-          UserError: too many steps in a row were not finite.
+          UserError: too many steps in a row were not finite, or had too many bad images.
         """
         if self._pending is None:
             return
         (step, arrays), self._pending = self._pending, None
         metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
         iteration = step - self._epoch * self._plan.steps_per_epoch
-        self._progress.interval_loss.add(metrics["loss"])
-        self._progress.epoch_loss.add(metrics["loss"])
+        bad_images = round(self._plan.global_batch * (1 - metrics["readable"]))
+        empty = bad_images == self._plan.global_batch
+        if not empty:
+            self._progress.interval_loss.add(metrics["loss"])
+            self._progress.epoch_loss.add(metrics["loss"])
         self._interval_steps += 1
         self._epoch_steps += 1
-        self._progress.epoch_bad_images += round(
-            self._plan.global_batch * (1 - metrics["readable"])
-        )
+        self._progress.epoch_bad_images += bad_images
+        self._empty_steps = self._empty_steps + 1 if empty else 0
         self._progress.last_step = metrics
         self._console.step(iteration)
         if iteration % self._config.print_freq == 0:
             self._report_interval(iteration)
-        if metrics["bad_steps"] >= self._config.max_bad_steps:
+        self._left_out += bad_images
+        images = self._plan.global_batch * self._plan.steps_per_epoch
+        share = self._config.data.max_bad_share
+        check_left_out(f"epoch {self._epoch + 1}", self._left_out, images, share)
+        if self._empty_steps >= self._config.max_bad_steps:
+            raise TooManyBadImages(
+                f"none of the images of {self._empty_steps} steps in a row up to step {step} could "
+                "be decoded: find them with check_data.py and replace them, or allow more with a "
+                "larger --max-bad-steps"
+            )
+        if metrics["bad_steps"] >= self._config.max_bad_steps and not empty:
             raise UserError(
                 f"{self._config.max_bad_steps} steps in a row up to step {step} had no finite loss "
                 "or gradient: the last good checkpoint is kept; lower the learning rate, lengthen "
                 "the warm-up, or choose --precision bf16 or fp32"
             )
 
+    def forget_empty_steps(self) -> None:
+        """Report what was added, then uncount the last steps in a row that had no image.
+
+        They will be repeated.
+        """
+        with suppress(UserError):
+            self.flush()
+        self._progress.epoch_bad_images -= self._empty_steps * self._plan.global_batch
+        self._empty_steps = 0
+
     def epoch_metrics(self) -> dict[str, float]:
-        """The means of the epoch's steps, and start the next epoch's."""
+        """The means of the epoch's steps; also starts those of the next epoch."""
         progress = self._progress
         metrics = self._metrics(progress.epoch_loss, self._epoch_steps, self._seconds, self._waited)
         metrics["train.bad_images"] = progress.epoch_bad_images
@@ -144,7 +174,9 @@ class TrainLog:
         last = self._progress.last_step
         of_step = {row.name: _STEP_NAMES.get(row.name, row.name) for row in METRICS}
         metrics = {f"train.{name}": last[key] for name, key in of_step.items() if key in last}
-        metrics["train.loss"] = loss.value
+        metrics.pop("train.loss", None)
+        if loss.count:  # a mean over no image is not a number
+            metrics["train.loss"] = loss.value
         if not steps:  # the epoch was trained before a restart, only its evaluation was left
             return metrics
         images = steps * self._plan.global_batch

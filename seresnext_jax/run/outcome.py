@@ -8,6 +8,7 @@ from pathlib import Path
 from seresnext_jax.checkpoint.meta import Progress
 from seresnext_jax.config import Config, flatten
 from seresnext_jax.data.batch import Loader
+from seresnext_jax.errors import printable
 from seresnext_jax.plan import Plan
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.metrics import metric_rows
@@ -40,6 +41,10 @@ def epoch_line(config: Config, epoch: int, results: dict[str, float], *, best: b
     """One line on a finished epoch."""
     names = ("train.loss", "val.loss", "val.top1", f"val.top{config.topk}", "train.total_ips")
     parts = [" ".join(row) for row in metric_rows(results, names)]
+    for split in ("val", "val_ema"):
+        count, images = (results.get(f"{split}.{name}", 0) for name in ("count", "images"))
+        if count < images:
+            parts.append(f"{split} on {count:.0f} of {images:.0f} images")
     return "  ".join([f"epoch {epoch + 1}/{config.epochs}", *parts, *["best so far"] * best])
 
 
@@ -69,8 +74,15 @@ def report_outcome(config: Config, progress: Progress, report: Report, console: 
     console.table("Outcome", rows)
 
 
+def list_other_files(loaders: list[Loader], console: Console) -> None:
+    """One line for each split with files that are not images."""
+    for loader in loaders:
+        if loader.not_listed:
+            console.note(f"files that are not read as images in {loader.not_listed}")
+
+
 def list_bad_images(loaders: list[Loader]) -> None:
     """Name the files that were left out; each process names those that it met."""
     console = Console(enabled=True)
     for path in [path for loader in loaders for path in loader.bad_files]:
-        console.warn(f"left out, can't be decoded: {path}")
+        console.warn(f"left out, can't be decoded: {printable(path)}")

@@ -40,6 +40,11 @@ class Saver:
         self._saved_at = time.monotonic()
         self._owed = False
 
+    @property
+    def saves(self) -> bool:
+        """Whether checkpoints can be saved."""
+        return self._checkpoints is not None
+
     def __enter__(self) -> "Saver":
         return self
 

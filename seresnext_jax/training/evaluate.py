@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from seresnext_jax.data.batch import Batch, Loader
+from seresnext_jax.data.limit import TooManyBadImages, check_left_out
 from seresnext_jax.processes import sum_over_processes
 from seresnext_jax.report.meters import percentile
 
@@ -19,6 +20,7 @@ def evaluate(
     loader: Loader,
     topk: int,
     *,
+    max_bad_share: float = 1.0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Count every image of the evaluation once and divide at the end.
@@ -27,6 +29,7 @@ def evaluate(
       step: a compiled `make_eval_step`.
       variables: params and batch_stats.
       topk: the k of the second accuracy, for its name.
+      max_bad_share: the share of the images that may be left out.
       should_stop: asked after each batch; a yes abandons the pass.
 
     Returns:
@@ -34,6 +37,7 @@ def evaluate(
       if the pass was abandoned.
 
     Raises:
+      TooManyBadImages: more were left out, or all of them.
       RuntimeError: not every image was counted.
     """
     sums: dict[str, float] = {}
@@ -49,20 +53,29 @@ def evaluate(
         latencies.append(before - ready)
         if should_stop():
             return {}
+        size = batch.mask.size
+        passed = min(loader.num_images, len(latencies) * size)
+        wanted = min(loader.num_images, loader.num_steps * size)
+        left_out = passed - round(sums["count"])
+        check_left_out("the evaluation", left_out, wanted, max_bad_share)
     count = sums["count"]
-    wanted = min(loader.num_images, loader.num_steps * batch.mask.size)
-    left_out = sum_over_processes(len(loader.bad_files))
-    if count + left_out < wanted:
+    if left_out > sum_over_processes(len(loader.bad_files)):
         raise RuntimeError(f"evaluated {count:.0f} of {wanted} images")
+    if not count:
+        raise TooManyBadImages(
+            f"none of the {wanted} images of the evaluation could be decoded: find out why with "
+            "check_data.py"
+        )
     total = before - started
     batches = len(latencies)
-    means = {name: value / max(count, 1.0) for name, value in sums.items() if name != "count"}
+    means = {name: value / count for name, value in sums.items() if name != "count"}
     result = {
         "top1": 100 * means.pop("top1"),
         f"top{topk}": 100 * means.pop("topk"),
         "loss": means.pop("loss"),
         **means,
         "count": count,
+        "images": wanted,
         "compute_ips": count / sum(latencies),
         "total_ips": count / total,
         "data_time": waited / batches,

@@ -102,9 +102,9 @@ def _accumulate(state: TrainState, batch: Batch, apply: Apply, config: Config) -
 def make_train_step(apply: Apply, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
     """Build ``step(state, batch, lr) -> (state, metrics)``, compiled, donating the state.
 
-    Metrics are scalars: ``loss`` (mean over the images that count), ``lr``, ``loss_scale`` (the
-    one this step used), ``skipped_steps`` and ``bad_steps`` as in `TrainState`, and ``readable``
-    (the share of the images that were not left out).
+    Metrics are scalars: ``loss`` (mean over the images that count; NaN if none does), ``lr``,
+    ``loss_scale`` (the one this step used), ``skipped_steps`` and ``bad_steps`` as in `TrainState`,
+    and ``readable`` (the share of the images that were not left out).
     """
     policy, optimizer = POLICIES[config.precision], make_optimizer(config.optim)
 
@@ -113,7 +113,10 @@ def make_train_step(apply: Apply, config: Config, mesh: Mesh) -> jax.stages.Wrap
         # Masked images contribute 0, so divide by the unmasked fraction: gradient and loss are
         # means over the images of the step, on all devices.
         counted = jnp.maximum(means.counted, 1e-9)
-        scale, loss = state.loss_scale.scale, means.loss / counted
+        scale = state.loss_scale.scale
+        # A mean over no image is not a number, and the step then changes nothing.
+        seen = means.counted > 0
+        loss = jnp.where(seen, means.loss / counted, jnp.nan)
         grads = jax.tree.map(lambda g: g / (scale * counted), means.grads)
         grads_finite = all_finite(grads)
         finite = grads_finite & jnp.isfinite(loss)
@@ -124,7 +127,15 @@ def make_train_step(apply: Apply, config: Config, mesh: Mesh) -> jax.stages.Wrap
         # to infinity.
         params = _select(finite, params, state.params)
         opt_state = _select(finite, opt_state, state.opt_state)
-        batch_stats = _select(all_finite(means.batch_stats), means.batch_stats, state.batch_stats)
+        keep_stats = seen & all_finite(means.batch_stats)
+        batch_stats = _select(keep_stats, means.batch_stats, state.batch_stats)
+        loss_scale = update_loss_scale(
+            state.loss_scale,
+            finite=grads_finite,
+            growth_interval=config.loss_scale.growth_interval,
+            policy=policy,
+        )
+        ema = _average(state, params, batch_stats, config.use_ema)
 
         new_state = replace(
             state,
@@ -132,15 +143,10 @@ def make_train_step(apply: Apply, config: Config, mesh: Mesh) -> jax.stages.Wrap
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            loss_scale=update_loss_scale(
-                state.loss_scale,
-                finite=grads_finite,
-                growth_interval=config.loss_scale.growth_interval,
-                policy=policy,
-            ),
+            loss_scale=_select(seen, loss_scale, state.loss_scale),
             skipped_steps=state.skipped_steps + jnp.where(finite, 0, 1),
             bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
-            ema=_average(state, params, batch_stats, config.use_ema),
+            ema=_select(seen, ema, state.ema),
         )
         metrics = {
             "loss": loss,

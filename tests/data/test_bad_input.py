@@ -69,7 +69,7 @@ USED: dict[str, Writer] = {
 BAD: dict[str, Writer] = {
     "broken-link.jpg": lambda path: path.symlink_to("nowhere.jpg"),
     "empty.jpg": lambda path: path.write_bytes(b""),
-    "huge.png": lambda path: Image.new("1", (70000, 1000)).save(path),
+    "huge.png": lambda path: Image.new("1", (70000, 2000)).save(path),
     "pipe.jpg": os.mkfifo,
     "read-error.jpg": lambda path: path.symlink_to("/proc/self/mem"),
     "text.jpg": lambda path: path.write_text("<html>"),
@@ -79,7 +79,7 @@ BAD: dict[str, Writer] = {
 LEFT_OUT: dict[str, Writer] = {
     ".hidden.jpg": lambda path: path.write_bytes(b""),
     ".cache/inside.jpg": lambda path: path.write_bytes(b""),
-    "linked-folder": lambda path: path.symlink_to(path.parent.parent / "bee"),
+    "linked-folder": lambda path: path.symlink_to(path.parent),
     "notes.txt": lambda path: path.write_text(""),
 }
 

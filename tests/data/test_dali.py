@@ -214,7 +214,7 @@ def odd_files(kind: str, path: Path) -> None:
         photo.save(path, "jpeg", quality=95)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif kind == "huge":
-        Image.new("1", (70000, 1000)).save(path, "png")
+        Image.new("1", (70000, 2000)).save(path, "png")
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "link", "truncated", "huge"])

@@ -95,7 +95,7 @@ def make_bad(kind: str, path: Path) -> None:
     elif kind == "link":
         path.symlink_to("nowhere.jpg")
     elif kind == "huge":
-        Image.new("1", (70000, 1000)).save(path, "png")
+        Image.new("1", (70000, 2000)).save(path, "png")
     else:
         picture(300, 200, 3).save(path, "jpeg", quality=95)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

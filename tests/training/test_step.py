@@ -257,3 +257,14 @@ def test_columns_of_the_processes_make_up_a_pass() -> None:
     assert local_columns(mesh, 8) == slice(0, 8)
     with pytest.raises(ValueError, match="6 images.*4 devices"):
         local_columns(mesh, 6)
+
+
+@pytest.mark.parametrize("mixed", [0.0, 0.2])
+def test_a_step_without_an_image_has_no_loss_and_changes_nothing(mixed: float) -> None:
+    run = Run(2, 2, replace(CONFIG, mixup=mixed, use_ema=0.9, precision="fp16"))
+    run.train(steps=2)
+    before = jax.device_get(run.state)
+    (line,) = run.train(steps=1, mask=np.zeros(IMAGES, bool))
+    assert np.isnan(line["loss"]) and line["readable"] == 0 and line["bad_steps"] == 1
+    counters = {"step": before.step, "skipped_steps": 0, "bad_steps": 0}
+    assert_same(replace(run.state, **counters), replace(before, **counters), relative=0)

@@ -1,0 +1,130 @@
+"""Which files are images, what the others are, and which images DALI decodes as Pillow does."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+
+from PIL import Image
+
+from seresnext_jax.errors import printable
+
+_REFUSED = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+"""Formats that Pillow recognises but can't decode, or decodes by running another program, or whose
+values have no known range."""
+
+_UNREADABLE = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIF"),
+    **dict.fromkeys((".jxl",), "JPEG XL"),
+    **dict.fromkeys((".jxr", ".wdp", ".hdp"), "JPEG XR"),
+    **dict.fromkeys((".eps", ".ps", ".ai", ".svg", ".svgz", ".wmf", ".emf"), "vector graphics"),
+    **dict.fromkeys((".exr", ".hdr"), "high dynamic range"),
+    **dict.fromkeys((".dcm", ".fits", ".psb", ".xcf"), "another program's"),
+    **dict.fromkeys(
+        (".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mrw")
+        + (".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".sr2", ".srf", ".srw", ".x3f"),
+        "camera raw",
+    ),
+}
+"""Suffixes of images in formats that are not read, and what the formats are called."""
+
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_SIGNATURES = {
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"II\xbc": "JPEG XR",
+    b"%!PS": "vector graphics",
+}
+_MANY_KINDS = 8
+
+_DALI_MODES = {
+    "JPEG": ("L", "RGB", "CMYK"),
+    "MPO": ("L", "RGB", "CMYK"),
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "WEBP": ("RGB", "RGBA"),
+    "BMP": ("1", "L", "P", "RGB"),
+    "PPM": ("1", "L", "RGB"),
+}
+"""Pillow's names of the formats and modes in which DALI's pixels equal Pillow's.
+
+TIFF is not among them: DALI applies its orientation, grey maps and 16 bits differently.
+"""
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _REFUSED)
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    """Of the formats that are read, in lower case with the dot."""
+    known, readable = Image.registered_extensions(), readable_formats()
+    return frozenset({suffix for suffix, name in known.items() if name in readable} | {".mpo"})
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower().rstrip(".")
+
+
+def has_image_suffix(path: str) -> bool:
+    """Whether a file's name ends like that of an image that can be read."""
+    return _suffix(path) in _suffixes()
+
+
+def split_by_suffix(paths: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The images and the other files, each sorted."""
+    images: list[str] = []
+    others: list[str] = []
+    for path in paths:
+        (images if has_image_suffix(path) else others).append(path)
+    return sorted(images), sorted(others)
+
+
+def count_kinds(paths: Iterable[str]) -> str:
+    """Files by suffix, the most frequent first: ``.heic 12, no suffix 3``."""
+    counts = Counter(map(_kind, paths))
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown, rest = ranked[:_MANY_KINDS], ranked[_MANY_KINDS:]
+    if rest:
+        shown.append(("other suffixes", sum(count for _, count in rest)))
+    return ", ".join(f"{printable(kind)} {count}" for kind, count in shown)
+
+
+def _kind(path: str) -> str:
+    if is_broken_link(path):
+        return "broken link"
+    return _suffix(path) or "no suffix"
+
+
+def is_broken_link(path: str) -> bool:
+    """Whether a path is a link to nothing."""
+    return os.path.islink(path) and not os.path.exists(path)
+
+
+def unreadable_kind(path: str) -> str | None:
+    """What an image in a format that is not read is: ``HEIF``; None: nothing known."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(12)
+    except OSError:
+        head = b""
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        return "HEIF"
+    for signature, kind in _SIGNATURES.items():
+        if head.startswith(signature):
+            return kind
+    return _UNREADABLE.get(_suffix(path))
+
+
+def dali_decodes(image: Image.Image) -> bool:
+    """Whether DALI's pixels of an image, of which only the header is read, equal Pillow's."""
+    name = image.format or ""
+    if image.mode not in _DALI_MODES.get(name, ()):
+        return False
+    if name in ("BMP", "PPM"):  # not run-length coded, as text, with 5 bits or another white
+        codec, _, _, arguments = image.tile[0]  # type: ignore[attr-defined]
+        return codec == "raw" and not any(bits in str(arguments) for bits in (";15", ";16"))
+    return True

@@ -1,0 +1,27 @@
+"""How many bad images may be left out before a run stops."""
+
+from seresnext_jax.errors import UserError
+
+
+class TooManyBadImages(UserError):
+    """More images were left out than allowed; all processes raise it at the same step."""
+
+
+def check_left_out(what: str, left_out: int, num_images: int, max_share: float) -> None:
+    """Check the number of images that an epoch or evaluation has left out so far.
+
+    Args:
+      what: the epoch or evaluation, for the message.
+      left_out: images left out so far.
+      num_images: images of the whole epoch or evaluation.
+      max_share: the share of `num_images` that may be left out.
+
+    Raises:
+      TooManyBadImages: more were left out.
+    """
+    if left_out > max_share * num_images:
+        raise TooManyBadImages(
+            f"{left_out} of the {num_images} images of {what} could not be decoded, more than "
+            f"--data.max-bad-share {max_share:g} allows: find them with check_data.py and replace "
+            "them, or allow more with a larger --data.max-bad-share"
+        )

@@ -1,0 +1,82 @@
+"""A folder that goes away during a run: named after a short wait, and no file of it is blamed."""
+
+import os
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seresnext_jax.config import Backend, DataConfig
+from seresnext_jax.data import gone
+from seresnext_jax.errors import UserError
+from tests.data.loaders import open_split
+
+BACKENDS: list[Backend] = ["folder", "dali-cpu"]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("ant", "bee"):
+        (tmp_path / "data" / "val" / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = np.random.default_rng(i).integers(0, 256, (20, 20, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / "val" / name / f"{i}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gone, "RETRY_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("no_wait")
+@pytest.mark.parametrize("policy", ["error", "skip"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lost", ["", "val", "val/bee"])
+def test_the_folder_is_named(root: Path, backend: Backend, policy: str, lost: str) -> None:
+    data = DataConfig(root=str(root), backend=backend, image_size=16, workers=1)
+    data = DataConfig(**{**vars(data), "on_bad_image": policy})
+    with closing(open_split(data, "val", n=2)) as source:
+        assert sum(int(batch.mask.sum()) for batch in source.batches(0)) == 8
+        folder = root / lost if lost else root
+        folder.rename(root.parent / "away")
+        with pytest.raises(UserError) as caught:
+            list(source.batches(0))
+        assert str(caught.value).startswith(f"the folder {folder} is gone")
+        assert source.bad_files == []
+
+
+def test_a_folder_that_comes_back_costs_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = root.parent / "away"
+    monkeypatch.setattr(gone.time, "sleep", lambda seconds: os.path.exists(away) and back())
+
+    def back() -> None:
+        away.rename(root)
+
+    data = DataConfig(
+        root=str(root), backend="folder", image_size=16, workers=1, on_bad_image="skip"
+    )
+    with closing(open_split(data, "val", n=2)) as source:
+        root.rename(away)
+        assert sum(int(batch.mask.sum()) for batch in source.batches(0)) == 8
+        assert source.bad_files == []
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_the_file_is_to_blame_if_its_folder_is_there(root: Path) -> None:
+    data = DataConfig(root=str(root), backend="folder", image_size=16, workers=1)
+    with closing(open_split(data, "val", n=2)) as source:
+        (root / "val" / "ant" / "0.png").unlink()
+        with pytest.raises(UserError, match="0.png: No such file"):
+            list(source.batches(0))
+
+
+def test_the_first_missing_folder_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    shutil.rmtree(tmp_path / "a")
+    assert gone._topmost_missing(str(tmp_path / "a" / "b" / "c")) == str(tmp_path / "a")
