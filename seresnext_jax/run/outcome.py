@@ -70,7 +70,7 @@ def report_outcome(config: Config, progress: Progress, report: Report, console: 
 
 
 def list_bad_images(loaders: list[Loader]) -> None:
-    """Name the files that were left out; each process names those that it met."""
+    """Name the files that were left out; each process names those that it has read."""
     console = Console(enabled=True)
     for path in [path for loader in loaders for path in loader.bad_files]:
         console.warn(f"left out, can't be decoded: {path}")
