@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import tyro
 
+from seresnext_jax.checkpoint.store import explain_choice
 from seresnext_jax.cli import check_output, parse, run, write_output
 from seresnext_jax.config import Config, ModelConfig, Precision, Range, SizesOfWeights
 from seresnext_jax.data.class_names import names_for
@@ -75,6 +76,8 @@ def main(argv: list[str]) -> int:
     paths, skipped = find_images(config.images)
     for line in describe_skipped(skipped):
         print(line, file=sys.stderr)
+    if choice := explain_choice(Path(config.weights)):
+        print(f"note: {choice}", file=sys.stderr)
     runtime.use_compilation_cache(config.compilation_cache)
     weights = read_weights(config.weights, ema=config.ema)
     info = weights.info

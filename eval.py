@@ -7,10 +7,12 @@ and so does the image's size unless --config or an option says otherwise.
 
 import json
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from seresnext_jax.checkpoint.store import explain_choice
 from seresnext_jax.cli import check_output, parse_over_config, run, write_output
 from seresnext_jax.config import (
     Config,
@@ -73,6 +75,9 @@ def main(argv: list[str]) -> int:
     runtime.start(config)
     mesh = make_mesh()
     console = Console(enabled=jax.process_index() == 0)
+
+    if choice := explain_choice(Path(config.weights)):
+        console.note(choice)
 
     # ---- network -------------------------------------------------------------------------------
     weights = read_weights(config.weights, ema=config.ema)

@@ -1,13 +1,15 @@
 """Train an image classifier, evaluate each epoch, keep the last and the best checkpoint.
 
-Read `main` from top to bottom: data, network, state, where to continue, then one visible loop.
+Read `train` from top to bottom: data, network, state, where to continue, then one visible loop.
 """
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from seresnext_jax.cli import parse_config, run
 from seresnext_jax.config import Config
@@ -33,6 +35,7 @@ from seresnext_jax.run.outcome import (
 from seresnext_jax.run.saver import Saver
 from seresnext_jax.run.start import Start, find_start, initial_variables, saves_checkpoints
 from seresnext_jax.run.stop import EXIT_STOPPED, StopRequest
+from seresnext_jax.run.workspace import open_workspace
 from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.training.optimizer import learning_rate
 from seresnext_jax.training.precision import POLICIES
@@ -44,16 +47,20 @@ from seresnext_jax.training.step import lower_eval_step, lower_train_step
 def main(argv: list[str]) -> int:
     """Run the program; returns its exit status."""
     config = parse_config(argv, program="train.py", description=__doc__ or "")
+    if config.check_data:
+        return check_and_print(config.data, config.model.num_classes, Console(enabled=True))
     runtime.start(config)
     mesh = make_mesh()
     console = Console(enabled=jax.process_index() == 0)
-    if config.check_data:
-        return check_and_print(config.data, config.model.num_classes, console)
     stop = StopRequest(mesh)
+    divide_batch(config, mesh.size)  # refuses what does not divide
+    with open_workspace(Path(config.workspace), console):
+        return train(argv, config, mesh, stop, console)
 
-    # ---- what can be refused before the dataset is read ----------------------------------------
-    divide_batch(config, mesh.size)
-    start = find_start(config)
+
+def train(argv: list[str], config: Config, mesh: Mesh, stop: StopRequest, console: Console) -> int:
+    """Train, or evaluate, in an open workspace; returns the exit status."""
+    start = find_start(config)  # before the dataset is read
 
     # ---- data ----------------------------------------------------------------------------------
     train_loader, val_loader = open_splits(config, mesh)
@@ -88,10 +95,15 @@ def main(argv: list[str]) -> int:
         return end(argv, config, stop, loaders, console)
 
     # ---- train ---------------------------------------------------------------------------------
+    epochs = epochs_to_run(config, progress.finished_epochs)
+    if not epochs:
+        saver.close()
+        console.note(f"nothing to train: the run has already finished its {config.epochs} epochs")
+        report_outcome(config, progress, report, console)
+        return end(argv, config, stop, loaders, console)
     with console.compiling("the training step"):
         lowered = lower_train_step(network.apply, config, mesh, state, passes=plan.accumulation)
         train_step = lowered.compile()
-    epochs = epochs_to_run(config, progress.finished_epochs)
     log = TrainLog(config, plan, progress, report, console, last_epoch=epochs.stop)
     batches = log.timing_waits(train_loader.batches(resumed_step))
     before_bad_images = saving_before_bad_images(saver, plan, progress, log, lambda: state)

@@ -1,7 +1,7 @@
-"""The command line: a config file's values, the options that override them, one line on an error.
+"""The command line: config files, the options that override them, and one line for each error.
 
 A program's options are the fields of a dataclass. tyro derives their names, types and help from the
-schema; what it says about a wrong one becomes the message of a `UserError`.
+schema; its message on a wrong option becomes that of a `UserError`.
 """
 
 import contextlib
@@ -29,8 +29,39 @@ from seresnext_jax.model.network import find_architecture
 T = TypeVar("T")
 
 _CONFIG_HELP = """
---config FILE: a Python file whose get_config() gives the defaults of the options below.
-The defaults shown are those of """
+--config FILE: a Python file whose get_config() gives the defaults of the options below, or the name
+of one in configs/. The defaults shown are those of """
+_CONFIGS = Path(__file__).parent.parent / "configs"
+
+_OF_THE_ORIGINAL = {
+    "-a": "--model.arch",
+    "-b": "--batch-size",
+    "-c": "--model.conv-init",
+    "-j": "--data.workers",
+    "-p": "--print-freq",
+    "--amp": "--precision fp16",
+    "--fp16": "--precision fp16",
+    "--bn-weight-decay": "--optim.decay-mask all",
+    "--wd": "--optim.weight-decay",
+    "--model": "--model.arch",
+    "--model-config": "--model.conv-init",
+    "--data": "--data.root",
+    "--data-backend": "--data.backend",
+    "--image-size": "--data.image-size",
+    "--static-loss-scale": "--loss-scale.init",
+    "--dynamic-loss-scale": "--precision fp16, whose loss scale is dynamic",
+    "--pretrained-from-file": "--init-from",
+    "--pretrained-weights": "--init-from",
+    "--pretrained": "--init-from FILE",
+    "--start-epoch": "--resume, which knows the epoch",
+    "--local-rank": "--distributed.process-id",
+    "--gather-checkpoints": "--checkpoint.keep -1",
+    "--platform": "--config, such as --config dgxa100_amp_90e",
+    "--mode": "--config, such as --config dgxa100_amp_90e",
+}
+"""Options of the original that have other names or forms here."""
+_NEEDLESS = ("--memory-format", "--gpu-affinity", "--checkpoint-filename", "--num-gpus")
+"""Options of the original that have no equivalent."""
 
 
 # ---- programs ----------------------------------------------------------------------------------
@@ -39,9 +70,9 @@ The defaults shown are those of """
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a program and exit: 0 or what `main` returns, 2 on a `UserError`, 130 on Ctrl-C.
 
-    An error that the user can fix is one line on stderr, after its traceback where the command line
-    has ``--debug``. Every other exception is a bug in this project and passes through. A
-    warning is one line, too.
+    An error that the user can fix is one line on stderr; with ``--debug`` its traceback comes
+    first. Every other exception is a bug in this project and passes through. A warning is one line,
+    too.
     """
     argv = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that can't show a character gets \x..
@@ -62,7 +93,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 def _end(line: str, status: int, *, debug: bool) -> NoReturn:
-    """Exit with a line about the exception at hand."""
+    """Exit with a line about the current exception."""
     if debug:
         traceback.print_exc()
     print(f"error: {line}", file=sys.stderr)
@@ -82,8 +113,9 @@ def parse_config(argv: Sequence[str], *, program: str, description: str) -> Conf
     config = parse_over_config(
         lambda base: base or Config(), argv, program=program, description=description
     )
-    check(config)
-    find_architecture(config.model.arch)
+    if not config.check_data:  # which needs neither a network nor a schedule
+        check(config)
+        find_architecture(config.model.arch)
     return config
 
 
@@ -93,8 +125,8 @@ def parse_over_config(
     """Read ``--config FILE`` and the options that override it.
 
     Args:
-      defaults: the program's options, as the config file gives them; it gets None if no file is
-        named.
+      defaults: gives the program's default options for the config of the file, or for None if
+        there is no file.
       argv, program, description: as for `parse`.
 
     Raises:
@@ -121,7 +153,7 @@ def parse(
       argv: the words of the command line, without the program's name.
       program: the program's name, for the help.
       description: what the program does, for the help.
-      known: options the caller took out of `argv`, so that a typo in one of them is recognised.
+      known: options that the caller has taken out of `argv`; a typo may mean one of them.
 
     Raises:
       UserError: an unknown option, or a value of a wrong type or out of range.
@@ -159,19 +191,19 @@ def parse(
 
 
 def check_output(option: str, path: str) -> None:
-    """Refuse early an output file that can't be meant: in no folder, or named like an image.
+    """Refuse early an output file in a missing folder, or with the name of an image.
 
     Raises:
       UserError: naming the option.
     """
     if path and not Path(path).absolute().parent.is_dir():
-        raise UserError(f"{option} {path}: there is no such folder; make it first")
+        raise UserError(f"{option} {path}: its folder does not exist; make it first")
     if (mimetypes.guess_type(path)[0] or "").startswith("image/"):
-        raise UserError(f"{option} {path} has an image's name: give {option} a file to write")
+        raise UserError(f"{option} {path} is the name of an image: give {option} another name")
 
 
 def write_output(option: str, path: str, text: str) -> None:
-    """Write a file that an option names; nothing if it names none.
+    """Write the file that an option names; "" means none.
 
     Raises:
       UserError: it can't be written.
@@ -189,20 +221,22 @@ def write_output(option: str, path: str, text: str) -> None:
 def load_config(file: str) -> Config:
     """Run a config file and return what its ``get_config()`` gives.
 
-    The folder above the file's own is importable meanwhile, so that ``configs/a.py`` can say
-    ``from configs.base import recipe`` wherever the program was started.
+    Meanwhile the folder above the file's own is on the import path, so that ``configs/a.py`` can
+    use ``from configs.base import recipe`` wherever the program was started.
 
     Raises:
       UserError: the file is missing or fails, or does not give a well-typed `Config`.
     """
-    path = Path(file)
+    path = _find_config(file)
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
         source = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+        names = difflib.get_close_matches(path.stem, [p.stem for p in _CONFIGS.glob("*.py")], n=1)
+        near = f" (did you mean {names[0]}?)" if names else ""
         raise UserError(
-            f"--config {file}: {reason}; give the path of a Python file with get_config()"
+            f"--config {file}: {reason}{near}; give the path of a Python file with get_config()"
         ) from error
     try:
         with _importable(path.resolve().parent.parent):
@@ -226,6 +260,16 @@ def load_config(file: str) -> Config:
     return config
 
 
+def _find_config(file: str) -> Path:
+    """The config file that a path or name means: ``digits`` and ``configs/digits.py`` anywhere."""
+    path = Path(file)
+    if not os.path.isfile(file) and str(path.parent) in (".", "configs"):
+        known = _CONFIGS / f"{path.name.removesuffix('.py')}.py"
+        if os.path.isfile(known):
+            return known
+    return path
+
+
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
     """Put a folder at the front of the import path for a while."""
@@ -237,7 +281,7 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def _line_in(path: Path, error: Exception) -> str:
-    """`` line N``, where `error` left the file at `path`, or "" if it never was in it."""
+    """`` line N`` of the file at `path` for an error raised there or below it; otherwise ""."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f" line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -246,7 +290,7 @@ def _line_in(path: Path, error: Exception) -> str:
 
 
 def _check_types(config: Any, prefix: str = "") -> None:
-    """Check the fields of a config, which Python itself does not, against their annotations.
+    """Check the types of a config's fields, as Python does not.
 
     Raises:
       typeguard.TypeCheckError: naming the field.
@@ -268,7 +312,7 @@ def _check_types(config: Any, prefix: str = "") -> None:
 
 
 def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """Take ``--config FILE`` (or ``--config=FILE``) out of a command line; the last one counts.
+    """Separate ``--config FILE`` or ``--config=FILE`` from a command line; the last one counts.
 
     Returns:
       the file, "" if none is given, and the other words.
@@ -292,7 +336,7 @@ def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _first_paragraph(box: str) -> str:
-    """What one of tyro's boxed errors says, as one line, without frame, colour and appendices."""
+    """The first paragraph of an error that tyro prints in a box, as one plain line."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     body = [line.strip("│ ") for line in plain.splitlines()[1:]]
     lines = takewhile(lambda line: line and line[0] not in "─╰", body)
@@ -301,10 +345,13 @@ def _first_paragraph(box: str) -> str:
 
 
 def _explain_unknown(word: str, default: Any, known: Sequence[str]) -> str:
-    """One line on a word of the command line that is no option of the dataclass `default`."""
+    """One line on a word of the command line that is not an option of the dataclass `default`."""
     if not word.startswith("-"):
-        return f"unexpected argument {word!r}"
+        folder = os.path.isdir(word) and "data.root" in flatten(default)
+        return f"unexpected argument {word!r}" + (f": did you mean --data.root {word}?" * folder)
     name = word.partition("=")[0].replace("_", "-")
+    if not word.startswith("--"):
+        name = name[:2]  # -b256
     options = list(known)
     for path, value in flatten(default).items():
         if not isinstance(value, bool):
@@ -314,6 +361,11 @@ def _explain_unknown(word: str, default: Any, known: Sequence[str]) -> str:
             return f"{name} is the default here: leave it out, or use {opposite} for the opposite"
         else:
             options.append(_flag(path, not value))
+    ours = _OF_THE_ORIGINAL.get(name, "")
+    if ours.split(" ")[0].rstrip(",") in options:
+        return f"unknown option {name}: here it is {ours}"
+    if name in _NEEDLESS:
+        return f"unknown option {name}: it is not needed here, leave it out"
     # A name without its section (--lr) is meant more often than one with other letters.
     near = [option for option in options if option.endswith("." + name.lstrip("-"))]
     near = near or difflib.get_close_matches(name, options, n=1)

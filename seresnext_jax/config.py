@@ -153,12 +153,13 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """Several processes (hosts). Slurm and the usual environment variables are recognised."""
+    """Several processes (hosts). The variables of Slurm, Open MPI and torchrun are recognised."""
 
     coordinator: str = ""
     """host:port of process 0. Empty: from the environment, or a single process."""
     num_processes: Annotated[int, Range(0, 10**5)] = 0
-    """How many processes take part; 0: from the environment."""
+    """Number of processes; 1: run alone, whatever the environment says; 0: from the
+    environment."""
     process_id: Annotated[int, Range(-1, 10**5)] = -1
     """Rank of this process; -1: from the environment."""
 
@@ -302,7 +303,8 @@ def check(config: Config) -> None:
     if config.optim.lr_schedule != "step" and config.optim.warmup >= config.epochs:
         raise UserError(
             f"--optim.warmup {config.optim.warmup} leaves no epoch of --epochs {config.epochs} "
-            "for the schedule: lower the warm-up"
+            "for the schedule: give --optim.warmup 0, or for a short try of the same schedule "
+            f"--run-epochs {config.epochs} in place of --epochs {config.epochs}"
         )
     if config.evaluate and config.training_only:
         raise UserError("--evaluate and --training-only exclude one another: give one of them")

@@ -1,10 +1,10 @@
-"""The one exception for things that are wrong outside the program: input, options, files."""
+"""The exception for what the user can fix: input, options, files."""
 
 _SHOWN = 80
 
 
 class UserError(Exception):
-    """Something the user can mend; the message is one line naming the cause and the mend.
+    """Something that the user can fix; the message is one line with the cause and the fix.
 
     The command-line programs print it as ``error: <message>`` and exit with status 2 (no traceback
     unless ``--debug`` is given). A bug in this project is never a `UserError`.
@@ -26,9 +26,9 @@ def shown(text: object) -> str:
 
 
 def fixable_by_the_user(error: Exception) -> UserError | None:
-    """What a program says of an error in one line; None: it is a bug.
+    """An error as one line for the user; None: it is a bug.
 
-    That a device's memory does not suffice reaches Python as a runtime error of JAX.
+    A device that runs out of memory is reported by JAX as a runtime error.
     """
     if isinstance(error, UserError):
         return error

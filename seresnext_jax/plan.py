@@ -1,13 +1,16 @@
 """What follows from the options: `resolve` computes the `Plan` of a run.
 
-It is computed after the command line was read, so an option that overrides a config file never
-leaves a stale number.
+It is computed after the command line is read, so no number in it is out of date when an option
+overrides a config file.
 """
 
 from dataclasses import dataclass
 
 from seresnext_jax.config import Config, check
 from seresnext_jax.errors import UserError
+
+TOTAL_STRIDE = 32
+"""Pixels of the image per pixel of the last stage, in each direction and every architecture."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Plan:
     lr: float
     """Peak learning rate."""
     steps_per_epoch: int
-    """Optimizer steps (at most --prof); images that fill no step wait for another epoch's order."""
+    """Optimizer steps, at most --prof; the images left over are not used in this epoch."""
     epochs: int
     total_steps: int
 
@@ -73,7 +76,8 @@ def divide_batch(config: Config, num_devices: int) -> tuple[int, int]:
     """Forward passes per optimizer step, and images that BatchNorm normalises together.
 
     Raises:
-      UserError: the batch sizes do not divide; names the fix.
+      UserError: the batch sizes do not divide, or BatchNorm would see a single value per channel;
+        names the fix.
     """
     forward = config.batch_size * num_devices
     wanted = forward if config.optimizer_batch_size == -1 else config.optimizer_batch_size
@@ -85,11 +89,33 @@ def divide_batch(config: Config, num_devices: int) -> tuple[int, int]:
             f"model.bn_group_size {group} does not divide batch_size {config.batch_size}: "
             "choose a divisor, or 0 for the whole per-device batch"
         )
-    return wanted // forward, group
+    accumulation = wanted // forward
+    side = -(-config.data.image_size // TOTAL_STRIDE)
+    if group * side**2 == 1 and not (config.evaluate or config.optim.freeze_backbone):
+        raise UserError(_group_advice(config, accumulation))
+    return accumulation, group
+
+
+def _group_advice(config: Config, accumulation: int) -> str:
+    """One line on a BatchNorm that would normalise a single value per channel."""
+    size, batch_size = config.data.image_size, config.batch_size
+    fixes = [f"--data.image-size {TOTAL_STRIDE + 1} or more"]
+    if batch_size > 1:
+        fixes.insert(0, "--model.bn-group-size 0")
+    elif config.optimizer_batch_size == -1:
+        fixes.insert(0, "--batch-size 2 or more")
+    elif accumulation > 1:
+        per_device = next(n for n in range(2, accumulation + 1) if accumulation % n == 0)
+        fixes.insert(0, f"--batch-size {per_device}")
+    given = f"--batch-size {batch_size}, --model.bn-group-size {config.model.bn_group_size}"
+    return (
+        f"with {given} and --data.image-size {size}, the last BatchNorm would have one value per "
+        f"channel and can't train: give {' or '.join(fixes)}"
+    )
 
 
 def _batch_advice(batch_size: int, num_devices: int, wanted: int) -> str:
-    """One line on an optimizer batch that `num_devices` devices cannot make up."""
+    """One line on an optimizer batch that is not a multiple of the devices' batches."""
     problem = (
         f"optimizer_batch_size {wanted} is not a multiple of batch_size {batch_size} x "
         f"{num_devices} device(s) = {batch_size * num_devices}"

@@ -2,22 +2,27 @@
 
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from seresnext_jax.errors import UserError, fixable_by_the_user
+from seresnext_jax.errors import UserError, fixable_by_the_user, shown
 
+JOIN_TIMEOUT = 300
+"""Seconds that a process waits at its start for the others."""
 HEARTBEAT_TIMEOUT = 30
-"""Seconds without a sign of life from one process after which the others abort; JAX says 100."""
+"""Seconds without a sign of life from one process after which the others abort; JAX's default is
+100."""
 SHUTDOWN_TIMEOUT = 60
-"""Seconds that a process waits at its end for the others before all abort; JAX says 300."""
+"""Seconds that a process waits at its end for the others before all abort; JAX's default is 300."""
 EXIT_OTHERS_LOST = 76
 """Exit status of a process whose computation with the others failed (sysexits: EX_PROTOCOL)."""
 
@@ -27,64 +32,211 @@ _COMMUNICATION = (
 )
 """How XLA names the errors of a transport: Gloo's, NCCL's, the coordination service's."""
 
+_ALONE = "to run alone, give --distributed.num-processes 1"
+_HOW_TO_PLACE = (
+    "give --distributed.coordinator, --distributed.num-processes and --distributed.process-id; "
+    + _ALONE
+)
+
 
 def sum_over_processes(number: int) -> int:
-    """The sum of every process's number; all of them must ask."""
+    """The sum of a number over the processes; all of them must call this."""
     return int(np.sum(multihost_utils.process_allgather(np.int32(number))))
+
+
+def on_one_process(action: Callable[[], None]) -> None:
+    """Change shared files on process 0 while the others wait; all of them must call this."""
+    if jax.process_index() == 0:
+        action()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("seresnext_jax.on_one_process")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of this process among the processes of one run."""
+
+    coordinator: str
+    """host:port of process 0."""
+    num_processes: int
+    process_id: int
+    source: str
+    """The variable or option that gives the number of processes."""
+    local_device: int | None = None
+    """The only device of this host that the process uses; None: all of them."""
 
 
 def initialize_distributed(*, coordinator: str, num_processes: int, process_id: int) -> None:
     """Join the other processes of this run, if there are any; call before any other JAX function.
 
-    Taken from the arguments, else from torchrun's variables (MASTER_ADDR, MASTER_PORT,
-    WORLD_SIZE, RANK, LOCAL_RANK), else from Slurm or Open MPI, which JAX recognises itself.
+    The arguments override the environment; ``num_processes=1`` alone ignores it.
 
     Raises:
-      UserError: the arguments or variables are incomplete, or are no numbers or no address.
+      UserError: the arguments or variables are incomplete or wrong.
     """
-    local_device = None
+    if num_processes == 1:
+        return
     if coordinator or num_processes or process_id >= 0:
         if not (coordinator and num_processes and process_id >= 0):
             raise UserError(
                 "--distributed.coordinator, --distributed.num-processes and "
-                "--distributed.process-id belong together: give all three or none"
+                "--distributed.process-id belong together: give all three or none "
+                "(--distributed.num-processes 1 may be alone)"
             )
-    elif _variable("WORLD_SIZE", 1) > 1 and {"MASTER_ADDR", "RANK"} <= os.environ.keys():
-        port = _variable("MASTER_PORT", 29500)
-        coordinator = f"{os.environ['MASTER_ADDR']}:{port}"
-        num_processes, process_id = _variable("WORLD_SIZE", 1), _variable("RANK", 0)
-        if _variable("LOCAL_WORLD_SIZE", 1) > 1:  # else the one process of a host has all its GPUs
-            local_device = _variable("LOCAL_RANK", 0)
-    elif _variable("SLURM_NTASKS", 1) > 1 or _variable("OMPI_COMM_WORLD_SIZE", 1) > 1:
-        _join()
-        return
-    if num_processes > 1:
-        if process_id >= num_processes:
-            raise UserError(
-                f"the process has the number {process_id} of {num_processes}: they count from 0 to "
-                f"{num_processes - 1} (--distributed.process-id, or RANK of torchrun)"
-            )
-        if not re.fullmatch(r"\S+:\d{1,5}", coordinator):
-            raise UserError(
-                f"the coordinator {coordinator!r} is no host:port: give the address of process 0 "
-                "and a free port, such as --distributed.coordinator node1:29500"
-            )
-        _join(
-            coordinator_address=coordinator,
-            num_processes=num_processes,
-            process_id=process_id,
-            local_device_ids=local_device,
+        option = "--distributed.num-processes"
+        _join(_checked(Place(coordinator, num_processes, process_id, option)))
+    elif place := find_place():
+        _join(_checked(place))
+
+
+def find_place() -> Place | None:
+    """The place of this process by its environment; None: it is alone.
+
+    Reads the variables of torchrun, Open MPI and Slurm. An allocation of Slurm for several tasks
+    also sets variables in shells that are not one of these tasks: such a process is alone, and a
+    line says so.
+
+    Raises:
+      UserError: a variable is missing or not a number.
+    """
+    if _variable("WORLD_SIZE", 1) > 1:
+        return _place_by_torchrun()
+    if _variable("OMPI_COMM_WORLD_SIZE", 1) > 1:
+        return _place_by_open_mpi()
+    # A shell inside an allocation may have the allocation's SLURM_NTASKS; a step's own number is
+    # in SLURM_STEP_NUM_TASKS.
+    source = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS"
+    if _variable(source, 1) > 1:
+        return _place_by_slurm(source)
+    return None
+
+
+def _place_by_torchrun() -> Place:
+    count = _variable("WORLD_SIZE", 1)
+    _require("WORLD_SIZE", "MASTER_ADDR", "RANK")
+    coordinator = f"{os.environ['MASTER_ADDR']}:{_variable('MASTER_PORT', 29500)}"
+    local_device = None
+    if _variable("LOCAL_WORLD_SIZE", 1) > 1:  # else the one process of a host has all its GPUs
+        local_device = _variable("LOCAL_RANK", 0)
+    return Place(coordinator, count, _variable("RANK", 0), "WORLD_SIZE", local_device)
+
+
+def _place_by_open_mpi() -> Place:
+    source = "OMPI_COMM_WORLD_SIZE"
+    _require(source, "OMPI_COMM_WORLD_RANK", "OMPI_MCA_orte_hnp_uri")
+    uri = os.environ["OMPI_MCA_orte_hnp_uri"]  # 1531576320.0;tcp://10.96.0.1,10.148.0.1:34911
+    found = re.match(r"(\d+)\..*?(?:tcp://([^,:]+)|tcp6://\[([^,\]]+))", uri)
+    if found is None:
+        raise UserError(f"OMPI_MCA_orte_hnp_uri is {uri!r}: it has no address; {_HOW_TO_PLACE}")
+    host = found[2] or f"[{found[3]}]"
+    return Place(
+        f"{host}:{_port_of_job(int(found[1]) // 2**12)}",
+        _variable(source, 1),
+        _variable("OMPI_COMM_WORLD_RANK", 0),
+        source,
+        _variable("OMPI_COMM_WORLD_LOCAL_RANK", 0),
+    )
+
+
+def _place_by_slurm(source: str) -> Place | None:
+    count = _variable(source, 1)
+    needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
+    missing = [name for name in needed if name not in os.environ]
+    if missing:
+        print(
+            f"warning: {source} is {count}, but {missing[0]} is missing: this is not a task of "
+            "srun, so it runs alone (start the program with srun to use all tasks)",
+            file=sys.stderr,
+            flush=True,
         )
+        return None
+    # The first of node[001,007-015],host2 or node001,host2.
+    first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", os.environ["SLURM_STEP_NODELIST"])
+    if first is None:
+        raise UserError(f"SLURM_STEP_NODELIST names no host: {_HOW_TO_PLACE}")
+    return Place(
+        f"{first[1]}{first[2] or ''}:{_port_of_job(_variable('SLURM_JOB_ID', 0))}",
+        count,
+        _variable("SLURM_PROCID", 0),
+        source,
+        _variable("SLURM_LOCALID", 0),
+    )
 
 
-def _join(**where: Any) -> None:
+def _port_of_job(job: int) -> int:
+    """A port that all processes of a job agree on: one of the last 2¹², by the job's number."""
+    return _variable("JAX_COORDINATOR_PORT", 65536 - 2**12 + job % 2**12)
+
+
+def _require(source: str, *names: str) -> None:
+    """Refuse an environment that says that there are several processes, but not which is which."""
+    for name in names:
+        if name not in os.environ:
+            raise UserError(
+                f"{source} is {os.environ[source]}, but {name} is missing: {_HOW_TO_PLACE}"
+            )
+
+
+def _checked(place: Place) -> Place:
+    if place.process_id >= place.num_processes:
+        raise UserError(
+            f"the process has the number {place.process_id} of {place.num_processes}: they count "
+            f"from 0 to {place.num_processes - 1} (--distributed.process-id, or RANK of torchrun)"
+        )
+    if not re.fullmatch(r"\S+:\d{1,5}", place.coordinator):
+        raise UserError(
+            f"the coordinator {place.coordinator!r} is not host:port: give the address of process "
+            "0 and a free port, such as --distributed.coordinator node1:29500"
+        )
+    return place
+
+
+def _join(place: Place) -> None:
+    """Wait for the other processes, at most `JOIN_TIMEOUT` seconds.
+
+    JAX does not end its own wait with an exception: the runtime aborts the process. So a timer ends
+    the process before that, with a line.
+    """
+    waiting = (
+        f"process {place.process_id} of {place.num_processes} ({place.source}), "
+        f"coordinator {place.coordinator}"
+    )
+    print(f"{waiting}: waiting for the others; {_ALONE}", flush=True)
+    problem = (
+        f"{waiting}: the others did not come within {JOIN_TIMEOUT} s; start all processes at "
+        f"the same time and check that they reach the coordinator; {_ALONE}"
+    )
+    timer = threading.Timer(JOIN_TIMEOUT, _end_now, [problem])
+    timer.daemon = True
     # JAX would take SIGTERM for itself; run/stop.py handles it.
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
-        shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
-        **where,
-    )
+    # Python can't raise KeyboardInterrupt while the runtime waits.
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # With options, JAX still takes the local device from Slurm or Open MPI.
+    detection = None if place.source.startswith("--") else "deactivate"
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            coordinator_address=place.coordinator,
+            num_processes=place.num_processes,
+            process_id=place.process_id,
+            local_device_ids=place.local_device,
+            cluster_detection_method=detection,
+            initialization_timeout=2 * JOIN_TIMEOUT,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+        )
+    except (RuntimeError, ValueError) as error:  # such as a port that is in use
+        raise UserError(f"{waiting}: {shown(error)}; {_HOW_TO_PLACE}") from error
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def _end_now(problem: str) -> None:
+    """End the process from another thread."""
+    print(f"error: {problem}", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def _variable(name: str, default: int) -> int:
@@ -99,10 +251,10 @@ Main = Callable[[list[str]], int]
 
 
 def fails_alone(main: Main) -> Main:
-    """Let an error in one of several processes end that process at once, without the others.
+    """End one of several processes at once when it has an error.
 
-    They are in a computation that waits for this one, and to leave in order would mean to wait for
-    them in turn. Without it their computation fails, or JAX misses its heartbeat and ends them.
+    The others are in a computation that waits for this process, and an orderly exit would wait for
+    them. After this exit their computation fails, or JAX misses the heartbeat and ends them.
     """
 
     @wraps(main)
@@ -132,8 +284,8 @@ def _explain(error: Exception, *, debug: bool) -> int:
         return 1
     cause = str(error).partition("\n")[0][:200]
     print(
-        f"error: a computation with the other processes failed ({cause}): one of them has ended, "
-        "its output says why; then start all of them again with --resume auto",
+        f"error: a computation with the other processes failed ({cause}): one of them has ended; "
+        "see its output, then start all of them again with --resume auto",
         file=sys.stderr,
     )
     return EXIT_OTHERS_LOST
@@ -142,8 +294,7 @@ def _explain(error: Exception, *, debug: bool) -> int:
 def _is_of_communication(error: Exception) -> bool:
     """Whether the runtime failed to exchange arrays or messages with the other processes.
 
-    JAX raises that as its own error or, from Gloo, as a ValueError; either begins with XLA's name
-    of the kind.
+    JAX raises its own error or, for Gloo, a ValueError; both begin with XLA's name of the kind.
     """
     if not isinstance(error, jax.errors.JaxRuntimeError | ValueError):
         return False

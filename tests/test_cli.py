@@ -275,6 +275,49 @@ def test_a_mistake_gets_one_line(argv: str, answer: str) -> None:
     assert answer in complaint(*argv.split())
 
 
+@pytest.mark.parametrize(
+    ("given", "ours"),
+    [
+        ("--amp", "--precision fp16"),
+        ("-b 256", "--batch-size"),
+        ("-b256", "--batch-size"),
+        ("--data_backend dali-cpu", "--data.backend"),
+        ("--bn-weight-decay", "--optim.decay-mask all"),
+        ("--static-loss-scale=128", "--loss-scale.init"),
+        ("--pretrained-from-file x.pth", "--init-from"),
+        ("--wd 1e-4", "--optim.weight-decay"),
+        ("--gather-checkpoints", "--checkpoint.keep -1"),
+    ],
+)
+def test_an_option_of_the_original_gets_ours(given: str, ours: str) -> None:
+    said = complaint(*given.split())
+    assert f": here it is {ours} (" in said
+    value = [] if " " in ours else {"--data.backend": ["dali-cpu"], "--init-from": ["x"]}.get(ours)
+    read(*ours.split(), *(["1"] if value is None else value))
+
+
+def test_an_option_of_the_original_in_a_program_that_has_none() -> None:
+    with pytest.raises(UserError, match="unknown option --amp") as error:
+        parse(Pictures(), ["--amp"], program="classify.py", description="")
+    assert "--precision" not in str(error.value)
+
+
+def test_an_option_of_the_original_that_is_not_needed() -> None:
+    assert "not needed here, leave it out" in complaint("--memory-format", "nhwc")
+
+
+def test_a_data_folder_without_its_option(tmp_path: Path) -> None:
+    said = complaint(str(tmp_path))
+    assert f"did you mean --data.root {tmp_path}?" in said
+    assert read("--data.root", str(tmp_path)).data.root == str(tmp_path)
+
+
+def test_checking_data_asks_for_nothing_else() -> None:
+    options = ("--epochs", "1", "--model.num-classes", "2", "--model.arch", "resnet51")
+    assert "--optim.warmup" in complaint(*options)
+    assert read(*options, "--check-data").check_data
+
+
 def test_a_mistake_points_to_the_help() -> None:
     assert complaint("--epoch", "3").endswith("(train.py --help explains every option)")
 
@@ -371,6 +414,25 @@ def test_a_wrong_config_file_gets_one_line(tmp_path: Path, text: str, answer: st
     said = complaint("--config", file)
     assert said.startswith(f"--config {file}")
     assert answer in said
+
+
+@pytest.mark.parametrize("name", ["digits", "digits.py", "configs/digits.py", "configs/digits"])
+def test_a_config_of_the_checkout_is_found_from_anywhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load_config(str(ROOT / "configs/digits.py"))
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name) == expected
+    (tmp_path / "digits").mkdir()
+    assert load_config(name) == expected
+    if name.endswith(".py"):  # a file that is there is meant
+        write(tmp_path / name, HEAD + "def get_config(): return Config(seed=5)")
+        assert load_config(name).seed == 5
+
+
+def test_a_config_name_with_a_typo() -> None:
+    assert "did you mean dgxa100_amp_90e?" in complaint("--config", "dgxa100_amp_90")
+    assert read("--config", "dgxa100_amp_90e").epochs == 90
 
 
 def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:

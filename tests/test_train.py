@@ -163,6 +163,8 @@ def test_resuming_a_finished_run_only_writes_a_summary_that_is_missing() -> None
     assert not event(copy, "summary")
     for _ in range(2):  # the second time it stands
         out = done(tiny(copy, "--resume", "auto")).stdout
+        assert f"nothing to train: the run has already finished its {EPOCHS} epochs" in out
+        assert "compiling the training step" not in out
         assert "best top-1" in out[out.index("Outcome") :]
         same_bits(arrays(copy), arrays(workspace))
         assert records(copy) == records(workspace)
@@ -279,6 +281,8 @@ def test_error_is_one_line_with_a_fix(
         (["--raport-file", "."], "is a folder", "give a file's name"),
         (["--raport-file", "report.jsonl"], "taken by the run", "choose another name"),
         (["--resume", "~nouser/run"], "--resume ~nouser/run", "check the path"),
+        (["--resume", "README.md"], "a file is not a checkpoint", "--init-from README.md"),
+        (["--batch-size", "1"], "one value per channel", "--batch-size 2 or more"),
         (["--workspace", "/dev/null/run"], "/dev/null/run", "choose another --workspace"),
         (["--optim.warmpu", "3"], "--optim.warmpu", "did you mean --optim.warmup?"),
         (["--optimizer-batch-size", "100"], "not a multiple", "--batch-size 25"),

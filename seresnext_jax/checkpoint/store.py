@@ -1,4 +1,4 @@
-"""Checkpoints on disk: finding, reading, saving (with orbax: asynchronous, atomic).
+"""Checkpoints on disk: finding and reading; save.py writes them.
 
 A checkpoint is one folder named by its optimizer step, with three items: ``weights`` (params,
 batch_stats, and the moving average if there is one), ``training`` (the rest of `TrainState`), and
@@ -6,16 +6,12 @@ batch_stats, and the moving average if there is one), ``training`` (the rest of 
 """
 
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from seresnext_jax.checkpoint.arrays import by_name, checksums, load_orbax, split_state
 from seresnext_jax.checkpoint.meta import Meta
@@ -25,9 +21,6 @@ from seresnext_jax.training.state import TrainState
 
 Tree = Any
 K = TypeVar("K")
-
-_REPLACED = ".replaced"
-"""A checkpoint whose step is being saved again; it counts until the new one is whole."""
 
 
 # ---- finding -----------------------------------------------------------------------------------
@@ -48,10 +41,20 @@ def find_checkpoint(path: Path) -> Path | None:
         folder = folder / "checkpoints"
     found = step_folders(folder)
     if wants_best:
-        return _best({step: read_meta(step) for step in found})
+        return best_step({step: read_meta(step) for step in found})
     if (folder / "weights").is_dir() and (folder / "meta").is_dir():
         return folder
     return found[-1] if found else None
+
+
+def explain_choice(path: Path) -> str | None:
+    """Which checkpoint a folder of several ones means, as a line; None if `path` names one."""
+    found = find_checkpoint(path)
+    if found is None or found == path or path.name == "best":
+        return None
+    if len(step_folders(found.parent)) < 2:
+        return None
+    return f"{path}: using checkpoint {found.name}, the newest; {path / 'best'} is the best"
 
 
 def step_folders(folder: Path) -> list[Path]:
@@ -67,8 +70,8 @@ def step_folders(folder: Path) -> list[Path]:
     return sorted(steps, key=lambda p: int(p.name))
 
 
-def _best(metas: Mapping[K, Meta]) -> K | None:
-    """The key of the highest top-1, the first of equal ones, as `Progress` counts."""
+def best_step(metas: Mapping[K, Meta]) -> K | None:
+    """The key of the highest top-1, the first of equal ones, as in `Progress`."""
     scores = {key: meta.top1 for key, meta in metas.items() if meta.top1 is not None}
     return max(scores, key=scores.__getitem__) if scores else None
 
@@ -147,7 +150,7 @@ def read_meta(checkpoint: Path) -> Meta:
     try:
         saved = json.loads((checkpoint / "meta" / "metadata").read_text(encoding="utf-8"))
         if not isinstance(saved, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
         raise _unreadable(checkpoint, error) from error
     try:
@@ -188,191 +191,11 @@ def read_arrays(checkpoint: Path, item: Literal["weights", "training"]) -> Tree:
 
 def _unreadable(checkpoint: Path, error: Exception) -> UserError:
     return UserError(
-        f"checkpoint {checkpoint} can't be read ({_first_line(error)}); an earlier one may be whole"
+        f"checkpoint {checkpoint} can't be read ({first_line(error)}); an earlier one may be whole"
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """An error's type and the beginning of its message."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
-
-
-# ---- saving ------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Retention:
-    """Orbax's preservation policy: which checkpoints stay when one more is whole."""
-
-    last: int
-    metas: dict[int, Meta] = field(default_factory=dict)
-    """By step; a damaged checkpoint has none and counts as one without a result."""
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Of steps in any order: the last N, the last N without bad steps, and the best."""
-        steps = sorted(info.step for info in checkpoints)
-        metas = {step: self.metas[step] for step in steps if step in self.metas}
-        good = [step for step in steps if step not in metas or not metas[step].bad_steps]
-        kept = {*steps[-self.last :], *good[-self.last :], _best(metas)}
-        return [info.step in kept for info in checkpoints]
-
-
-class Checkpoints:
-    """Saves the checkpoints of one run. A context manager: leaving waits for the last save."""
-
-    def __init__(self, folder: Path, *, keep: int = 0) -> None:
-        """Open or create `folder`, to write in it.
-
-        Args:
-          keep: 0 keeps the last and the best checkpoint, N also the last N, -1 all of them. If
-            the last steps were not finite, the last N from before them are kept too.
-
-        Raises:
-          UserError: the folder can't be made or written.
-        """
-        ocp = load_orbax()
-        self.folder = folder.absolute()
-        self._retention = _Retention(max(1, keep))
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            settle_replaced(self.folder)
-            for step in step_folders(self.folder):
-                with suppress(UserError):
-                    self._retention.metas[int(step.name)] = read_meta(step)
-            self._manager = ocp.CheckpointManager(
-                self.folder,
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=self._retention if keep >= 0 else None,
-                    cleanup_tmp_directories=True,
-                ),
-                item_names=("weights", "training", "meta"),
-            )
-        except OSError as error:
-            raise UserError(
-                f"the folder {self.folder} can't be used for checkpoints ({error.strerror}): "
-                "fix its permissions or choose another --workspace"
-            ) from error
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Wait for the last save and free the folder.
-
-        Raises:
-          UserError: the save failed.
-        """
-        self.wait()
-        self._manager.close()
-
-    def save(self, state: TrainState, meta: Meta) -> None:
-        """Start writing `state`; returns once its arrays may be donated.
-
-        Raises:
-          UserError: this save or the previous one failed (such as on a full disk); what was whole
-            stays.
-        """
-        save_args = load_orbax().args
-        self.wait()
-        step = int(state.step)
-        weights, training = split_state(state)
-        # Only the first process writes the meta.
-        crc32 = checksums(weights | training) if jax.process_index() == 0 else {}
-        meta = replace(meta, bad_steps=int(state.bad_steps), crc32=crc32)
-        self._retention.metas[step] = meta
-        try:
-            if step in self.steps():
-                self._set_aside([step], _REPLACED)
-            self._manager.save(
-                step,
-                args=save_args.Composite(
-                    weights=save_args.StandardSave(weights),
-                    training=save_args.StandardSave(training),
-                    meta=save_args.JsonSave(meta.to_json()),
-                ),
-                force=True,
-            )
-        except (OSError, ValueError) as error:
-            raise self._save_error(error) from error
-
-    def wait(self) -> None:
-        """Return when the last save is whole on disk.
-
-        Raises:
-          UserError: it failed.
-        """
-        try:
-            self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise self._save_error(error) from error
-        settle_replaced(self.folder)
-
-    def _save_error(self, error: Exception) -> UserError:
-        # The other processes may have no error: nothing here waits for them.
-        if jax.process_index() == 0:
-            _settle_replaced(self.folder)
-        if jax.process_count() == 1:
-            self._manager.reload()
-        steps = step_folders(self.folder)
-        kept = f"checkpoint {steps[-1].name} is whole" if steps else "there is no earlier one"
-        return UserError(
-            f"saving to {self.folder} failed ({_first_line(error)}): {kept}; "
-            "free space there and continue with --resume auto"
-        )
-
-    def steps(self) -> list[int]:
-        """Steps with a checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
-
-    def set_aside_after(self, step: int, suffix: Literal[".broken", ".later"]) -> list[int]:
-        """Rename each checkpoint after `step` to ``<its step><suffix>``; returns their steps."""
-        later = [other for other in self.steps() if other > step]
-        if later:
-            self._set_aside(later, suffix)
-        return later
-
-    def _set_aside(self, steps: list[int], suffix: str) -> None:
-        def rename() -> None:
-            for step in steps:
-                target = self.folder / f"{step}{suffix}"
-                shutil.rmtree(target, ignore_errors=True)
-                (self.folder / str(step)).rename(target)
-
-        _on_one_process(rename)
-        self._manager.reload()
-
-
-def settle_replaced(folder: Path) -> None:
-    """Drop the checkpoints that were saved again; bring back those whose new save failed.
-
-    Raises:
-      UserError: the folder can't be written.
-    """
-    try:
-        _on_one_process(lambda: _settle_replaced(folder))
-    except OSError as error:
-        raise UserError(
-            f"{folder} can't be written ({error.strerror}): make it writable, or choose another "
-            "--workspace"
-        ) from error
-
-
-def _settle_replaced(folder: Path) -> None:
-    for old in folder.glob(f"*{_REPLACED}"):
-        new = old.with_suffix("")
-        if new.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(new)
-
-
-def _on_one_process(action: Callable[[], None]) -> None:
-    """Change the folder on the first process while the others wait."""
-    if jax.process_index() == 0:
-        action()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("seresnext_jax.checkpoint")

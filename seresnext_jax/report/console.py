@@ -3,13 +3,18 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console as Terminal
 from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from seresnext_jax.report.sinks import writing
 
 
 class Console:
@@ -20,15 +25,40 @@ class Console:
         self._terminal = Terminal(quiet=not enabled, highlight=False, emoji=False)
         self._bar: Progress | None = None
         self._state = Text()
+        self._log: TextIO | None = None
+
+    @contextmanager
+    def logging_to(self, path: Path) -> Iterator[None]:
+        """Also append each line, with its time, to a file."""
+        if not self.enabled:
+            yield
+            return
+        with writing(path):
+            file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        self._log = file
+        try:
+            yield
+        finally:
+            self._log = None
+            with suppress(OSError):
+                file.close()
+
+    def log(self, text: str) -> None:
+        """Write a line to the log file only."""
+        if self._log is not None:
+            with suppress(OSError):  # the report finds that nothing can be written here
+                self._log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
 
     def note(self, text: str) -> None:
         """One line. What can't be printed, such as a file name in an old encoding, is escaped."""
         printable = text.encode(errors="backslashreplace").decode()
+        self.log(printable)
         self._terminal.print(printable, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """One line on stderr."""
         if self.enabled:
+            self.log(f"warning: {text}")
             print(f"warning: {text}", file=sys.stderr)
 
     @contextmanager
@@ -79,6 +109,7 @@ class Console:
     def train_line(self, text: str) -> None:
         """The newest means: below the bar on a terminal, a line elsewhere."""
         if self._bar is not None:
+            self.log(text)
             self._state.plain = text
         else:
             self.note(text)

@@ -18,7 +18,11 @@ from seresnext_jax.report.sinks import (
 )
 
 JSONL_NAME, PLOT_NAME = "report.jsonl", "report.png"
-OWN_NAMES = (JSONL_NAME, PLOT_NAME, "config.json", "plan.json", "checkpoints")
+LOG_NAME, LOCK_NAME = "log.txt", "lock"
+OWN_NAMES = (
+    *(JSONL_NAME, PLOT_NAME, LOG_NAME, LOCK_NAME),
+    *("config.json", "plan.json", "checkpoints"),
+)
 """What a run writes into its workspace besides the DLLogger file."""
 Metrics = Mapping[str, float]
 

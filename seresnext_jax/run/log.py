@@ -25,9 +25,9 @@ _STEP_NAMES = {"grad_scale": "loss_scale"}
 class TrainLog:
     """Reports training steps, each one only after the next was dispatched.
 
-    Reading a step's metrics waits for its end. Reading them one step late leaves the device
-    something to do meanwhile. Every metric of a step that has a row in `METRICS` is reported: the
-    loss as a mean, the others as they were after the last step.
+    Reading a step's metrics waits for the end of the step, so they are read one step late, while
+    the device computes the next. Every metric of a step that has a row in `METRICS` is reported:
+    the loss as a mean, the others as of the last step.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class TrainLog:
             started = time.perf_counter()
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Take the metrics of step `step` (counted from 1 over the run) and report those before.
+        """Keep the metrics of step `step` (counted from 1 over the run); report earlier ones.
 
         Raises:
           UserError: too many steps in a row were not finite, or had too many bad images.

@@ -82,7 +82,7 @@ def list_other_files(loaders: list[Loader], console: Console) -> None:
 
 
 def list_bad_images(loaders: list[Loader]) -> None:
-    """Name the files that were left out; each process names those that it met."""
+    """Name the files that were left out; each process names those that it has read."""
     console = Console(enabled=True)
     for path in [path for loader in loaders for path in loader.bad_files]:
         console.warn(f"left out, can't be decoded: {printable(path)}")

@@ -1,8 +1,12 @@
-"""What has to be set before JAX meets its devices, and what is asked of the machine."""
+"""What has to be set before JAX uses its devices."""
 
 import ctypes
 import os
+import re
+import warnings
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -12,6 +16,8 @@ from seresnext_jax.processes import initialize_distributed
 # The names of glibc's malloc.h. Only the main arena can grow without mmap: hence one arena.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NVIDIA_DRIVER = Path("/dev/nvidiactl")
+_UNREADABLE_ENTRY = r"Error reading persistent compilation cache entry for '([\w.<>]+)'"
+"""The beginning of JAX's warning; the name is that of the compiled function."""
 
 
 def start(config: EvaluationConfig) -> None:
@@ -21,8 +27,8 @@ def start(config: EvaluationConfig) -> None:
     """
     keep_freed_memory()
     if config.data.backend == "dali-gpu":
-        # DALI's own CUDA stream invalidates XLA's captured command buffers, and its memory pool
-        # lies beside XLA's.
+        # DALI's own CUDA stream invalidates XLA's captured command buffers, and it has a memory
+        # pool of its own.
         _add_xla_flag("--xla_gpu_enable_command_buffer=")
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".75")
     use_compilation_cache(config.compilation_cache)
@@ -35,23 +41,47 @@ def start(config: EvaluationConfig) -> None:
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Keep what JAX compiles in a folder, for the next process; in none if it is empty.
+    """Keep what JAX compiles in a folder, for the next process; "": keep nothing.
 
-    The user's JAX_COMPILATION_CACHE_DIR overrides the default folder.
+    The user's JAX_COMPILATION_CACHE_DIR overrides the default folder. Damaged entries are replaced.
     """
-    if folder == EvaluationConfig.compilation_cache and "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder) or None)
+    if (
+        folder != EvaluationConfig.compilation_cache
+        or "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    ):
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder) or None)
+    replace_damaged_entries()
+
+
+def replace_damaged_entries() -> None:
+    """Delete an entry of the compilation cache when JAX can't read it.
+
+    JAX warns, compiles, and keeps the damaged file, as a file of that name exists; so it would warn
+    at every start. Here the warning itself deletes the file, before JAX writes the new one. The
+    warning has the name of the function only: all of its entries go.
+    """
+    show = warnings.showwarning
+
+    def delete_and_show(message: Any, *where: Any, **more: Any) -> None:
+        found = re.match(_UNREADABLE_ENTRY, str(message))
+        folder = jax.config.values["jax_compilation_cache_dir"]
+        if found and folder:
+            with suppress(OSError):
+                for entry in Path(folder).glob(f"{found[1]}-*-cache"):
+                    entry.unlink()
+                message = f"the compilation cache {folder} had a damaged entry: it is replaced"
+        show(message, *where, **more)
+
+    warnings.showwarning = delete_and_show
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what XLA's CPU backend frees, for the next step to take.
+    """Let glibc keep the memory that XLA's CPU backend frees, for the next step.
 
-    Each step allocates its temporary buffers anew, gigabytes at once. Left to itself, glibc takes
-    them from the system and gives them back every time, and the kernel has to clear each page
-    (docs/performance.md). A thread keeps the arena that it has, so this comes before XLA's threads.
-    Another C library is left as it is, and so is a machine with an NVIDIA GPU, where the memory of
-    the computation is XLA's own.
+    Each step allocates gigabytes of temporary buffers. By default glibc returns them to the system
+    every time, and the kernel has to clear each page again (docs/performance.md). A thread keeps
+    its arena, so this must run before XLA starts its threads. Nothing is changed for other C
+    libraries, and with an NVIDIA GPU, where XLA manages the memory itself.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and not _NVIDIA_DRIVER.exists():

@@ -1,4 +1,4 @@
-"""When a run saves, and how it continues from what was saved."""
+"""When a run saves, and how it continues from a checkpoint."""
 
 import time
 from typing import Literal
@@ -8,7 +8,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from seresnext_jax.checkpoint.meta import Meta, Progress
-from seresnext_jax.checkpoint.store import Checkpoints, read_checkpoint, read_newest
+from seresnext_jax.checkpoint.save import Checkpoints
+from seresnext_jax.checkpoint.store import read_checkpoint, read_newest
 from seresnext_jax.config import Config
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
@@ -22,10 +23,9 @@ STEPS_BETWEEN_CLOCKS = 10
 
 
 class Saver:
-    """The checkpoints of one training run, by its configuration.
+    """Saves the checkpoints of one training run.
 
-    Use as a context manager: an error of a single process leaves it only when the last save is
-    whole.
+    Use as a context manager: a single process waits for the last save even after an error.
     """
 
     def __init__(self, config: Config, plan: Plan, loader: Loader, console: Console) -> None:
@@ -49,15 +49,15 @@ class Saver:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        # After an error of one process the others are elsewhere, and a save can't end without them.
+        # After an error of one process the others are elsewhere, and a save needs all of them.
         if error is None or jax.process_count() == 1:
             self.close()
 
     def resume(self, start: Start, state: TrainState) -> tuple[TrainState, Progress]:
         """The state and progress to start from.
 
-        A run that saves renames the checkpoints after that state: to ``<step>.broken`` where they
-        could not be read, to ``<step>.later`` where an earlier one was named.
+        A run that saves renames the checkpoints after that state: to ``<step>.broken`` if they
+        could not be read, to ``<step>.later`` if ``--resume`` names an earlier one.
 
         Args:
           state: a new state, the one to start from if there is nothing to continue.
@@ -90,8 +90,8 @@ class Saver:
             if saved != here:
                 raise UserError(
                     f"the checkpoint's run had {name} {saved}, this one has {here}: its position "
-                    "in the data would be lost; keep the dataset, --prof and the batch sizes (fewer"
-                    f" devices: --optimizer-batch-size {meta.plan.global_batch})"
+                    "in the data would be lost; keep the dataset, --prof and the batch sizes (with "
+                    f"fewer devices give --optimizer-batch-size {meta.plan.global_batch})"
                 )
         group = meta.plan.bn_group_size
         if group != self._plan.bn_group_size:
@@ -118,10 +118,7 @@ class Saver:
         return self._owed
 
     def save_if_good(self, state: TrainState, progress: Progress) -> None:
-        """Save, unless the last step was not finite: what was saved before may be better.
-
-        The save stays due then.
-        """
+        """Save, unless the last step was not finite; then the save stays due."""
         if not int(state.bad_steps):
             self.save(state, progress)
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seresnext_jax.checkpoint.store import find_checkpoint, settle_replaced, step_folders
+from seresnext_jax.checkpoint.save import settle_replaced
+from seresnext_jax.checkpoint.store import explain_choice, find_checkpoint, step_folders
 from seresnext_jax.config import Config
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.initial import init_variables
@@ -19,7 +20,7 @@ Tree = Any
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from: at most one is given; none means random weights."""
+    """What a run starts from: at most one of the fields is given; none means random weights."""
 
     checkpoint: Path | None = None
     """One to continue from."""
@@ -36,12 +37,11 @@ def find_start(config: Config) -> Start:
     the weights of ``--init-from``, random weights.
 
     Raises:
-      UserError: there is nothing to resume, or the workspace has another run's checkpoints or can't
-        be written, or ``--raport-file`` can't be used, or ``--init-from`` is not there.
+      UserError: there is nothing to resume, or the workspace has another run's checkpoints, or
+        ``--raport-file`` can't be used, or ``--init-from`` is not there.
     """
     dllogger_path(Path(config.workspace), config.raport_file)
     folder = checkpoints_folder(config)
-    _check_writable(Path(config.workspace))
     if saves_checkpoints(config):
         settle_replaced(folder)
     existing = bool(step_folders(folder))
@@ -51,7 +51,7 @@ def find_start(config: Config) -> Start:
     if config.resume not in ("", "auto"):
         named = find_checkpoint(Path(os.path.expanduser(config.resume)))
         if named is None:
-            raise UserError(f"--resume {config.resume}: there is no checkpoint; check the path")
+            raise UserError(f"--resume {config.resume}: {_why_not(Path(config.resume))}")
     own = named is not None and named.resolve().parent == folder.resolve()
     if existing and saves_checkpoints(config) and not own:
         raise UserError(
@@ -67,6 +67,17 @@ def find_start(config: Config) -> Start:
     return Start(weights=weights)
 
 
+def _why_not(path: Path) -> str:
+    """Why a path can't be resumed from, with the fix."""
+    if not os.path.isfile(path):
+        return "there is no checkpoint; check the path"
+    return (
+        f"a file is not a checkpoint of this program; give --init-from {path} to start from its "
+        f"weights, or convert a training state of the original first: python -m convert to-flax "
+        f"{path} WORKSPACE --training CONFIG --steps-per-epoch N"
+    )
+
+
 def checkpoints_folder(config: Config) -> Path:
     """Where a run keeps its checkpoints."""
     return (Path(config.workspace) / "checkpoints").absolute()
@@ -75,18 +86,6 @@ def checkpoints_folder(config: Config) -> Path:
 def saves_checkpoints(config: Config) -> bool:
     """Whether the run writes checkpoints."""
     return not (config.no_checkpoints or config.evaluate)
-
-
-def _check_writable(workspace: Path) -> None:
-    """Refuse a workspace that can't be made or written, without making it."""
-    folder = workspace.absolute()
-    while not os.path.exists(folder):
-        folder = folder.parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise UserError(
-            f"--workspace {workspace} can't be written: make {folder} a writable folder, or choose "
-            "another --workspace"
-        )
 
 
 def initial_variables(
@@ -118,6 +117,8 @@ def initial_variables(
             f"{info.architecture}, or other weights"
         )
     average = ", the moving average" if info.ema else ""
+    if choice := explain_choice(start.weights):
+        console.note(choice)
     console.note(f"starting from {start.weights} ({info.architecture}{average})")
     difference = None
     if info.num_classes != config.model.num_classes:

@@ -1,9 +1,10 @@
-"""SIGTERM and SIGINT as a request to stop after the step at hand, on all processes at once."""
+"""Signals as a request to stop after the current step, on all processes at once."""
 
 import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,15 @@ from seresnext_jax.mesh import DATA_AXIS, replicated
 
 EXIT_STOPPED = 75
 """Exit status of a run that saved and stopped because it was told to (sysexits: EX_TEMPFAIL)."""
+_URGENT = (signal.SIGINT, signal.SIGTERM)
+"""The second of these ends the process at once."""
+_SIGNALS = (*_URGENT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""A terminal that closes sends SIGHUP; schedulers may send SIGUSR1 or SIGUSR2 before a time limit,
+and SIGTERM at it."""
 
 
 class StopRequest:
-    """Remembers a signal until the loop asks; a second signal ends the process at once.
+    """Remembers a signal until the loop asks; a second SIGINT or SIGTERM ends the process at once.
 
     Python runs its signal handlers between two instructions of the main thread, so not during a
     compilation. Therefore the numbers of the signals go through a pipe to a thread.
@@ -34,24 +40,27 @@ class StopRequest:
         pipe, write = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # the program was started with nohup
             signal.signal(number, lambda *_: None)
         threading.Thread(target=self._watch, args=(pipe,), daemon=True).start()
 
     def _watch(self, pipe: int) -> None:
-        (number,) = os.read(pipe, 1)
-        self._signalled = True
-        name = signal.Signals(number).name
-        # A print may be under way in the main thread, so this goes around its buffers.
-        os.write(sys.stderr.fileno(), f"{name}: stopping after this step\n".encode())
-        (number,) = os.read(pipe, 1)
+        urgent = 0
+        while urgent < 2:
+            (number,) = os.read(pipe, 1)
+            urgent += number in _URGENT
+            if not self._signalled:
+                self._signalled = True
+                _announce(signal.Signals(number).name)
         os._exit(128 + number)
 
     def requested(self) -> bool:
-        """Whether to stop; ask after every step and every batch, on every process alike.
+        """Whether to stop; every process must call this after every step and every batch.
 
-        Several processes answer together, and each is told the answer to the question before this
-        one: the devices have it ready, so nobody waits.
+        With several processes, each gets the common answer to the previous call: the devices
+        have it ready, so nobody waits.
         """
         if jax.process_count() == 1:
             self.stopping = self._signalled
@@ -64,3 +73,12 @@ class StopRequest:
         """Start counting the devices whose process had a signal: int32 scalar."""
         flags = np.full(self._local_devices, self._signalled, np.int32)
         return self._sum(jax.make_array_from_process_local_data(self._by_device, flags))
+
+
+def _announce(name: str) -> None:
+    """Say that a signal has arrived.
+
+    A print may be under way in the main thread, so this goes around its buffers.
+    """
+    with suppress(OSError, AttributeError):  # the console has gone away
+        os.write(sys.stderr.fileno(), f"{name}: stopping after this step\n".encode())

@@ -10,7 +10,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seresnext_jax import torch_keys
 from seresnext_jax.checkpoint.meta import Meta, Progress
-from seresnext_jax.checkpoint.store import Checkpoints, find_checkpoint, read_arrays, read_meta
+from seresnext_jax.checkpoint.save import Checkpoints
+from seresnext_jax.checkpoint.store import find_checkpoint, read_arrays, read_meta
 from seresnext_jax.config import Config, OptimConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.plan import resolve

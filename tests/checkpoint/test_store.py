@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from seresnext_jax.checkpoint.meta import Meta, Progress
+from seresnext_jax.checkpoint.save import Checkpoints
 from seresnext_jax.checkpoint.store import (
-    Checkpoints,
+    explain_choice,
     find_checkpoint,
     read_arrays,
     read_checkpoint,
@@ -86,6 +87,20 @@ def test_best_and_last_are_kept(tmp_path: Path, keep: int, kept: list[int]) -> N
     best = find_checkpoint(tmp_path / "best")
     assert best is not None and best.name == "2"
     assert find_checkpoint(tmp_path) == tmp_path / "5"
+
+
+def test_a_folder_of_several_checkpoints_says_which_is_used(tmp_path: Path) -> None:
+    folder = tmp_path / "run/checkpoints"
+    fill(folder, -1, [90.0])
+    assert explain_choice(tmp_path / "run") is None
+    fill(folder, -1, [90.0, 50.0])
+    for path in (tmp_path / "run", folder):
+        said = explain_choice(path)
+        assert said == f"{path}: using checkpoint 2, the newest; {path}/best is the best"
+        best = find_checkpoint(path / "best")
+        assert best is not None and best.name == "1"
+    for path in (folder / "1", folder / "best", tmp_path / "none"):
+        assert explain_choice(path) is None
 
 
 def test_a_step_can_be_saved_again_with_its_evaluation(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from seresnext_jax.checkpoint.store import Checkpoints
+from seresnext_jax.checkpoint.save import Checkpoints
 from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from seresnext_jax.data.place import put_batch
 from seresnext_jax.errors import UserError

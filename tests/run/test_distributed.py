@@ -13,8 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from seresnext_jax.errors import UserError
-from seresnext_jax.processes import EXIT_OTHERS_LOST, fails_alone, initialize_distributed
+from seresnext_jax.processes import EXIT_OTHERS_LOST, fails_alone
 from tests.programs import (
     EPOCHS,
     STEPS,
@@ -306,56 +305,3 @@ def test_what_is_the_others_fault(
     err = capsys.readouterr().err
     assert said in err
     assert ("Traceback" in err) == (status == 1)
-
-
-# ---- joining -----------------------------------------------------------------------------------
-
-TORCHRUN = {"MASTER_ADDR": "node1", "MASTER_PORT": "1234", "WORLD_SIZE": "4", "RANK": "3"}
-
-
-def joined(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], **given: Any) -> dict[str, Any]:
-    """What JAX is told under an environment."""
-    told: dict[str, Any] = {}
-    for name in (*TORCHRUN, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: told.update(options))
-    arguments = {"coordinator": "", "num_processes": 0, "process_id": -1} | given
-    initialize_distributed(**arguments)
-    return told
-
-
-@pytest.mark.parametrize(
-    ("local", "device"),
-    [
-        ({}, None),
-        ({"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}, None),
-        ({"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 1),
-    ],
-)
-def test_torchruns_variables(
-    local: dict[str, str], device: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = joined(monkeypatch, TORCHRUN | local)
-    assert told["coordinator_address"] == "node1:1234"
-    assert (told["num_processes"], told["process_id"]) == (4, 3)
-    assert told["local_device_ids"] == device
-
-
-@pytest.mark.parametrize(
-    ("env", "given", "message"),
-    [
-        ({"WORLD_SIZE": "two"}, {}, "WORLD_SIZE is 'two'"),
-        ({"SLURM_NTASKS": ""}, {}, "SLURM_NTASKS is ''"),
-        (TORCHRUN | {"RANK": "4"}, {}, "number 4 of 4"),
-        ({}, {"coordinator": "node1:1", "num_processes": 2}, "belong together"),
-        ({}, {"coordinator": "node1:1", "num_processes": 2, "process_id": 2}, "number 2 of 2"),
-        ({}, {"coordinator": "node1", "num_processes": 2, "process_id": 0}, "no host:port"),
-    ],
-)
-def test_a_wrong_address_is_one_line(
-    env: dict[str, str], given: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UserError, match=message):
-        joined(monkeypatch, env, **given)

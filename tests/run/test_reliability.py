@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seresnext_jax.checkpoint.store import Checkpoints, read_meta
+from seresnext_jax.checkpoint.save import Checkpoints
+from seresnext_jax.checkpoint.store import read_meta
 from seresnext_jax.config import CheckpointConfig, Config
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
@@ -30,6 +31,7 @@ from seresnext_jax.training.state import TrainState, create_train_state
 from tests import soak
 from tests.checkpoint.metas import make_meta
 from tests.programs import (
+    DEADLINE,
     EPOCHS,
     ROOT,
     STEPS,
@@ -225,6 +227,22 @@ def continuation(out: str) -> list[str]:
     python, *command = shlex.split(line.removeprefix("stopped; continue with: "))
     assert python == "python"
     return command
+
+
+def test_a_run_goes_on_without_its_console_and_keeps_its_workspace(tmp_path: Path) -> None:
+    """Its reader is killed, as in ``| tee log``; a second run in its workspace is refused."""
+    workspace = tmp_path / "run"
+    process = start(tiny(workspace, "--run-epochs", "1"))
+    read_until(process, "compiling the training step")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+    line = error_line(run(tiny(workspace, "--resume", "auto")))
+    assert f"in use by another run (process {process.pid} on " in line
+    assert process.wait(DEADLINE) == 0
+    log = (workspace / "log.txt").read_text()
+    assert f"epoch 1/{EPOCHS} step {STEPS}/{STEPS}" in log and "Outcome" in log
+    assert "continuing after step" in done(tiny(workspace, "--resume", "auto")).stdout
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])

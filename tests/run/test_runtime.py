@@ -58,6 +58,38 @@ def test_where_compiled_programs_are_kept(
         jax.config.update("jax_compilation_cache_dir", before)
 
 
+CACHED = """
+import sys
+import jax, jax.numpy as jnp
+from seresnext_jax.cli import run
+from seresnext_jax.run import runtime
+def compile_something(argv):
+    runtime.use_compilation_cache(argv[0])
+    def doubled(x):
+        return 2 * x
+    print(jax.jit(doubled)(jnp.float32(3)))
+run(compile_something)
+"""
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "other"])
+def test_a_damaged_entry_of_the_compilation_cache_is_replaced(damage: str, tmp_path: Path) -> None:
+    """One line, and the next start is quiet."""
+    command = ["-c", CACHED, str(tmp_path)]
+    assert done(command).stderr == ""
+    (entry,) = tmp_path.glob("jit_doubled-*-cache")
+    whole = entry.read_bytes()
+    left = {"cut": whole[: len(whole) // 2], "emptied": b"", "other": b"something else"}[damage]
+    entry.write_bytes(left)
+    said = done(command)
+    assert said.stdout == "6.0\n"
+    assert said.stderr.splitlines() == [
+        f"warning: the compilation cache {tmp_path} had a damaged entry: it is replaced"
+    ]
+    assert len(entry.read_bytes()) > len(left)
+    assert done(command).stderr == ""
+
+
 def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
     faults = int(done(["-c", FAULTS], env={"JAX_PLATFORMS": "cpu"}).stdout.splitlines()[-1])
     assert faults < 5 * 16_384  # pages of an array; 20 times as many if each is cleared anew

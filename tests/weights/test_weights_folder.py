@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from seresnext_jax.checkpoint.store import Checkpoints
+from seresnext_jax.checkpoint.save import Checkpoints
 from seresnext_jax.config import Config, DataConfig, ModelConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.training.state import create_train_state
