@@ -19,6 +19,7 @@ from seresnext_jax.config import (
     ModelConfig,
     SizesOfWeights,
 )
+from seresnext_jax.data.class_names import choose_names, order_warning
 from seresnext_jax.data.open import open_val
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
@@ -31,6 +32,7 @@ from seresnext_jax.run.outcome import list_bad_images
 from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.training.precision import POLICIES
 from seresnext_jax.training.step import lower_eval_step
+from seresnext_jax.weights.info import size_note
 from seresnext_jax.weights.read import read_weights
 
 
@@ -49,8 +51,11 @@ class EvalConfig(EvaluationConfig):
     """What to evaluate: a checkpoint, a weights folder, or a PyTorch file."""
     ema: bool = False
     """Evaluate the moving average that the weights' file contains."""
+    class_names: str = ""
+    """File with the names of the class folders in the order of the weights' labels: one name per
+    line, or JSON. Only needed for weights without class names, or with other ones."""
     json: str = ""
-    """Also write the results to this file."""
+    """Also write the results to this JSON file."""
 
 
 def options_from(config: Config | None) -> EvalConfig:
@@ -77,18 +82,19 @@ def main(argv: list[str]) -> int:
     # ---- network -------------------------------------------------------------------------------
     weights = read_weights(config.weights, ema=config.ema)
     info = weights.info
-    data = config.data.resolve(info.image_size, info.eval_margin)
+    chosen = config.data
+    data = chosen.resolve(info.image_size, info.eval_margin)
     config = replace(config, data=data, topk=min(config.topk, info.num_classes))
     model = ModelConfig(arch=info.architecture, num_classes=info.num_classes)
     network = make_network(model, POLICIES[config.precision].compute_dtype)
 
     # ---- data ----------------------------------------------------------------------------------
-    loader = open_val(config, mesh, num_classes=info.num_classes)
-    if info.class_names and loader.class_names and tuple(loader.class_names) != info.class_names:
-        raise UserError(
-            "the class folders of val/ are not those the weights were trained on "
-            f"({loader.class_names[0]}, ... against {info.class_names[0]}, ...): sort them alike"
-        )
+    names = choose_names(config.class_names, info.class_names, info.num_classes)
+    loader = open_val(config, mesh, num_classes=info.num_classes, class_names=names)
+    if names is None and (warning := order_warning(loader.class_names)):
+        console.warn(f"{warning}; if they were trained in another order, give --class-names FILE")
+    if note := size_note(chosen, info):
+        console.note(f"note: {note}")
 
     # ---- evaluate ------------------------------------------------------------------------------
     variables = replicate(mesh, jax.tree.map(jnp.asarray, weights.variables))

@@ -4,6 +4,7 @@ Read `main` from top to bottom: data, network, state, where to continue, then on
 """
 
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -37,6 +38,7 @@ from seresnext_jax.training.step import lower_eval_step, lower_train_step
 def main(argv: list[str]) -> int:
     """Run the program; returns its exit status."""
     config = parse_config(argv, program="train.py", description=__doc__ or "")
+    config = replace(config, topk=min(config.topk, config.model.num_classes))
     runtime.start(config)
     mesh = make_mesh()
     console = Console(enabled=jax.process_index() == 0)

@@ -305,10 +305,6 @@ def check(config: Config) -> None:
             "--early-stopping-patience needs the evaluation that --training-only leaves out: give "
             "one of them"
         )
-    if config.topk > config.model.num_classes:
-        raise UserError(
-            f"--topk {config.topk} is more than --model.num-classes {config.model.num_classes}"
-        )
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

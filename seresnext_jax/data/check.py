@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,12 +18,12 @@ from seresnext_jax.data.files import (
     class_problems,
     differing_classes,
     list_images,
+    number_problems,
 )
 from seresnext_jax.data.images import BadImage, open_rgb
-from seresnext_jax.data.open import Split, split_folder
+from seresnext_jax.data.open import SPLITS, Split, split_folder
 from seresnext_jax.errors import UserError
 
-SPLITS: tuple[Split, ...] = get_args(Split)
 _AT_ONCE = 1024
 """Images given to the threads at a time; all of ImageNet's would wait in gigabytes."""
 
@@ -60,7 +60,10 @@ def check_data(
             problems.append(str(error))
     for split, files in splits.items():
         facts += _counts(split, files)
-        problems += class_problems(files, num_classes)
+        if split == "train":
+            problems += class_problems(files, num_classes)
+        else:  # may be without images of a class
+            problems += number_problems(files.class_names, files.folder, num_classes)
         problems += _similar_names(files)
     if len(splits) == len(SPLITS):
         problems += differing_classes(splits["train"].class_names, splits["val"].class_names)

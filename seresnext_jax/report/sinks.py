@@ -105,9 +105,9 @@ class DLLoggerFile(ReportFile):
         lines = []
         found = {name: find_metric(name) for name in record.data}
         for name, metric in found.items():
-            if metric.form and name not in self._kept:
+            if metric.meaning and name not in self._kept:
                 self._kept.add(name)
-                metadata = {"unit": metric.unit, "format": metric.form}
+                metadata = {"unit": metric.unit, "format": metric.form} if metric.form else {}
                 lines.append(self._line("METADATA", metric=name, metadata=metadata))
         for verbose in (False, True):
             data = {k: v for k, v in record.data.items() if found[k].verbose == verbose}

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from seresnext_jax.config import SizesOfWeights
+
 Array = np.ndarray[Any, Any]
 Tree = dict[str, Any]
 """Nested dictionaries of arrays."""
@@ -62,6 +64,23 @@ class Weights:
     variables: Tree
     """``{"params": ..., "batch_stats": ...}``: float32 numpy arrays."""
     info: WeightsInfo
+
+
+def size_note(options: SizesOfWeights, info: WeightsInfo) -> str:
+    """A line on the image size of weights from a torch file, which does not record it; or "".
+
+    Args:
+      options: the sizes on the command line.
+    """
+    from_torch = info.kind is not None
+    if not from_torch or (options.image_size and options.eval_margin >= 0):
+        return ""
+    used = options.resolve(info.image_size, info.eval_margin)
+    return (
+        f"images are resized to {used.image_size + used.eval_margin} and cropped to "
+        f"{used.image_size} pixels; the weights come from a torch file, which does not record the "
+        "size they were trained with: --data.image-size and --data.eval-margin set other sizes"
+    )
 
 
 def check_info(info: WeightsInfo) -> None:
