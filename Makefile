@@ -1,12 +1,13 @@
-# make demo   train a small network on real images, then classify a few of them (SEED=1: another)
-# make test   the tests
-# make soak   kill a training run 30 times and compare with an undisturbed one (minutes)
-# make lint   format, lint and types
-# Each sets up .venv by itself.
+# make demo   train a small network on real images, then classify some (SEED=1: another seed)
+# make test   run the tests
+# make soak   kill a training run 30 times and compare it with an undisturbed one (20 minutes)
+# make lint   check format, lint and types
+# Each sets up .venv first.
 #
+# make bench-gpu           time training and inference against PyTorch on an NVIDIA GPU
 # make gpu-compile         compile every architecture and recipe for GPUs, without one (half an hour)
-# make gpu-compile-short   what a change is likely to break (5 minutes)
-# Both set up .venv-gpu by themselves (1.3 GB).
+# make gpu-compile-short   the programs that a change is most likely to break (5 minutes)
+# The last two set up .venv-gpu first (1.3 GB).
 
 PYTHON ?= python3
 VENV := .venv
@@ -29,7 +30,8 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# On a machine with an NVIDIA GPU: training and inference beside PyTorch, for MINUTES minutes. A Python that has JAX and PyTorch for its GPU is used as it is, else .venv is set up.
+# Takes MINUTES minutes. If PYTHON has JAX and PyTorch for its GPU, it is used; otherwise .venv is set
+# up.
 MINUTES ?= 8
 HAS_GPU_PACKAGES := $(shell $(PYTHON) -c \
     'from importlib.util import find_spec as f; print(*["yes"] * all(map(f, ["jax_plugins", "torch", "tyro"])))')

@@ -19,7 +19,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that every device holds whole."""
+    """The sharding of an array of which every device has a copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -29,7 +29,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Place a tree of host arrays, equal on every process, whole onto every device."""
+    """Copy a tree of host arrays, equal on every process, to every device."""
     return jax.device_put(tree, replicated(mesh))
 
 

@@ -162,9 +162,7 @@ def test_the_gpu_suite_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ("option", "cause"),
     [("--devices 99", "--devices 99"), ("--data.root /nowhere", "/nowhere is not a folder")],
 )
-def test_a_program_that_cannot_start_is_a_line_of_its_own_and_one_of_the_parents(
-    option: str, cause: str
-) -> None:
+def test_a_program_that_cannot_start_gives_two_lines(option: str, cause: str) -> None:
     words = f"train --model.arch se-resnext-tiny --data.image-size 32 --batch-sizes 2 {option}"
     result = run(["benchmark.py", *words.split()])
     assert result.returncode == 2

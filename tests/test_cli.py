@@ -379,7 +379,7 @@ def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "binary.py" in complaint("--config", str(tmp_path / "binary.py"))
 
 
-def test_a_config_out_of_range_is_caught_or_mended(tmp_path: Path) -> None:
+def test_a_config_out_of_range_is_refused_with_a_fix(tmp_path: Path) -> None:
     file = write(tmp_path / "a.py", HEAD + "def get_config(): return Config(epochs=3)")
     assert "--optim.warmup 8 leaves no epoch" in complaint("--config", file)
     assert read("--config", file, "--optim.warmup", "1").epochs == 3

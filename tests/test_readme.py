@@ -1,32 +1,44 @@
-"""The README's commands: each is understood by its program, and the weights' section is run."""
+"""The README and docs/: commands are understood, some are run, and what they name exists."""
 
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import benchmark
 import classify
+from check_data import options_from as check_data_options
 from convert.__main__ import parse as parse_conversion
 from eval import options_from as eval_options
 from seresnext_jax.cli import parse, parse_config, parse_over_config
+from seresnext_jax.config import Config, flatten, option_name
+from seresnext_jax.weights.folder import write_weights_folder
+from seresnext_jax.weights.read import read_weights
 from tests.reference import torch_model, torch_training
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+}
+README, CONVERT = PAGES["README.md"], PAGES["convert.md"]
 WEIGHTS_FILE = "nvidia_se-resnext101-32x4d_200821.pth.tar"
 
 
 def commands(text: str) -> list[str]:
-    """The lines of the shell blocks, continuation lines joined, comments taken off."""
+    """The lines of the shell blocks, without continuation marks, comments and variables."""
     blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for raw in lines if (line := raw.partition("  #")[0].strip())]
+    lines = [re.sub(r"^[A-Z_]+=\S+ ", "", raw.partition("  #")[0]).strip() for raw in lines]
+    return [line for line in lines if line]
 
 
 def options_in_tables(text: str) -> list[str]:
@@ -35,12 +47,26 @@ def options_in_tables(text: str) -> list[str]:
     return [option.replace("\n", " ") for option in found if option != "--help"]
 
 
-@pytest.mark.parametrize("line", commands(README))
+SHELL = ("mkdir", "cp", ".", "python3")
+"""Commands of the README that are not the project's own."""
+EVERY_COMMAND = [
+    line
+    for name, text in PAGES.items()
+    for line in commands(text)
+    if name == "README.md" or line.startswith(("make ", "python ", "pip "))
+]
+
+
+@pytest.mark.parametrize("line", EVERY_COMMAND)
 def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = shlex.split(line)
     if words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    elif words[:3] == ["pip", "install", "-e"]:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        wanted = words[3].removeprefix(".").strip("[]").split(",")
+        assert set(wanted) <= project["optional-dependencies"].keys()
     elif words[:3] == ["python", "-m", "convert"]:
         options = parse_conversion(words[3:])
         if options.overrides:
@@ -50,12 +76,14 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> 
         parse_config(words[2:], program="train.py", description="")
     elif words[:2] == ["python", "eval.py"]:
         parse_over_config(eval_options, words[2:], program="eval.py", description="")
+    elif words[:2] == ["python", "check_data.py"]:
+        parse_over_config(check_data_options, words[2:], program="check_data.py", description="")
     elif words[:2] == ["python", "classify.py"]:
         parse(classify.ClassifyConfig(), words[2:], program="classify.py", description="")
     elif words[:2] == ["python", "benchmark.py"]:
         parse(benchmark.BenchmarkConfig(), words[2:], program="benchmark.py", description="")
     else:
-        pytest.fail(f"nothing checks this command: {line}")
+        assert words[0] in SHELL, f"nothing checks this command: {line}"
 
 
 @pytest.mark.parametrize("text", options_in_tables(README))
@@ -63,16 +91,56 @@ def test_an_option_exists(text: str) -> None:
     words = shlex.split(text.replace("…", ""))
     if words[0] in ("--weights", "--ema", "--against"):
         return  # of the other programs; their commands are checked above
-    parse_config(words, program="train.py", description="")
+    if len(words) == 1:
+        assert words[0] in map(option_name, flatten(Config()))
+    else:
+        parse_config(words, program="train.py", description="")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_a_page_names_exists(name: str) -> None:
+    """Files of the project, tests, and the pages that its links lead to."""
+    text = PAGES[name]
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    for path in re.findall(r"`([\w./-]+(?:\.py|\.cc|/))`", text):
+        if path not in ("checkpoints/", "train/", "val/"):  # of a run, of a dataset
+            assert (ROOT / path).exists() or (ROOT / "seresnext_jax" / path).exists(), path
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert (folder / link).exists(), link
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/test_*.py"))
+    for test in re.findall(r"`(test_\w+)`", text):
+        assert f"def {test}(" in tests, test
+
+
+def test_the_five_lines_of_python_give_pytorchs_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with torch.no_grad():
+        model = torch_model.ResNet(torch_model.ARCHITECTURES["resnet18"]).eval()
+    torch.save(model.state_dict(), "file.pth")
+    write_weights_folder(Path("weights"), read_weights("file.pth"))
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(code.partition("\n\n")[2].splitlines()) == 5
+    names: dict[str, Any] = {
+        "pixels": np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    }
+    exec(code, names)
+    outputs = {name: np.asarray(array) for name, array in names["outputs"].items()}
+    assert outputs["layer4"].shape == (2, 2, 2, 512)
+    images = torch.from_numpy(np.array(names["normalize"](names["pixels"]))).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = model(images).numpy()
+    np.testing.assert_allclose(outputs["classifier"], logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_section_on_weights_word_for_word(tmp_path: Path) -> None:
-    section = README.partition("## Weights")[2].partition("Whole training states")[0]
+    section = README.partition("## Convert")[2].partition("\n## ")[0]
     with torch.no_grad():
         model = torch_model.ResNet(torch_model.ARCHITECTURES["resnet18"])
     torch.save(torch_model.to_old_names(model.state_dict()), tmp_path / WEIGHTS_FILE)
     lines = commands(section)
-    assert "pip install -e '.[convert]'" in section
+    assert lines == [line for line in commands(CONVERT) if "checkpoint" not in line]
     assert [line.split()[3] for line in lines] == ["inspect", "to-flax", "to-torch", "verify"]
     for line in lines:
         done = run_in(tmp_path, shlex.split(line)[1:])
@@ -98,8 +166,8 @@ def test_full_size_training_states_word_for_word_and_their_memory(tmp_path: Path
     """545 MB with a moving average; the same tensors come back, and neither way takes 2.5 GB."""
     flat, to_flax, to_torch = (
         shlex.split(line)[3:]
-        for line in commands(README.partition("## Weights")[2].partition("\n## ")[0])
-        if "to-flax" in line or "--checkpoint" in line
+        for line in commands(README) + commands(CONVERT.partition("## Whole training states")[2])
+        if "convert to-flax" in line or "--checkpoint" in line
     )
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     model = torch_model.ResNet(torch_model.ARCHITECTURES["se-resnext101-32x4d"])
@@ -142,8 +210,3 @@ def run_in(folder: Path, words: list[str]) -> "subprocess.CompletedProcess[str]"
         text=True,
         check=False,
     )
-
-
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+)`", README))))
-def test_a_test_that_guards_a_claim_exists(name: str) -> None:
-    assert (ROOT / "tests" / f"{name}.py").exists()

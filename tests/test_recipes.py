@@ -183,7 +183,7 @@ def test_every_file_is_one_of_these() -> None:
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *MODES, "digits"])
-def test_each_file_stands_on_its_own(name: str) -> None:
+def test_each_file_is_independent(name: str) -> None:
     config = load(name)
     check(config)
     json.dumps(asdict(config), allow_nan=False)

@@ -67,7 +67,7 @@ def test_run_prints_its_outcome_and_writes_every_file() -> None:
     assert kept == {str(last), str(best_step)}
 
 
-def test_both_reports_say_each_step_once_and_the_same() -> None:
+def test_both_reports_have_each_step_once_with_equal_values() -> None:
     workspace = whole()
     plain = records(workspace)
     trained = [record["step"] for record in plain if record["event"] == "train"]
@@ -301,7 +301,7 @@ def _without_a_val_class(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("options", "problem", "mend"),
+    ("options", "problem", "fix"),
     [
         (["--data.root", "/nowhere"], "/nowhere is not a folder", "give --data.root"),
         (["--model.num-classes", "12"], "10 class folders", "train with --model.num-classes 10"),
@@ -310,15 +310,15 @@ def _without_a_val_class(folder: Path) -> str:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_error_is_one_line_that_says_how_to_mend_it(
-    options: list[str], problem: str, mend: str, tmp_path: Path
+def test_error_is_one_line_with_a_fix(
+    options: list[str], problem: str, fix: str, tmp_path: Path
 ) -> None:
     if "RENAMED" in options:
         options = [options[0], _without_a_val_class(tmp_path / "data")]
     options = [str(demo()[0]) if word == "WHOLE" else word for word in options]
     line = error_line(run(tiny(tmp_path / "run", *options)))
     assert problem in line
-    assert mend in line
+    assert fix in line
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def compile_jobs(
     """Compile the jobs one after the other; prints a table of the outcomes.
 
     Args:
-      hlo_folder: where each program's optimized HLO text is kept; "": nowhere.
+      hlo_folder: keeps the optimized HLO text of each program; "": it is not kept.
       debug: also print what the compiler logged about a program that failed.
 
     Raises:
@@ -189,9 +189,9 @@ def compile_job(job: Job, hlo_file: Path) -> Outcome:
 
 
 def child_environment() -> dict[str, str]:
-    """The worker's environment: JAX stays on the CPU, and XLA compiles anew and measures nothing.
+    """The worker's environment: JAX runs on the CPU; XLA compiles without a cache or measurements.
 
-    XLA_FLAGS of the user's come last and win, to see what they change.
+    The user's XLA_FLAGS come last, so they override these.
     """
     tools = distribution(COMPILER_TOOLS).locate_file("nvidia/cuda_nvcc")
     flags = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={tools}"

@@ -64,7 +64,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnext50-32x4d": Architecture("bottleneck", (3, 4, 6, 3), _WIDTH_4D, 2, 32),
     "resnext101-32x4d": Architecture("bottleneck", (3, 4, 23, 3), _WIDTH_4D, 2, 32),
     "resnext101-32x8d": Architecture("bottleneck", (3, 4, 23, 3), _WIDTH_8D, 1, 32),
-    # The original names this one and defines it nowhere: here, 32 groups in both 3×3 convolutions.
+    # The original names this one without a definition. Here both 3×3 convolutions have 32 groups.
     "resnext101-32x8d-basic": Architecture("basic", (3, 4, 23, 3), _WIDTH_8D, 1, 32),
     "se-resnext101-32x4d": Architecture("bottleneck", (3, 4, 23, 3), _WIDTH_4D, 2, 32, squeeze=16),
     # Not in the original: small enough to train on a laptop in a minute.

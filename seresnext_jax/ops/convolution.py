@@ -1,6 +1,6 @@
 """2-D convolution in the formulation that is fastest on each platform.
 
-Arrays are NHWC, kernels HWIO with I = channels / groups, whatever the formulation: the choice never
+Arrays are NHWC, kernels HWIO with I = channels / groups, on every platform: the formulation never
 shows in the parameters.
 """
 

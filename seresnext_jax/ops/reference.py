@@ -1,4 +1,4 @@
-"""The plain XLA convolution: what every formulation computes."""
+"""The plain XLA convolution, which every formulation equals."""
 
 import jax
 from jax import lax

@@ -40,6 +40,6 @@ def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     classes = jnp.arange(logits.shape[-1])
-    behind = (own > logits) | ((own == logits) & (labels[:, None] < classes))
+    lower = (own > logits) | ((own == logits) & (labels[:, None] < classes))
     others = classes != labels[:, None]
-    return jnp.sum(others & ~behind, axis=-1)
+    return jnp.sum(others & ~lower, axis=-1)

@@ -50,8 +50,8 @@ def update_loss_scale(
 ) -> LossScale:
     """Advance the scaler by one optimizer step.
 
-    Exactly `growth_interval` finite steps double the scale (flax's DynamicScale needs one more). A
-    doubling that would overflow float32 is not made, as in `torch.amp.GradScaler`.
+    Exactly `growth_interval` finite steps double the scale (flax's DynamicScale needs one more). It
+    never grows to infinity. Both are as in `torch.amp.GradScaler`.
 
     Args:
       finite: bool scalar, whether every gradient of the step is finite.
@@ -66,8 +66,8 @@ def update_loss_scale(
 
 
 def all_finite(tree: object) -> jax.Array:
-    """bool scalar: no leaf holds an infinity or a NaN."""
+    """bool scalar: no leaf has an infinity or a NaN."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    # Unless the flags meet in an array of their own, XLA copies the conjunction of all of them into
-    # every fusion that asks for it: a million instructions, and minutes of compilation.
+    # Without the barrier XLA copies the conjunction of all flags into every fusion that uses it: a
+    # million instructions, and minutes of compilation.
     return jnp.all(jax.lax.optimization_barrier(jnp.stack(leaves)))

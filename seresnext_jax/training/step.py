@@ -42,7 +42,7 @@ class LocalMeans(NamedTuple):
     loss: jax.Array
     """float32 scalar; left-out images give 0."""
     counted: jax.Array
-    """float32 scalar; the share of the images that are not left out, nor mixed with one that is."""
+    """float32 scalar; the share of the images that are neither left out nor mixed with one."""
     readable: jax.Array
     """float32 scalar; the share of the images that are not left out."""
 
@@ -111,7 +111,7 @@ def make_train_step(apply: Apply, config: Config, mesh: Mesh) -> jax.stages.Wrap
     def device_step(state: TrainState, batch: Batch, lr: jax.Array) -> tuple[TrainState, Metrics]:
         means = jax.lax.pmean(_accumulate(state, batch, apply, config), DATA_AXIS)
         # Masked images contribute 0, so divide by the unmasked fraction: gradient and loss are
-        # means over the step's images on whichever devices they were.
+        # means over the images of the step, on all devices.
         counted = jnp.maximum(means.counted, 1e-9)
         scale, loss = state.loss_scale.scale, means.loss / counted
         grads = jax.tree.map(lambda g: g / (scale * counted), means.grads)

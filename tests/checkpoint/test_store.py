@@ -201,7 +201,7 @@ def test_a_broken_newest_is_named_moved_aside_and_stepped_over(tmp_path: Path) -
     assert read_meta(tmp_path / "3").epoch == 33
 
 
-def test_what_a_killed_save_leaves_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_killed_save_leaves_no_checkpoint(tmp_path: Path) -> None:
     fill(tmp_path, -1, [None])
     (tmp_path / "2.orbax-checkpoint-tmp" / "weights").mkdir(parents=True)
     (tmp_path / "7").mkdir()
@@ -219,7 +219,7 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
         assert checkpoints.steps() == [1]
 
 
-def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:
+def test_an_empty_folder_is_not_a_run(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path) is None and find_checkpoint(tmp_path / "none") is None
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="no checkpoint"):
         restore(checkpoints, state())

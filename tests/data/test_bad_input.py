@@ -141,7 +141,7 @@ def test_skip_counts_and_lists_every_bad_file(root: Path, backend: Backend) -> N
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_skip_in_training_goes_on_for_epochs(root: Path, backend: Backend) -> None:
+def test_skip_in_training_lasts_for_epochs(root: Path, backend: Backend) -> None:
     write(root / "train" / "bee", BAD)
     assert (4 + len(BAD)) % 2, "one image of an epoch fills no step of two"
     count, bad = read(root, backend, "skip", split="train", at_once=2, epochs=4)

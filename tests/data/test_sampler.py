@@ -82,7 +82,7 @@ def reference_crop(draws: np.ndarray, height: int, width: int) -> tuple[int, int
 
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 333), (31, 640), (640, 31), (1, 1), (1, 9)])
-def test_crop_is_torchvisions_and_lies_inside(size: tuple[int, int]) -> None:
+def test_crop_equals_torchvisions_and_is_inside(size: tuple[int, int]) -> None:
     for draws in crop_draws(0, 0, 0, 300):
         top, left, h, w = random_crop(draws, *size, AREA)
         assert (top, left, h, w) == reference_crop(draws, *size)

@@ -53,7 +53,7 @@ def test_a_library_of_another_processor_is_not_used(
     assert len(list(folder.iterdir())) == 2
 
 
-def test_a_broken_library_is_made_anew(
+def test_a_broken_library_is_compiled_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = source(tmp_path, 'extern "C" int answer() { return 42; }')

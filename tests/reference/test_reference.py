@@ -226,7 +226,7 @@ def test_mixup_loss_is_the_mix_of_the_losses_on_mixed_images() -> None:
     torch.testing.assert_close(loss, expected)
 
 
-def test_accumulated_gradient_is_the_mean_and_every_batch_moves_the_statistics() -> None:
+def test_accumulation_averages_gradients_and_updates_statistics_per_batch() -> None:
     model, batches = small(), [batch(1), batch(2)]
     (loss1, grads1), (loss2, grads2) = (
         loss_and_gradients(copy.deepcopy(model), [one], 0.1) for one in batches

@@ -284,7 +284,7 @@ def test_an_evaluation_on_its_own_is_kept(tmp_path: Path) -> None:
     assert len(plain(tmp_path)) == 5
 
 
-def test_the_summary_stays_until_training_goes_on(tmp_path: Path) -> None:
+def test_the_summary_stays_until_training_continues(tmp_path: Path) -> None:
     first = open_report(tmp_path)
     first.parameters({"seed": 1})
     run_epoch(first, 0)

@@ -51,7 +51,7 @@ def test_step_milestones_are_absolute_epochs() -> None:
     assert found == pytest.approx([1.024, 1.024, 0.1024, 0.01024, 0.001024])
 
 
-def test_within_an_epoch_the_staircase_is_flat_and_the_per_step_curve_is_not() -> None:
+def test_the_rate_is_constant_within_an_epoch_unless_per_step() -> None:
     p, stairs, slope = plan(90), OptimConfig(), OptimConfig(lr_update="step")
     n = p.steps_per_epoch
     assert learning_rate(stairs, p, 30 * n) == learning_rate(stairs, p, 31 * n - 1)

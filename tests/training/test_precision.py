@@ -44,7 +44,7 @@ def test_exactly_a_hundred_good_steps_double_the_scale() -> None:
     assert (float(state.scale), int(state.good_steps)) == (256.0, 0)
 
 
-def test_an_overflow_halves_the_scale_and_starts_the_count_anew() -> None:
+def test_an_overflow_halves_the_scale_and_restarts_the_count() -> None:
     state = advance(advance(init_loss_scale(FP16, 128.0), True, 60), False)
     assert (float(state.scale), int(state.good_steps)) == (64.0, 0)
     assert float(advance(state, True, 99).scale) == 64.0

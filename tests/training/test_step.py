@@ -139,7 +139,7 @@ def test_a_step_of_the_real_block_is_the_same_on_any_division() -> None:
     assert len(re.findall(r" all-reduce\(", text)) == 1, "all gradients travel together"
 
 
-def test_a_loss_that_is_no_number_costs_the_update_though_the_gradients_are() -> None:
+def test_a_nan_loss_skips_the_update_even_with_finite_gradients() -> None:
     """Logits so far apart that their logarithms overflow."""
     apart = jnp.full((IMAGES, CLASSES), -3e38).at[:, 0].set(3e38)
 

@@ -124,7 +124,7 @@ def numpy_optimizer(optimizer: torch.optim.SGD) -> dict[str, Any]:
     return {**state, "state": buffers}
 
 
-def test_a_training_state_goes_on_as_in_pytorch(tmp_path: Path) -> None:
+def test_a_training_state_continues_as_in_pytorch(tmp_path: Path) -> None:
     model, optimizer = trained("nvidia-names")
     file = tmp_path / "a.pth.tar"
     torch_training.save_training_checkpoint(file, model, optimizer, epoch=3, best_prec1=61.5)

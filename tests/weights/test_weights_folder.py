@@ -96,7 +96,7 @@ def test_damage_is_one_line(tmp_path: Path, variables: dict[str, Any], damage: s
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_lies_about_its_architecture(
+def test_a_folder_that_names_a_wrong_architecture(
     tmp_path: Path, variables: dict[str, Any]
 ) -> None:
     lie = WeightsInfo(architecture="se-resnext-tiny", num_classes=4)

@@ -11,7 +11,7 @@ from seresnext_jax.ops.cpu.grouped_native import grouped_by_kernel, is_available
 from seresnext_jax.ops.reference import conv2d_reference
 
 _FEW_CHANNELS = 4
-"""An image's: a convolution of no more than these is the network's first."""
+"""A convolution of at most this many input channels is the network's first, on images."""
 
 
 def conv2d_on_cpu(
@@ -21,7 +21,7 @@ def conv2d_on_cpu(
     if kernel.shape[:2] == (1, 1) and groups == 1 and padding == 0:
         return _pointwise(x, kernel, stride)
     if groups > 1:
-        # In a process with a GPU this is traced but hardly ever run: no compiler is started for it.
+        # With a GPU in the process this is traced but rarely runs, so don't start a compiler.
         on_cpu = jax.default_backend() == "cpu"
         if on_cpu and is_supported(x, kernel, padding, groups) and is_available():
             return grouped_by_kernel(x, kernel, stride)
@@ -46,8 +46,8 @@ def _pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """(P, C) @ (C, O), whose kernel gradient is again a product of rows and columns.
 
-    XLA's CPU backend has a faster library for that than for a product of two transposed arrays,
-    by more than it costs to transpose x.
+    XLA's CPU backend has a faster library for it than for a product of transposed arrays; that
+    saves more than transposing x costs.
     """
     return jnp.dot(x, kernel)
 
@@ -111,7 +111,7 @@ _of_few_channels.defvjp(_few_forward, _few_backward)
 def _patches(
     x: jax.Array, taps: tuple[int, int], size: tuple[int, ...], stride: int, padding: int
 ) -> jax.Array:
-    """What each output pixel sees: (N, H, W, C) → (N · out H · out W, taps · stride² · C).
+    """The input patch of each output pixel: (N, H, W, C) → (N · out H · out W, taps · stride² · C).
 
     Cells of stride × stride pixels become channels first, so that a tap is a slice without stride.
     """

@@ -1,4 +1,4 @@
-"""Where XLA's CPU backend is told to stop fusing.
+"""How to stop XLA's CPU backend from fusing.
 
 It copies a cheap producer into each of its consumers. The output of a residual block has two, so it
 would be computed again from all blocks before it, and its gradient from all blocks after it; a
@@ -17,7 +17,7 @@ from jax import lax
 def relu_once(x: jax.Array) -> jax.Array:
     """ReLU whose result, and whose gradient, are computed once and kept."""
     corner = lax.stop_gradient(x[(0,) * x.ndim])
-    # The same in other words, as two equal branches would be made one.
+    # Written differently, because XLA would merge two equal branches.
     return lax.cond(corner == corner, jax.nn.relu, lambda x: jnp.where(x <= 0, 0, x), x)
 
 

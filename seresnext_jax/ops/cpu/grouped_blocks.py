@@ -1,9 +1,9 @@
-"""Grouped convolution of XLA's operations on a CPU, where grouped_native.py can't be used.
+"""Grouped convolution on a CPU from XLA's operations, for when grouped_native.py can't be used.
 
-XLA's CPU backend has no fast gradient of its own grouped convolution. So each block of neighbouring
-groups gets an ordinary convolution whose kernel is block-diagonal over them. The gradients are
-written out, so that the blocks' kernels are made, turned and taken apart all at once: left to
-autodiff, each block's small transposes cost more than its convolutions.
+XLA's CPU backend has no fast gradient of its own grouped convolution. So neighbouring groups are
+merged into blocks: each is an ordinary convolution with a block-diagonal kernel. The gradients are
+written by hand, so that the kernels of all blocks are built, flipped and split in one operation;
+with autodiff, the small transposes of each block cost more than its convolutions.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ def grouped_in_blocks(
 ) -> jax.Array:
     """`conv2d` of x (N, H, W, C) and a kernel (kh, kw, C / groups, O) in `groups` groups.
 
-    Without a gradient the blocks are laid out one by one; with one, they are a loop, which takes
-    4 % longer and a fifth of the compilation.
+    Without a gradient the blocks are unrolled. With a gradient they are a loop: 4 % slower, but it
+    compiles in a fifth of the time.
     """
     blocks = _dense_blocks(kernel, groups, _merged_groups(kernel.shape[2], groups))
     pieces = jnp.split(x, len(blocks), axis=-1)
@@ -88,7 +88,7 @@ def _join_blocks(
 ) -> jax.Array:
     """Apply `function` to each block of channels of x and its kernel, and join the results.
 
-    In a loop: unrolled, each of the blocks' slices is a kernel to compile, thousands in a network.
+    A loop, because unrolled slices would be thousands of kernels to compile.
     """
     count = len(blocks)
 
@@ -111,16 +111,16 @@ def _block(x: jax.Array, index: jax.Array, count: int) -> jax.Array:
 
 
 def _spread(
-    gradient: jax.Array, turned: jax.Array, stride: int, padding: int, size: tuple[int, int]
+    gradient: jax.Array, flipped: jax.Array, stride: int, padding: int, size: tuple[int, int]
 ) -> jax.Array:
-    """The gradient of a convolution's input of `size` (H, W), from its turned kernel."""
+    """The gradient of a convolution's input of `size` (H, W), from its flipped kernel."""
     edges = []
-    for length, taps, out in zip(size, turned.shape[:2], gradient.shape[1:3], strict=True):
+    for length, taps, out in zip(size, flipped.shape[:2], gradient.shape[1:3], strict=True):
         before = taps - 1 - padding
         edges.append((before, length + taps - 1 - ((out - 1) * stride + 1) - before))
     return lax.conv_general_dilated(
         gradient,
-        turned,
+        flipped,
         window_strides=(1, 1),
         padding=edges,
         lhs_dilation=(stride, stride),
@@ -146,7 +146,7 @@ def _dense_blocks(kernel: jax.Array, groups: int, merged: int) -> jax.Array:
 
 
 def _diagonal(dense: jax.Array, shape: tuple[int, ...], groups: int, merged: int) -> jax.Array:
-    """Undo `_dense_blocks` of `merged` groups; what lies off the diagonal is no parameter's."""
+    """The inverse of `_dense_blocks`; the zeros off the diagonal are not parameters."""
     kh, kw, group_in, out = shape
     split = dense.reshape(-1, kh, kw, merged, group_in, merged, out // groups)
     diagonal = jnp.eye(merged, dtype=dense.dtype)

@@ -1,7 +1,7 @@
 """Grouped 3×3 convolution on a CPU by the kernel in grouped_native.cc.
 
-XLA's CPU backend has none; PyTorch's has one. What this one does not take, and machines without a
-C++ compiler, have grouped_blocks.py.
+XLA's CPU backend has no fast one. grouped_blocks.py computes what this kernel does not support, and
+everything on machines without a C++ compiler.
 """
 
 import warnings
@@ -20,12 +20,12 @@ _SOURCE = Path(__file__).with_name("grouped_native.cc")
 _TARGETS = ("grouped_forward", "grouped_input_gradient", "grouped_kernel_gradient")
 _GROUP_WIDTHS = (4, 8, 16, 32, 64)
 _SLAB = 32
-"""The channels of a group, and those that the kernel takes at once, as in grouped_native.cc."""
+"""Channels of a group that are supported, and channels computed at once (grouped_native.cc)."""
 
 
 @cache
 def is_available() -> bool:
-    """Whether the kernel runs on this machine; compiles it if need be, and warns if it can't be."""
+    """Whether the kernel runs on this machine; compiles it if necessary, warns if that fails."""
     try:
         library = load_library(_SOURCE)
     except CompilationError as error:
@@ -44,7 +44,7 @@ def is_available() -> bool:
 
 
 def is_supported(x: jax.Array, kernel: jax.Array, padding: int, groups: int) -> bool:
-    """Whether the kernel computes this convolution of `conv2d`."""
+    """Whether the kernel supports this convolution of `conv2d`."""
     *taps, group_in, out = kernel.shape
     return (
         taps == [3, 3]

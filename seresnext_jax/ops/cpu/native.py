@@ -1,6 +1,6 @@
-"""C++ that lies beside the Python files, compiled on the machine that runs it.
+"""Compiles the C++ files of this folder on first use, for the processor of this machine.
 
-So it is made for that machine's processor, and the package needs no build to be installed.
+So the package needs no build step to be installed.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ _OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
 
 
 class CompilationError(Exception):
-    """The library can't be had here; the message is one line with the cause."""
+    """The library can't be compiled or loaded; the message is one line with the cause."""
 
 
 def load_library(source: Path) -> ctypes.CDLL:
@@ -51,7 +51,7 @@ def load_library(source: Path) -> ctypes.CDLL:
 
 
 def _compile(command: list[str], library: Path) -> None:
-    """Make `library`, which is there whole or not at all, whoever else compiles it meanwhile."""
+    """Compile to `library` in one move: other processes may compile it at the same time."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         try:

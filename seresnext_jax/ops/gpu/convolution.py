@@ -1,4 +1,4 @@
-"""2-D convolution on an NVIDIA GPU: cuDNN's, with groups as wide as its tensor cores like them."""
+"""2-D convolution on an NVIDIA GPU: cuDNN's, with groups merged to suit its tensor cores."""
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,8 @@ def _merged_groups(group_in: int, groups: int) -> int:
 def _block_diagonal(kernel: jax.Array, groups: int, merged: int) -> jax.Array:
     """(kh, kw, C / groups, O) → (kh, kw, merged · C / groups, O), zero between merged groups.
 
-    Padded and stacked, so that its gradient takes slices. With a product instead, an overflow in
-    the gradient between two groups, which no parameter has, would become NaN in a parameter's.
+    Padded and stacked, so that its gradient is made of slices. With a product instead, an overflow
+    in the gradient of a zero between two groups would become a NaN in a parameter's gradient.
     """
     kh, kw, group_in, out = kernel.shape
     split = kernel.reshape(kh, kw, group_in, groups // merged, merged, out // groups)
@@ -62,7 +62,7 @@ def _on_cells(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
     group_in = c // groups
     cells = x.reshape(n, h // 2, 2, w // 2, 2, groups, group_in)
     cells = cells.transpose(0, 1, 3, 5, 2, 4, 6).reshape(n, h // 2, w // 2, 4 * c)
-    # A zero row and column before the kernel: its taps then start with a cell, one cell early.
+    # A zero row and column before the kernel, so that its taps start at the border of a cell.
     taps = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
     taps = taps.reshape(2, 2, 2, 2, group_in, -1).transpose(0, 2, 1, 3, 4, 5)
     return lax.conv_general_dilated(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _CENTRE, _OUTSIDE = 4, 255
-"""Places in a window: 3 · row + column; one that no pixel has."""
+"""Places in a window are 3 · row + column; `_OUTSIDE` is the place of no pixel."""
 
 
 @jax.custom_vjp
@@ -45,8 +45,8 @@ def _best_and_place(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _backward(saved: tuple[jax.Array, tuple[int, ...]], gradient: jax.Array) -> tuple[jax.Array]:
     """Each pixel takes the gradient of the windows that it won.
 
-    An even row belongs to the window of half its number, as the middle row; an odd one to that
-    window as the last row and to the next window as the first. So do columns.
+    Row 2i is the middle row of window i. Row 2i + 1 is the last row of window i and the first of
+    window i + 1. Columns are alike.
     """
     place, (h, w) = saved
     row = lax.broadcasted_iota(jnp.int32, (1, h, 1, 1), 1)
