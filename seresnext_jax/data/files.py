@@ -81,7 +81,8 @@ def _label_by_name(files: FileList, names: tuple[str, ...]) -> FileList:
     unknown = [name for name in files.class_names if name not in labels]
     if unknown:
         raise UserError(
-            f"{files.folder} has class folders that are not classes of the weights "
+            _nested(files.folder, len(names))
+            or f"{files.folder} has class folders that are not classes of the weights "
             f"({listed(unknown)}; the classes are {listed(names)}): rename or remove them, or give "
             "--class-names FILE with the folders' names in the order of the labels"
         )
