@@ -40,14 +40,14 @@ class ClassifyConfig:
     weights: str = ""
     """A checkpoint, a weights folder, or a PyTorch file."""
     topk: Annotated[int, Range(1, 10**7)] = 5
-    """Classes named for each image."""
+    """Number of classes to print for each image, the most probable first."""
     precision: Precision = "fp32"
     """fp32, tf32, bf16 or fp16."""
     batch_size: Annotated[int, Range(1, 10**6)] = 16
     """Images per forward pass."""
     data: SizesOfWeights = field(default_factory=SizesOfWeights)
     ema: bool = False
-    """Use the moving average that the weights' file contains."""
+    """Use the moving average that is stored beside the weights."""
     class_names: str = ""
     """File with the names of the classes in the order of the weights' labels: one name per line,
     or JSON. Only needed for weights without class names, or to print other ones."""

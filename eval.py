@@ -1,8 +1,10 @@
 """Evaluate weights on a validation split: accuracy, loss, throughput and latency.
 
-``--weights`` takes a checkpoint (or a folder of them, or its best: <folder>/best), a converted
-weights folder, or a PyTorch file. The architecture and number of classes come from the weights,
-and so does the image's size unless --config or an option says otherwise.
+``--weights`` takes a checkpoint, a folder of checkpoints (its newest one; <folder>/best: its best),
+a converted weights folder, or a PyTorch file. Architecture, number of classes and class names come
+from the weights, and so does the image size unless --config or an option sets it. The class folders
+are matched with the names. Weights without names take the sorted folders as their classes;
+``--class-names`` gives another order.
 """
 
 import json
@@ -48,9 +50,9 @@ class EvalConfig(EvaluationConfig):
     data: EvalInput = field(default_factory=EvalInput)
 
     weights: str = ""
-    """What to evaluate: a checkpoint, a weights folder, or a PyTorch file."""
+    """The weights to evaluate: a checkpoint, a weights folder, or a PyTorch file."""
     ema: bool = False
-    """Evaluate the moving average that the weights' file contains."""
+    """Evaluate the moving average that is stored beside the weights."""
     class_names: str = ""
     """File with the names of the class folders in the order of the weights' labels: one name per
     line, or JSON. Only needed for weights without class names, or with other ones."""
@@ -59,7 +61,7 @@ class EvalConfig(EvaluationConfig):
 
 
 def options_from(config: Config | None) -> EvalConfig:
-    """The default options: those of a config file, where there is one."""
+    """The default options, taken from a config file if there is one."""
     if config is None:
         return EvalConfig()
     common = {f.name: getattr(config, f.name) for f in fields(EvaluationConfig)}
@@ -70,7 +72,7 @@ def options_from(config: Config | None) -> EvalConfig:
 
 @fails_alone
 def main(argv: list[str]) -> int:
-    """Run the program; returns its exit status."""
+    """Run the program and return its exit status."""
     config = parse_over_config(options_from, argv, program="eval.py", description=__doc__ or "")
     if not config.weights:
         raise UserError("--weights is missing: name a checkpoint, weights folder or PyTorch file")

@@ -33,7 +33,7 @@ class Metric:
     label: str
     """The name for people."""
     shown: str = "{:.5g}"
-    """How people see a value, with its unit."""
+    """Format of a value for people, with its unit."""
     unit: str | None = None
     form: str | None = None
     """DLLogger's format of the value in `unit`; None: the file describes the metric by ``{}``, as
@@ -45,9 +45,9 @@ class Metric:
     factor: float = 1.0
     """From `unit` to the unit of `shown`."""
     verbose: bool = False
-    """The original keeps it off the console, in a second record of the same step."""
+    """Written in a second record of the same step, as in the original."""
     panel: str = ""
-    """Title of the panel of the plot that draws it; empty: none does."""
+    """Title of the plot's panel that shows it; empty: it is not plotted."""
     over_run: OverRun = "mean"
     """Its value in the run's summary, from those of the epochs."""
 
@@ -97,14 +97,14 @@ SPLITS = {
     "last.val": "val {} of the last epoch",
     "last.val_ema": "{} of the average after the last epoch",
 }
-"""First part of a metric's name, and the label of a metric that has it."""
+"""The first part of a metric's name, and how it changes the label."""
 
 
 @cache
 def find_metric(name: str) -> Metric:
-    """The row of a name such as ``val.top5`` or ``top5``, with that name, label and number.
+    """The row for a name such as ``val.top5`` or ``top5``, with the name and label filled in.
 
-    A metric without a row gets a plain one, which the DLLogger file does not describe.
+    A metric without a row gets a plain one, without metadata in the DLLogger file.
     """
     split, _, last = name.rpartition(".")
     for metric in METRICS:
@@ -134,7 +134,7 @@ def summarize(epochs: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
 def metric_rows(
     metrics: Mapping[str, float], names: Iterable[str] | None = None
 ) -> list[tuple[str, str]]:
-    """Label and value, for people: of all `metrics`, or of those of `names` that there are."""
+    """Labels and formatted values: of all `metrics`, or of those that are in `names`."""
     chosen = metrics if names is None else dict.fromkeys(names)
     found = [(find_metric(name), metrics[name]) for name in chosen if name in metrics]
     return [(metric.label, metric.shown.format(metric.factor * v)) for metric, v in found]

@@ -19,9 +19,9 @@ from seresnext_jax.run.start import checkpoints_folder
 
 
 def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: int) -> Report:
-    """Open the report, and write the configuration and the plan into the workspace.
+    """Open the report, and write the options and the plan into the workspace.
 
-    An evaluation only adds to a report.
+    With --evaluate an existing report is continued, and no other file is written.
     """
     report = Report(
         Path(config.workspace),
@@ -39,14 +39,14 @@ def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: i
 
 
 def epoch_line(config: Config, epoch: int, results: dict[str, float], *, best: bool) -> str:
-    """One line on a finished epoch."""
+    """One line about a finished epoch."""
     names = ("train.loss", "val.loss", "val.top1", f"val.top{config.topk}", "train.total_ips")
     parts = [" ".join(row) for row in metric_rows(results, names)]
     return "  ".join([f"epoch {epoch + 1}/{config.epochs}", *parts, *["best so far"] * best])
 
 
 def report_outcome(config: Config, progress: Progress, report: Report, console: Console) -> None:
-    """Finish the report of a run, draw its plot and print its outcome.
+    """Finish the report of a run, draw the plot and print the outcome.
 
     Raises:
       UserError: a file can't be written.
@@ -84,7 +84,7 @@ def run_summary(progress: Progress, report: Report) -> dict[str, float]:
 
 
 def list_bad_images(loaders: list[Loader]) -> None:
-    """Name the files that were left out; each process names those that it met."""
+    """Print the files that were left out; each process prints its own."""
     console = Console(enabled=True)
     for path in [path for loader in loaders for path in loader.bad_files]:
         console.warn(f"left out, can't be decoded: {path}")

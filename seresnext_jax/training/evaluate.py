@@ -1,4 +1,4 @@
-"""One exact pass over a validation split."""
+"""Evaluation: one pass over a split in which every image counts once."""
 
 import time
 from collections.abc import Callable
@@ -21,17 +21,17 @@ def evaluate(
     *,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Count every image of the evaluation once and divide at the end.
+    """Evaluate a split: sums over all its images, divided at the end.
 
     Args:
       step: a compiled `make_eval_step`.
       variables: params and batch_stats.
-      topk: the k of the second accuracy, for its name.
-      should_stop: asked after each batch; a yes abandons the pass.
+      topk: the k of the top-k accuracy, for its name.
+      should_stop: asked after each batch; True ends the evaluation.
 
     Returns:
-      metrics by the names of `report.metrics`, such as ``top1``, ``loss`` and ``total_ips``; empty
-      if the pass was abandoned.
+      Metrics under the names of `report.metrics`, such as ``top1``, ``loss`` and ``total_ips``;
+      empty if `should_stop` ended the evaluation.
 
     Raises:
       RuntimeError: not every image was counted.
