@@ -56,6 +56,8 @@ class Data:
     """All: side of the images in pixels; 0: the config's."""
     workers: int = 2
     """train, data, gpu: decoding threads, or processes of PyTorch's, that read the images."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """train, data, gpu: what to do with a file that can't be decoded: stop, or leave it out."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def configs(options: BenchmarkConfig) -> list[Config]:
         root=os.path.expanduser(options.data.root),
         image_size=options.data.image_size or base.data.image_size,
         workers=options.data.workers,
+        on_bad_image=options.data.on_bad_image,
     )
     base = replace(base, model=replace(base.model, arch=arch), data=data)
     return [

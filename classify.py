@@ -21,7 +21,7 @@ import tyro
 from seresnext_jax.checkpoint.store import explain_choice
 from seresnext_jax.cli import check_output, parse, run, write_output
 from seresnext_jax.config import Config, ModelConfig, Precision, Range, SizesOfWeights
-from seresnext_jax.data.class_names import names_for
+from seresnext_jax.data.class_names import choose_names, names_for
 from seresnext_jax.data.formats import count_kinds
 from seresnext_jax.data.images import BadImage, decode_rgb, is_meant_as_image
 from seresnext_jax.data.pictures import split_pictures
@@ -31,6 +31,7 @@ from seresnext_jax.model.network import make_network
 from seresnext_jax.run import runtime
 from seresnext_jax.training.inference import folded_forward, place_folded
 from seresnext_jax.training.precision import POLICIES
+from seresnext_jax.weights.info import size_note
 from seresnext_jax.weights.read import read_weights
 
 
@@ -51,14 +52,17 @@ class ClassifyConfig:
     weights: str = ""
     """A checkpoint, a weights folder, or a PyTorch file."""
     topk: Annotated[int, Range(1, 10**7)] = 5
-    """Classes named for each image."""
+    """Number of classes to print for each image, the most probable first."""
     precision: Precision = "fp32"
     """fp32, tf32, bf16 or fp16."""
     batch_size: Annotated[int, Range(1, 10**6)] = 16
     """Images per forward pass."""
     data: Pictures = field(default_factory=Pictures)
     ema: bool = False
-    """Use the moving average that the weights' file contains."""
+    """Use the moving average that is stored beside the weights."""
+    class_names: str = ""
+    """File with the names of the classes in the order of the weights' labels: one name per line,
+    or JSON. Only needed for weights without class names, or to print other ones."""
     compilation_cache: str = Config.compilation_cache
     """Folder of JAX's persistent compilation cache; empty: none."""
     json: str = ""
@@ -84,7 +88,10 @@ def main(argv: list[str]) -> int:
     data = config.data.resolve(info.image_size, info.eval_margin)
     size = data.image_size
     crop = CentreCrop(size, data.eval_margin)
-    names = names_for(info.num_classes, info.class_names)
+    named = choose_names(config.class_names, info.class_names, info.num_classes)
+    names = names_for(info.num_classes, named)
+    if note := size_note(config.data, info):
+        print(f"note: {note}", file=sys.stderr)
     model = ModelConfig(arch=info.architecture, num_classes=info.num_classes)
     predict = make_predict(model, config.precision, weights.variables)
 

@@ -1,8 +1,10 @@
 """Evaluate weights on a validation split: accuracy, loss, throughput and latency.
 
-``--weights`` takes a checkpoint (or a folder of them, or its best: <folder>/best), a converted
-weights folder, or a PyTorch file. The architecture and number of classes come from the weights,
-and so does the image's size unless --config or an option says otherwise.
+``--weights`` takes a checkpoint, a folder of checkpoints (its newest one; <folder>/best: its best),
+a converted weights folder, or a PyTorch file. Architecture, number of classes and class names come
+from the weights, and so does the image size unless --config or an option sets it. The class folders
+are matched with the names. Weights without names take the sorted folders as their classes;
+``--class-names`` gives another order.
 """
 
 import json
@@ -21,6 +23,7 @@ from seresnext_jax.config import (
     ModelConfig,
     SizesOfWeights,
 )
+from seresnext_jax.data.class_names import choose_names, order_warning
 from seresnext_jax.data.open import open_val
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
@@ -33,6 +36,7 @@ from seresnext_jax.run.outcome import list_bad_images, list_other_files
 from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.training.precision import POLICIES
 from seresnext_jax.training.step import lower_eval_step
+from seresnext_jax.weights.info import size_note
 from seresnext_jax.weights.read import read_weights
 
 
@@ -48,15 +52,18 @@ class EvalConfig(EvaluationConfig):
     data: EvalInput = field(default_factory=EvalInput)
 
     weights: str = ""
-    """What to evaluate: a checkpoint, a weights folder, or a PyTorch file."""
+    """The weights to evaluate: a checkpoint, a weights folder, or a PyTorch file."""
     ema: bool = False
-    """Evaluate the moving average that the weights' file contains."""
+    """Evaluate the moving average that is stored beside the weights."""
+    class_names: str = ""
+    """File with the names of the class folders in the order of the weights' labels: one name per
+    line, or JSON. Only needed for weights without class names, or with other ones."""
     json: str = ""
-    """Also write the results to this file."""
+    """Also write the results to this JSON file."""
 
 
 def options_from(config: Config | None) -> EvalConfig:
-    """The default options: those of a config file, where there is one."""
+    """The default options, taken from a config file if there is one."""
     if config is None:
         return EvalConfig()
     common = {f.name: getattr(config, f.name) for f in fields(EvaluationConfig)}
@@ -67,7 +74,7 @@ def options_from(config: Config | None) -> EvalConfig:
 
 @fails_alone
 def main(argv: list[str]) -> int:
-    """Run the program; returns its exit status."""
+    """Run the program and return its exit status."""
     config = parse_over_config(options_from, argv, program="eval.py", description=__doc__ or "")
     if not config.weights:
         raise UserError("--weights is missing: name a checkpoint, weights folder or PyTorch file")
@@ -82,18 +89,19 @@ def main(argv: list[str]) -> int:
     # ---- network -------------------------------------------------------------------------------
     weights = read_weights(config.weights, ema=config.ema)
     info = weights.info
-    data = config.data.resolve(info.image_size, info.eval_margin)
+    chosen = config.data
+    data = chosen.resolve(info.image_size, info.eval_margin)
     config = replace(config, data=data, topk=min(config.topk, info.num_classes))
     model = ModelConfig(arch=info.architecture, num_classes=info.num_classes)
     network = make_network(model, POLICIES[config.precision].compute_dtype)
 
     # ---- data ----------------------------------------------------------------------------------
-    loader = open_val(config, mesh, num_classes=info.num_classes)
-    if info.class_names and loader.class_names and tuple(loader.class_names) != info.class_names:
-        raise UserError(
-            "the class folders of val/ are not those the weights were trained on "
-            f"({loader.class_names[0]}, ... against {info.class_names[0]}, ...): sort them alike"
-        )
+    names = choose_names(config.class_names, info.class_names, info.num_classes)
+    loader = open_val(config, mesh, num_classes=info.num_classes, class_names=names)
+    if names is None and (warning := order_warning(loader.class_names)):
+        console.warn(f"{warning}; if they were trained in another order, give --class-names FILE")
+    if note := size_note(chosen, info):
+        console.note(f"note: {note}")
 
     list_other_files([loader], console)
 

@@ -1,9 +1,10 @@
-"""Train an image classifier, evaluate each epoch, keep the last and the best checkpoint.
+"""Train an image classifier, evaluate it after each epoch, keep the last and the best checkpoint.
 
 Read `train` from top to bottom: data, network, state, where to continue, then one visible loop.
 """
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ from seresnext_jax.training.step import lower_eval_step, lower_train_step
 
 @fails_alone
 def main(argv: list[str]) -> int:
-    """Run the program; returns its exit status."""
+    """Run the program and return its exit status."""
     config = parse_config(argv, program="train.py", description=__doc__ or "")
+    config = replace(config, topk=min(config.topk, config.model.num_classes))
     if config.check_data:
         return check_and_print(config.data, config.model.num_classes, Console(enabled=True))
     runtime.start(config)
@@ -147,7 +149,7 @@ def train(argv: list[str], config: Config, mesh: Mesh, stop: StopRequest, consol
 
 
 def epochs_to_run(config: Config, finished: int) -> range:
-    """The epochs of this start: from the first unfinished one, as many as --run-epochs allows."""
+    """The epochs to train now: the unfinished ones, at most --run-epochs of them."""
     limit = finished + config.run_epochs if config.run_epochs > 0 else config.epochs
     return range(finished, min(config.epochs, limit))
 
@@ -155,7 +157,10 @@ def epochs_to_run(config: Config, finished: int) -> range:
 def validate(
     config: Config, eval_step: Any, state: TrainState, loader: Loader, stop: StopRequest
 ) -> dict[str, float]:
-    """Evaluate the weights, and their average where there is one; incomplete if told to stop."""
+    """Evaluate the weights and, if there is one, their moving average.
+
+    A request to stop ends it early; the results are then incomplete.
+    """
     results: dict[str, float] = {}
     for name, variables in {"val": state.variables, "val_ema": state.ema}.items():
         if variables is not None and not stop.stopping:
@@ -174,7 +179,7 @@ def validate(
 def end(
     argv: list[str], config: Config, stop: StopRequest, loaders: list[Loader], console: Console
 ) -> int:
-    """Close the loaders; if the run was told to stop, say how to continue. The exit status."""
+    """Close the loaders, say how to continue if the run was stopped, return the exit status."""
     list_bad_images(loaders)
     for loader in loaders:
         loader.close()
@@ -188,7 +193,7 @@ def end(
 
 
 def command_to_continue(argv: list[str]) -> str:
-    """The command line of this run with ``--resume auto``."""
+    """The command line that continues this run: its own with ``--resume auto``."""
     words = [word for word in argv if not word.startswith("--resume=")]
     if "--resume" in words:
         at = words.index("--resume")

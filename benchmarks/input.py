@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.table import Row
 from seresnext_jax.config import Config, DataConfig, ModelConfig
 from seresnext_jax.data.files import FileList, class_folders, list_images
-from seresnext_jax.data.images import open_rgb
+from seresnext_jax.data.images import BadImage, open_rgb
 from seresnext_jax.data.open import open_train, split_folder
 from seresnext_jax.data.sampler import crop_draws
 from seresnext_jax.data.transform import TrainCrop
@@ -92,17 +92,25 @@ def _rate(batches: Iterator[Any], batch_size: int, skipped: int, steps: int) -> 
 class TorchDataset:
     """The training crop with Pillow as a map-style dataset of torch."""
 
-    def __init__(self, files: FileList, crop: TrainCrop) -> None:
+    def __init__(self, files: FileList, crop: TrainCrop, on_bad_image: str) -> None:
         self.files = files
         self.crop = crop
+        self.on_bad_image = on_bad_image
 
     def __len__(self) -> int:
         return len(self.files.paths)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        image = open_rgb(self.files.folder / self.files.paths[index])
+        label = int(self.files.labels[index])
         draws = crop_draws(0, 0, index, 1)[0]
-        return self.crop(image, draws).copy(), int(self.files.labels[index])
+        try:
+            image = open_rgb(self.files.folder / self.files.paths[index])
+        except BadImage:
+            if self.on_bad_image == "error":
+                raise
+            size = self.crop.image_size
+            return np.zeros((size, size, 3), np.uint8), label
+        return self.crop(image, draws).copy(), label
 
 
 def _torch_rate(
@@ -111,7 +119,7 @@ def _torch_rate(
     from torch.utils.data import DataLoader
 
     loader: Any = DataLoader(
-        TorchDataset(files, TrainCrop(data)),
+        TorchDataset(files, TrainCrop(data), data.on_bad_image),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,

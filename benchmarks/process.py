@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from seresnext_jax.cli import run
 from seresnext_jax.config import Config
-from seresnext_jax.errors import UserError
+from seresnext_jax.errors import UserError, fixable_by_the_user
 
 Framework = Literal["jax", "torch"]
 Work = Literal["train", "infer"]
@@ -73,7 +73,7 @@ class Process:
         """Wait until the program is ready.
 
         Raises:
-          UserError: it ended; its own message is on standard error.
+          UserError: it ended.
         """
         if self._facts is None:
             self._facts = self._receive()
@@ -83,7 +83,7 @@ class Process:
         """Call a method of the `programs.Program`; returns what it returns.
 
         Raises:
-          UserError: the program ended; its own message is on standard error.
+          UserError: the program ended.
         """
         self.facts()
         with suppress(OSError):  # the child has ended, as the missing answer will tell
@@ -91,15 +91,19 @@ class Process:
         return self._receive()
 
     def _receive(self) -> Any:
-        try:
-            return self._pipe.recv()
-        except (EOFError, OSError):
-            self._child.join()
         task = self.task
-        raise UserError(
-            f"{task.framework} {task.work} {task.config.precision} batch {task.config.batch_size} "
-            f"ended with status {self._child.exitcode}: see above"
+        name = (
+            f"{task.framework} {task.work} {task.config.precision} batch {task.config.batch_size}"
         )
+        try:
+            answer = self._pipe.recv()
+        except (EOFError, OSError) as lost:
+            self._child.join()
+            status = self._child.exitcode
+            raise UserError(f"{name} ended with status {status}: see above") from lost
+        if isinstance(answer, UserError):
+            raise UserError(f"{name}: {answer}") from answer
+        return answer
 
 
 def serve(task: Task, pipe: Connection, share_gpu: bool) -> None:
@@ -109,15 +113,26 @@ def serve(task: Task, pipe: Connection, share_gpu: bool) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".5")
 
     def main(argv: list[str]) -> None:
-        from benchmarks.programs import make_program  # late: the parent needs none of it
-
-        program = make_program(task)
-        pipe.send(program.facts)
-        while True:
-            try:
-                request, steps = pipe.recv()
-            except EOFError:
-                return  # the parent is gone
-            pipe.send(getattr(program, request)(steps))
+        try:
+            answer_requests(task, pipe)
+        except Exception as error:
+            known = fixable_by_the_user(error)
+            if known is None:
+                raise
+            pipe.send(UserError(str(known)))  # the parent prints it
 
     run(main)
+
+
+def answer_requests(task: Task, pipe: Connection) -> None:
+    """Get a program ready, say so, and call its methods until the parent is gone."""
+    from benchmarks.programs import make_program  # late: the parent needs none of it
+
+    program = make_program(task)
+    pipe.send(program.facts)
+    while True:
+        try:
+            request, steps = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(getattr(program, request)(steps))

@@ -3,11 +3,12 @@
 import argparse
 import shlex
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from seresnext_jax.cli import check_output, parse_config, run, write_output
+from seresnext_jax.data.class_names import choose_names
 from seresnext_jax.errors import UserError, shown
 from seresnext_jax.weights import training_state as training
 from seresnext_jax.weights.folder import write_weights_folder
@@ -23,7 +24,10 @@ def to_flax(options: argparse.Namespace) -> int:
     """Convert a torch file to a weights folder, or a whole training state to a checkpoint."""
     if options.training:
         return _training_to_flax(options)
-    weights = read_weights(options.file, ema=options.ema, table=options.table)
+    weights = read_weights(options.file, ema=options.ema)
+    info = weights.info
+    names = choose_names(options.class_names, info.class_names, info.num_classes)
+    weights = replace(weights, info=replace(info, class_names=names))
     write_weights_folder(options.out, weights)
     _print_source(weights.info)
     _print_notes(weights.info.notes)
@@ -43,7 +47,8 @@ def _training_to_flax(options: argparse.Namespace) -> int:
     state, meta, info, notes = training.from_torch(
         options.file, config, steps_per_epoch=options.steps_per_epoch
     )
-    training.write_first_checkpoint(options.out, state, meta)
+    names = choose_names(options.class_names, meta.class_names, config.model.num_classes)
+    training.write_first_checkpoint(options.out, state, replace(meta, class_names=names))
     _print_source(info)
     _print_notes((*info.notes, *notes))
     root = [] if config.data.root else ["--data.root", "DATA"]
@@ -201,6 +206,12 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("file", type=Path, help="torch file (.pth.tar, .pt, .safetensors)")
     add.add_argument("out", type=Path, help="folder to write")
     add.add_argument("--ema", action="store_true", help="take the moving average")
+    add.add_argument(
+        "--class-names",
+        default="",
+        metavar="FILE",
+        help="names of the classes in the order of the labels: one per line, or JSON",
+    )
     add.add_argument(
         "--training",
         metavar="CONFIG",

@@ -1,6 +1,6 @@
 """The options of a run, their ranges and their help: `Config` and its groups.
 
-A config file contains decisions only; plan.py computes every number that follows from them.
+A config file contains only choices; plan.py computes every number that follows from them.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -12,7 +12,7 @@ from seresnext_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Range:
-    """Smallest and largest value of an option, in the annotation of its field."""
+    """Smallest and largest value of an option; part of the annotation of its field."""
 
     low: float
     high: float
@@ -29,16 +29,17 @@ class ModelConfig:
     """The network."""
 
     arch: str = "se-resnext101-32x4d"
-    """Architecture, one of the names in seresnext_jax/model/network.py."""
+    """Architecture, such as resnet50; seresnext_jax/model/network.py lists all names."""
     num_classes: Annotated[int, Range(1, 10**7)] = 1000
-    """Width of the classifier."""
+    """Number of classes: the class folders in train/."""
     conv_init: ConvInit = "fan_in"
-    """Fan of the convolutions' Kaiming-normal initialiser, or one of the original's four
-    model-config names (classic = grp-fanout = fan_out, fanin = grp-fanin = fan_in)."""
+    """How random convolutions are scaled: Kaiming-normal with fan_in or fan_out. The original's
+    older names work too: fanin and grp-fanin mean fan_in, classic and grp-fanout mean fan_out."""
     last_bn_0_init: bool = False
-    """Start the scale of each block's last BatchNorm at 0."""
+    """Start the scale of the last BatchNorm in each block at 0 instead of 1."""
     bn_group_size: Annotated[int, Range(0, 10**6)] = 0
-    """Images that are normalised together; divides batch_size. 0: the per-device batch."""
+    """Number of images that BatchNorm normalises together; must divide batch_size. 0: all images
+    of a device."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,18 @@ class InputConfig:
     root: str = ""
     """Folder with train/<class>/<image> and val/<class>/<image>."""
     backend: Backend = "dali-cpu"
-    """dali-gpu and dali-cpu decode with DALI, folder with Pillow, synthetic needs no files."""
+    """What decodes the images: DALI on the GPU or the CPU (dali-gpu, dali-cpu) or Pillow (folder).
+    synthetic: random images, no files needed."""
     image_size: Annotated[int, Range(8, 4096)] = 224
-    """Side of the square the network sees, in pixels."""
+    """Width and height of the network's input in pixels."""
     eval_margin: Annotated[int, Range(0, 4096)] = 32
-    """Evaluation resizes the shorter side to image_size + eval_margin, then crops the centre."""
+    """For evaluation the shorter side is resized to image_size + eval_margin pixels, then the
+    centre is cropped."""
     workers: Annotated[int, Range(1, 1024)] = 4
     """Decoding threads per device of this process. CPU backends share one pool, capped at the
     number of cores but never smaller than this value."""
     prefetch: Annotated[int, Range(1, 64)] = 2
-    """Batches decoded ahead of the step."""
+    """Number of batches that are decoded in advance."""
     on_bad_image: Literal["error", "skip"] = "error"
     """What to do with a file that can't be decoded: stop the run, or leave the file out, count it
     and list it."""
@@ -70,30 +73,30 @@ class InputConfig:
 
 @dataclass(frozen=True)
 class SizesOfWeights:
-    """The image's sizes of a program that evaluates weights: by default theirs."""
+    """The image size for evaluating weights; by default the one that is stored with them."""
 
     image_size: Annotated[int, Range(0, 4096)] = 0
-    """Side of the square the network sees, in pixels; 0: that of the weights."""
+    """Width and height of the network's input in pixels; 0: as stored with the weights."""
     eval_margin: Annotated[int, Range(-1, 4096)] = -1
-    """The shorter side is resized to image_size + eval_margin, then the centre is cropped; -1: as
-    the weights were evaluated."""
+    """The shorter side is resized to image_size + eval_margin pixels, then the centre is cropped.
+    -1: as stored with the weights."""
 
     def resolve(self, image_size: int, eval_margin: int) -> Self:
-        """The same with those of the weights in place of the defaults."""
+        """Replace the defaults by the values that are stored with the weights."""
         margin = eval_margin if self.eval_margin < 0 else self.eval_margin
         return replace(self, image_size=self.image_size or image_size, eval_margin=margin)
 
 
 @dataclass(frozen=True)
 class DataConfig(InputConfig):
-    """The images, how they are read, and how they vary in training."""
+    """The images, how they are read, and how they are augmented for training."""
 
     crop_area: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the image's area in the random training crop."""
+    """Smallest and largest area of the random training crop, as a fraction of the image."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest width / height of the random training crop."""
+    """Smallest and largest aspect ratio (width / height) of the random training crop."""
     flip: bool = True
-    """Mirror half of the training images."""
+    """Mirror half of the training images, chosen at random."""
 
 
 @dataclass(frozen=True)
@@ -101,54 +104,54 @@ class OptimConfig:
     """SGD with momentum and its learning-rate schedule."""
 
     lr: Annotated[float | None, Range(0, 1e6)] = None
-    """Peak learning rate, absolute. None: lr_per_256 x optimizer batch / 256."""
+    """Highest learning rate. None: lr_per_256 x optimizer batch / 256."""
     lr_per_256: Annotated[float, Range(0, 1e6)] = 0.256
-    """Peak learning rate for each 256 images of the optimizer batch; used where lr is None."""
+    """Highest learning rate per 256 images of the optimizer batch; ignored if lr is given."""
     momentum: Annotated[float, Range(0, 1)] = 0.875
-    """SGD momentum (no dampening)."""
+    """Momentum of SGD (without dampening)."""
     nesterov: bool = False
-    """Nesterov momentum."""
+    """Use Nesterov momentum."""
     weight_decay: Annotated[float, Range(0, 1)] = 6.103515625e-05
-    """Coupled L2 coefficient, added to the gradient before the momentum."""
+    """L2 weight decay; it is added to the gradient before the momentum."""
     decay_mask: DecayMask = "no-bn"
-    """What is decayed: no-bn spares every BatchNorm parameter; nvidia-names, the original's rule,
-    those whose name contains "bn", which leaves the downsample BatchNorms decayed; all, none."""
+    """Which parameters decay. no-bn: all except those of BatchNorm; nvidia-names: all except those
+    with "bn" in their name (the original's rule; downsample BatchNorms decay); all: each one."""
     lr_schedule: Literal["cosine", "linear", "step"] = "cosine"
-    """Shape after the warm-up."""
+    """How the learning rate falls after the warm-up."""
     warmup: Annotated[int, Range(0, 10**5)] = 8
-    """Epochs of linear warm-up."""
+    """Epochs in which the learning rate rises linearly at the beginning."""
     end_lr: Annotated[float, Range(0, 1e6)] = 0.0
-    """Learning rate that the cosine and linear schedules run towards."""
+    """Final learning rate of the cosine and linear schedules."""
     lr_steps: Annotated[tuple[int, ...], Range(0, 10**5)] = (30, 60, 80)
     """Epochs at which the step schedule multiplies the learning rate by 0.1."""
     lr_update: Literal["epoch", "step"] = "epoch"
-    """Change the learning rate once per epoch (the recipes) or at every step."""
+    """Change the learning rate once per epoch (as the recipes do) or at every step."""
     freeze_backbone: bool = False
-    """Train the classifier only; everything before it, running statistics included, stays."""
+    """Train only the classifier; all other weights and BatchNorm statistics stay unchanged."""
     backbone_lr_multiplier: Annotated[float, Range(0, 1e6)] = 1.0
-    """Factor on the learning rate of everything but the classifier."""
+    """Multiplies the learning rate of everything except the classifier."""
 
 
 @dataclass(frozen=True)
 class LossScaleConfig:
-    """The dynamic gradient scaler of fp16."""
+    """The dynamic loss scale of fp16."""
 
     init: Annotated[float, Range(1, 2.0**24)] = 128.0
-    """First loss scale."""
+    """Loss scale at the beginning."""
     growth_interval: Annotated[int, Range(1, 10**9)] = 100
-    """Finite steps in a row after which the scale doubles."""
+    """The scale doubles after this many steps in a row with finite gradients."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When training saves, and what it keeps."""
+    """When training saves checkpoints, and which it keeps."""
 
     every_steps: Annotated[int, Range(0, 10**9)] = 0
-    """Also save every N optimizer steps; 0: at the ends of epochs only."""
+    """Also save every N optimizer steps; 0: only after each epoch."""
     every_minutes: Annotated[float, Range(0, 10**6)] = 0.0
-    """Also save when N minutes have passed since the last save; 0: never."""
+    """Also save N minutes after the last save; 0: only after each epoch."""
     keep: Annotated[int, Range(-1, 10**6)] = 0
-    """0 keeps the last and the best checkpoint, N also the last N, -1 all of them."""
+    """0: keep the last and the best checkpoint; N: the last N and the best; -1: all."""
 
 
 @dataclass(frozen=True)
@@ -156,17 +159,16 @@ class DistributedConfig:
     """Several processes (hosts). The variables of Slurm, Open MPI and torchrun are recognised."""
 
     coordinator: str = ""
-    """host:port of process 0. Empty: from the environment, or a single process."""
+    """host:port of process 0. Empty: taken from the environment, else a single process."""
     num_processes: Annotated[int, Range(0, 10**5)] = 0
-    """Number of processes; 1: run alone, whatever the environment says; 0: from the
-    environment."""
+    """Number of processes; 0: taken from the environment."""
     process_id: Annotated[int, Range(-1, 10**5)] = -1
-    """Rank of this process; -1: from the environment."""
+    """Number of this process, from 0; -1: taken from the environment."""
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """One evaluation; a training run has these options, too."""
+    """The options of an evaluation; a training run has them, too."""
 
     data: InputConfig = field(default_factory=InputConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
@@ -174,17 +176,17 @@ class EvaluationConfig:
     batch_size: Annotated[int, Range(1, 10**6)] = 128
     """Images per device in one forward pass."""
     precision: Precision = "fp32"
-    """fp32 (highest matmul precision), tf32, bf16, or fp16 (training scales the loss). Parameters,
-    statistics and loss are float32 in each."""
+    """Precision of the computation: fp32, tf32, bf16, or fp16 (training scales the loss). Weights,
+    BatchNorm statistics and loss are always float32."""
     label_smoothing: Annotated[float, Range(0, 1)] = 0.1
-    """Weight of the uniform distribution in the target of the loss."""
+    """Label smoothing of the loss: the probability that is spread evenly over all classes."""
     topk: Annotated[int, Range(1, 10**7)] = 5
-    """The second accuracy reported, beside top-1."""
+    """Also report the top-k accuracy for this k, at most the number of classes."""
     prof: Annotated[int, Range(-1, 10**9)] = -1
-    """Stop each epoch's training, and each evaluation, after N steps; -1: no limit."""
+    """Stop each epoch and each evaluation after N steps, for a quick try; -1: no limit."""
     compilation_cache: str = "~/.cache/seresnext_jax"
-    """Folder of JAX's persistent compilation cache; empty: none. The environment's
-    JAX_COMPILATION_CACHE_DIR overrides the default."""
+    """Folder where JAX keeps compiled programs for the next start; empty: none. The environment
+    variable JAX_COMPILATION_CACHE_DIR overrides the default."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -196,7 +198,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Config(EvaluationConfig):
-    """One training run."""
+    """The options of a training run."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -205,46 +207,49 @@ class Config(EvaluationConfig):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     epochs: Annotated[int, Range(1, 10**5)] = 90
-    """Epochs of the whole schedule."""
+    """Number of epochs to train; the learning-rate schedule spans them all."""
     run_epochs: Annotated[int, Range(-1, 10**5)] = -1
     """Train at most this many epochs in this run; the schedule is unchanged. -1: no limit."""
     optimizer_batch_size: Annotated[int, Range(-1, 10**7)] = -1
-    """Images per optimizer step over all devices; gradients are accumulated to reach it.
-    -1: batch_size x devices."""
+    """Images per optimizer step, over all devices; gradients are accumulated over several forward
+    passes to reach it. -1: batch_size x devices, one pass."""
     mixup: Annotated[float, Range(0, 100)] = 0.0
-    """Alpha of the Beta distribution of mixup; 0: no mixup."""
+    """Strength of mixup: alpha of its Beta distribution; 0: no mixup."""
     use_ema: Annotated[float | None, Range(0, 1)] = None
-    """Decay of an exponential moving average of the weights; None: no average."""
+    """Also keep and evaluate an exponential moving average of the weights with this decay, such as
+    0.9999. It is updated once per optimizer step. None: no average."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
-    """Seed of everything random: initial weights, order, crops, flips, mixup."""
+    """Seed for everything random: initial weights, image order, crops, flips, mixup."""
     early_stopping_patience: Annotated[int, Range(-1, 10**5)] = -1
-    """Stop after N epochs without a better top-1; -1: never."""
+    """Stop after N epochs without a better top-1 accuracy; -1: never."""
     max_bad_steps: Annotated[int, Range(1, 10**9)] = 20
     """Stop after N steps in a row whose loss or gradients are not finite, or that had no image
     that could be decoded."""
 
     workspace: str = "runs/default"
-    """Folder for the report, the checkpoints and the plot."""
+    """Folder that gets the report, the checkpoints and the plot."""
     raport_file: str = "experiment_raport.json"
-    """Name of the DLLogger report in the workspace."""
+    """Name of the report in NVIDIA's DLLogger format, in the workspace."""
     resume: str = ""
-    """A checkpoint to continue from, or auto: the newest one of this workspace, if there is one."""
+    """Checkpoint to continue from; auto: the newest one in the workspace, or a new run if there is
+    none. The classes must be those of the checkpoint."""
     init_from: str = ""
-    """Weights to start from: a converted weights folder, a checkpoint, or a torch file."""
+    """Weights for a new run: a weights folder, a checkpoint or a torch file. If the data has other
+    classes, the classifier starts at random."""
     evaluate: bool = False
-    """Evaluate once and stop."""
+    """Evaluate the weights that resume or init_from name, and stop."""
     training_only: bool = False
-    """Skip the evaluation after each epoch."""
+    """Do not evaluate after each epoch."""
     no_checkpoints: bool = False
-    """Save nothing."""
+    """Save no checkpoints."""
     print_freq: Annotated[int, Range(1, 10**9)] = 20
-    """Steps between two lines of the report."""
+    """Report every N steps."""
     check_data: bool = False
     """Check the dataset as check_data.py does, and stop."""
 
     @property
     def validation_smoothing(self) -> float:
-        """As in the original, there is none where training mixes up."""
+        """Label smoothing of the validation loss; with mixup none, as in the original."""
         return 0.0 if self.mixup else self.label_smoothing
 
 
@@ -254,7 +259,7 @@ def option_name(path: str) -> str:
 
 
 def ranges(schema: type, prefix: str = "") -> dict[str, Range]:
-    """The range of each number in a dataclass of options, by its path: ``optim.lr``."""
+    """The range of each number in a dataclass of options, by its path such as ``optim.lr``."""
     found: dict[str, Range] = {}
     for name, hint in get_type_hints(schema, include_extras=True).items():
         if is_dataclass(hint):
@@ -266,10 +271,10 @@ def ranges(schema: type, prefix: str = "") -> dict[str, Range]:
 
 
 def check_ranges(options: Any) -> None:
-    """Check each number of a dataclass of options against the range of its field.
+    """Check each number in a dataclass of options against its range.
 
     Raises:
-      UserError: naming the option, its value and what it may be.
+      UserError: a number is out of range; names the option, its value and the range.
     """
     for path, limit in ranges(type(options)).items():
         value = reduce(getattr, path.split("."), options)
@@ -282,10 +287,10 @@ def check_ranges(options: Any) -> None:
 
 
 def check(config: Config) -> None:
-    """Check each option on its own, and those that exclude one another.
+    """Check the options of a training run.
 
     Raises:
-      UserError: naming the option, its value and what it may be.
+      UserError: a value is out of range, or two options exclude each other; names both and a fix.
     """
     check_ranges(config)
     if config.optimizer_batch_size == 0 or config.prof == 0 or config.run_epochs == 0:
@@ -307,20 +312,16 @@ def check(config: Config) -> None:
             f"--run-epochs {config.epochs} in place of --epochs {config.epochs}"
         )
     if config.evaluate and config.training_only:
-        raise UserError("--evaluate and --training-only exclude one another: give one of them")
+        raise UserError("--evaluate and --training-only exclude each other: give one of them")
     if config.training_only and config.early_stopping_patience >= 0:
         raise UserError(
-            "--early-stopping-patience needs the evaluation that --training-only leaves out: give "
-            "one of them"
-        )
-    if config.topk > config.model.num_classes:
-        raise UserError(
-            f"--topk {config.topk} is more than --model.num-classes {config.model.num_classes}"
+            "--early-stopping-patience needs the evaluation that --training-only turns off: give "
+            "only one of them"
         )
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A config as ``{"optim.lr": ...}``, in the order of its fields."""
+    """A config as a flat dictionary: ``{"optim.lr": ...}``."""
     flat: dict[str, Any] = {}
     for item in fields(value):
         inner = getattr(value, item.name)

@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmarks import process, programs, suite
 from benchmarks.flops import PEAK_TFLOPS, forward_macs
@@ -18,7 +19,7 @@ from benchmarks.table import Row
 from seresnext_jax.config import Config, DataConfig, ModelConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import ARCHITECTURES
-from tests.programs import done, run, shared
+from tests.programs import done, error_line, run, shared
 
 
 @pytest.mark.parametrize(
@@ -162,13 +163,23 @@ def test_the_gpu_suite_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ("option", "cause"),
     [("--devices 99", "--devices 99"), ("--data.root /nowhere", "/nowhere is not a folder")],
 )
-def test_a_program_that_cannot_start_gives_two_lines(option: str, cause: str) -> None:
+def test_a_program_that_cannot_start_gives_one_line(option: str, cause: str) -> None:
     words = f"train --model.arch se-resnext-tiny --data.image-size 32 --batch-sizes 2 {option}"
-    result = run(["benchmark.py", *words.split()])
-    assert result.returncode == 2
-    first, second = result.stderr.splitlines()
-    assert cause in first
-    assert second == "error: jax train fp32 batch 2 ended with status 2: see above"
+    line = error_line(run(["benchmark.py", *words.split()]))
+    assert line.startswith("error: jax train fp32 batch 2: ") and cause in line
+
+
+def test_a_broken_image_is_one_line_and_its_fix_works(tmp_path: Path) -> None:
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    for index in range(4):
+        Image.new("RGB", (40, 40), (60 * index, 0, 0)).save(folder / f"{index}.png")
+    (folder / "broken.jpg").write_text("no image")
+    words = "data --data.image-size 32 --batch-sizes 2 --steps 3 --warmup 0 --data.workers 1"
+    command = ["benchmark.py", *words.split(), "--data.root", str(tmp_path)]
+    line = error_line(run(command))
+    assert "broken.jpg: " in line and "--data.on-bad-image skip" in line
+    done([*command, "--data.on-bad-image", "skip", "--against", "torch"])
 
 
 def never_ready(task: Task, pipe: Connection, share_gpu: bool) -> None:

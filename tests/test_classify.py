@@ -90,6 +90,32 @@ def test_names_and_order(tmp_path: Path, weights: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.usefixtures("colours")
+def test_names_from_a_file(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, names = picture(tmp_path / "a.png", (200, 40, 0)), tmp_path / "names.json"
+    names.write_text('{"0": "rouge", "1": "vert", "2": "bleu"}')
+    assert run(weights, "--topk", "1", "--class-names", names, image) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "   83.3 %  rouge"
+    names.write_text('["one", "two"]')
+    with pytest.raises(UserError, match="has 2 names, but the weights have 3 classes"):
+        run(weights, "--class-names", names, image)
+
+
+@pytest.mark.usefixtures("colours")
+def test_the_size_for_a_torch_file_is_said(
+    tmp_path: Path, variables: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = WeightsInfo("se-resnext-tiny", 3, kind="torch state dict")
+    write_weights_folder(tmp_path / "w", Weights(variables, info))
+    image = picture(tmp_path / "a.png", (200, 40, 0))
+    assert run(tmp_path / "w", image) == 0
+    assert "resized to 256 and cropped to 224 pixels" in capsys.readouterr().err
+    assert run(tmp_path / "w", "--data.image-size", "32", "--data.eval-margin", "0", image) == 0
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("colours")
 def test_json_of_several_batches(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -152,7 +152,6 @@ BAD_VALUES = {
     "--mixup": Config(mixup=-0.1),
     "--use-ema": Config(use_ema=1.01),
     "--seed": Config(seed=-1),
-    "--topk": Config(model=ModelConfig(num_classes=3)),
     "--print-freq": Config(print_freq=0),
     "--evaluate": Config(evaluate=True, training_only=True),
     "--early-stopping-patience": Config(early_stopping_patience=3, training_only=True),

@@ -83,6 +83,17 @@ def test_export_loads_strictly_with_prefix_and_as_safetensors(
     assert command("verify", tmp_path / "a.pth", out) == 0
 
 
+def test_class_names_are_stored_with_the_weights(tmp_path: Path, model: torch_model.ResNet) -> None:
+    file, names = tmp_path / "a.pth", tmp_path / "names.txt"
+    torch.save(model.state_dict(), file)
+    wanted = tuple(f"class {index}" for index in range(CLASSES))
+    names.write_text("\n".join(wanted))
+    assert command("to-flax", file, tmp_path / "w", "--class-names", names) == 0
+    assert read_weights_folder(tmp_path / "w").info.class_names == wanted
+    assert command("to-flax", file, tmp_path / "w") == 0
+    assert read_weights_folder(tmp_path / "w").info.class_names is None
+
+
 def test_the_moving_average_is_taken_on_request(tmp_path: Path, model: torch_model.ResNet) -> None:
     state = model.state_dict()
     average = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}

@@ -28,6 +28,8 @@ from tests.programs import (
     tiny,
 )
 
+CACHE = str(shared() / "cache")
+
 
 @cache
 def demo() -> tuple[Path, str]:
@@ -73,7 +75,10 @@ def test_both_reports_have_each_step_once_with_equal_values() -> None:
     epochs = list(range(EPOCHS))
     assert [record["epoch"] for record in plain if record["event"] == "evaluation"] == epochs
     assert [record["epoch"] for record in plain if record["event"] == "epoch"] == epochs
-    assert [record["event"] for record in plain].count("summary") == 1
+    (summary,) = (record["metrics"] for record in plain if record["event"] == "summary")
+    metrics = [record["metrics"] for record in plain if record["event"] == "epoch"]
+    assert summary["val.top1"] == max(epoch["val.top1"] for epoch in metrics)
+    assert summary["last.val.top1"] == metrics[-1]["val.top1"]
 
     reported = {name for record in plain for name in record["metrics"]}
     assert all(find_metric(name).meaning for name in reported), "each has a row in the table"
@@ -202,18 +207,63 @@ def test_bf16_average_and_early_stopping(tmp_path: Path) -> None:
 
 
 def test_other_number_of_classes_gets_a_new_classifier(tmp_path: Path) -> None:
-    """The backbone is that of the weights: their evaluation runs, and says so."""
+    """Two classes with the default --topk 5: top-2 is reported. It is never made to evaluate."""
     data = tmp_path / "data"
     for split in ("train", "val"):
         for digit in ("0", "1"):
             source = shared() / "digits" / split / digit
             shutil.copytree(source, data / split / digit, copy_function=os.link)
     weights = str(demo()[0] / "checkpoints/best")
-    options = ("--init-from", weights, "--model.num-classes", "2", "--topk", "2")
-    options += ("--data.root", str(data), "--evaluate")
-    out = done(tiny(tmp_path / "run", *options, config=DIGITS)).stdout
+    options = ("--init-from", weights, "--model.num-classes", "2", "--data.root", str(data))
+    line = error_line(run(tiny(tmp_path / "run", *options, "--evaluate", config=DIGITS)))
+    assert "other classes (only the weights have 2, 3, 4, ...): train a new one without" in line
+    assert f"python eval.py --weights {weights}" in line
+    evaluation = ("eval.py", "--weights", weights, "--batch-size", "32", "--prof", "1")
+    out = done([*evaluation, "--data.root", str(data), "--compilation-cache", CACHE]).stdout
+    assert "top-1" in out
+    out = done(tiny(tmp_path / "run", *options, "--run-epochs", "1", config=DIGITS)).stdout
     assert f"starting from {weights} (se-resnext-tiny)" in out
     assert "new classifier for 2 classes (the weights have 10)" in out
+    (epoch,) = event(tmp_path / "run", "epoch")
+    assert "val.top2" in epoch["metrics"] and "val.top5" not in epoch["metrics"]
+
+
+def renamed(folder: Path) -> Path:
+    """The digits with other names, in another order."""
+    words = "zero one two three four five six seven eight nine".split()
+    for split in ("train", "val"):
+        for digit, word in enumerate(words):
+            source = shared() / "digits" / split / str(digit)
+            shutil.copytree(source, folder / split / word, copy_function=os.link)
+    (folder / "names.txt").write_text("\n".join(words))
+    return folder
+
+
+def test_a_checkpoint_does_not_continue_on_classes_of_other_names(tmp_path: Path) -> None:
+    data = renamed(tmp_path / "data")
+    copy = tmp_path / "run"
+    shutil.copytree(demo()[0], copy)
+    root = ("--data.root", str(data))
+    command = tiny(copy, *root, "--resume", "auto", config=DIGITS)
+    line = error_line(run(command))
+    assert "only the weights have 0, 1, 2, ..., only the data has eight, five, four, ..." in line
+    line = line.partition("or fine-tune with ")[2]
+    flag, weights, *_, place = line.split()
+    assert (flag, place) == ("--init-from", "--workspace")
+    new = (*root, "--init-from", weights, "--run-epochs", "1")
+    out = done(tiny(tmp_path / "new", *new, config=DIGITS)).stdout
+    assert "new classifier for 10 classes (the weights have other ones): only the weights" in out
+
+    line = error_line(run([*command, "--evaluate"]))
+    fix = line.partition("name them with python ")[2].replace("FILE", str(data / "names.txt"))
+    words = [*root, "--batch-size", "32", "--prof", "6", "--compilation-cache", CACHE]
+    done([*fix.split(), *words, "--json", str(tmp_path / "r.json")])
+    assert json.loads((tmp_path / "r.json").read_text())["top1"] > 30, "not 10 %, by chance"
+
+
+def test_nothing_is_evaluated_if_there_is_no_checkpoint(tmp_path: Path) -> None:
+    line = error_line(run(tiny(tmp_path / "run", "--resume", "auto", "--evaluate")))
+    assert "no checkpoint to evaluate: name one with --resume" in line
 
 
 def test_a_recipe_reads_imagenet_and_names_the_option_if_it_is_missing(tmp_path: Path) -> None:
@@ -227,9 +277,9 @@ def test_a_recipe_reads_imagenet_and_names_the_option_if_it_is_missing(tmp_path:
 COUNTING = """
 import sys
 import train
-from seresnext_jax.data import dali, open as opening
-scan, graph, seen = opening.scan_folder, dali._graph, []
-opening.scan_folder = lambda folder, n: seen.append("listed " + folder.name) or scan(folder, n)
+from seresnext_jax.data import dali, files
+scan, graph, seen = files.list_images, dali._graph, []
+files.list_images = lambda folder: seen.append("listed " + folder.name) or scan(folder)
 def build(feed, crop, **options):
     seen.append("built " + type(crop).__name__)
     return graph(feed, crop, **options)

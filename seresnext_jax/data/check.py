@@ -7,19 +7,24 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
 from seresnext_jax.config import InputConfig
-from seresnext_jax.data.files import FileList, class_problems, differing_classes, list_images
+from seresnext_jax.data.files import (
+    FileList,
+    class_problems,
+    differing_classes,
+    list_images,
+    number_problems,
+)
 from seresnext_jax.data.formats import count_kinds, has_image_suffix
 from seresnext_jax.data.images import BadImage, decode_rgb, is_meant_as_image
-from seresnext_jax.data.open import Split, split_folder
+from seresnext_jax.data.open import SPLITS, Split, split_folder
 from seresnext_jax.data.walk import is_hidden
 from seresnext_jax.errors import UserError, printable
 
-SPLITS: tuple[Split, ...] = get_args(Split)
 _AT_ONCE = 1024
 """Images queued at a time; queueing all of ImageNet would take gigabytes."""
 
@@ -56,7 +61,10 @@ def check_data(
             problems.append(str(error))
     for split, files in splits.items():
         facts += _counts(split, files)
-        problems += class_problems(files, num_classes)
+        if split == "train":
+            problems += class_problems(files, num_classes)
+        else:  # may be without images of a class
+            problems += number_problems(files.class_names, files.folder, num_classes)
         problems += _similar_names(files)
         problems += _images_left_out(split, files)
     if len(splits) == len(SPLITS):

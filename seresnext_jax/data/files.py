@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from seresnext_jax.data.class_names import listed
 from seresnext_jax.data.formats import count_kinds, has_image_suffix, split_by_suffix
 from seresnext_jax.data.walk import files_below, is_hidden, leads_back, listing
 from seresnext_jax.errors import UserError, printable
@@ -49,7 +50,7 @@ class FileList:
 
 
 def scan_folder(folder: Path, num_classes: int) -> FileList:
-    """`list_images`, for a network of `num_classes` classes.
+    """List a training split for a network of `num_classes` classes.
 
     Raises:
       UserError: as `list_images`, a class has no images, or there are more or fewer classes.
@@ -58,6 +59,56 @@ def scan_folder(folder: Path, num_classes: int) -> FileList:
     for problem in class_problems(files, num_classes):
         raise UserError(problem)
     return files
+
+
+def scan_val(folder: Path, num_classes: int, names: tuple[str, ...] | None) -> FileList:
+    """List a validation split; a class may be without images.
+
+    Args:
+      num_classes: of the network.
+      names: of the classes in label order, if they are known; a class folder is not needed then.
+
+    Raises:
+      UserError: as `list_images`, there are no images, or the labels of the folders can't be told.
+    """
+    files = list_images(folder)
+    if names is not None:
+        files = _label_by_name(files, names)
+    elif problem := wrong_number(files.class_names, folder, num_classes):
+        fix = "give --class-names FILE with the names of all classes in the order of the labels"
+        if len(files.class_names) > num_classes:
+            fix = "remove the folders that are not classes, or name other weights"
+        raise UserError(_nested(folder, num_classes) or f"{problem}: {fix}")
+    if not files.paths:
+        raise UserError(f"{folder} has no images in its class folders: add images")
+    return files
+
+
+def empty_classes(files: FileList) -> list[str]:
+    """The names of the classes that have no images."""
+    counts = np.bincount(files.labels, minlength=len(files.class_names))
+    return [name for name, count in zip(files.class_names, counts, strict=True) if not count]
+
+
+def _label_by_name(files: FileList, names: tuple[str, ...]) -> FileList:
+    """The same images with the labels that `names` give to the class folders."""
+    labels = {name: label for label, name in enumerate(names)}
+    unknown = [name for name in files.class_names if name not in labels]
+    if unknown:
+        raise UserError(
+            _nested(files.folder, len(names))
+            or f"{files.folder} has class folders that are not classes of the weights "
+            f"({listed(unknown)}; the classes are {listed(names)}): rename or remove them, or give "
+            "--class-names FILE with the folders' names in the order of the labels"
+        )
+    twice = [name for name in files.class_names if names.count(name) > 1]
+    if twice:
+        raise UserError(
+            f"several classes are called {listed(twice)}: give --class-names FILE with a different "
+            "name for each class"
+        )
+    new = np.array([labels[name] for name in files.class_names], np.int32)
+    return replace(files, labels=new[files.labels], class_names=names)
 
 
 def list_images(folder: Path) -> FileList:
@@ -97,10 +148,7 @@ def _entries(folder: Path) -> tuple[tuple[str, ...], list[str]]:
     Raises: as `class_folders`.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"{printable(folder)} is not a folder: give --data.root a folder with "
-            "train/<class>/<image> and val/<class>/<image>"
-        )
+        raise UserError(f"{printable(folder)} is not a folder: {_other_root(folder)}")
     classes: list[str] = []
     others: list[str] = []
     with listing():
@@ -117,22 +165,71 @@ def _entries(folder: Path) -> tuple[tuple[str, ...], list[str]]:
     return tuple(sorted(classes)), sorted(others)
 
 
+def _other_root(split: Path) -> str:
+    """What to give as ``--data.root`` if there is no such split in it: a folder nearby with one."""
+    root = split.parent
+    near = [root.parent, *(root / name for name in _folders(root))] if root.is_dir() else []
+    for other in near:
+        if all((other / name).is_dir() for name in ("train", "val")):
+            return f"give --data.root {printable(other)}"
+    found = ""
+    if root.is_dir():
+        found = f"; {printable(root)} has {listed(_folders(root)) or 'no folders'}"
+    return "give --data.root a folder with train/<class>/<image> and val/<class>/<image>" + found
+
+
+def _folders(folder: Path) -> tuple[str, ...]:
+    """The names of the folders in a folder, sorted, without hidden ones."""
+    with listing():
+        entries = [e for e in os.scandir(folder) if e.is_dir() and not is_hidden(e.name)]
+    return tuple(sorted(entry.name for entry in entries))
+
+
 def class_problems(files: FileList, num_classes: int) -> list[str]:
     """One line on each class folder without images, and one if their number is wrong."""
-    counts = np.bincount(files.labels, minlength=len(files.class_names))
     problems = [
         f"class folder {printable(files.folder / name)} has no images: add images or remove "
         "the folder"
-        for name, count in zip(files.class_names, counts, strict=True)
-        if not count
+        for name in empty_classes(files)
     ]
-    if len(counts) != num_classes:
-        problems.append(
-            f"{printable(files.folder)} has {len(counts)} class folders, but the network has "
-            f"{num_classes} classes: train with --model.num-classes {len(counts)}, or fix the "
-            "folder"
-        )
-    return problems
+    return problems + number_problems(files.class_names, files.folder, num_classes)
+
+
+def number_problems(names: tuple[str, ...], folder: Path, num_classes: int) -> list[str]:
+    """One line if a split for training has more or fewer classes than the network."""
+    problem = wrong_number(names, folder, num_classes)
+    if not problem:
+        return []
+    fix = f"train with --model.num-classes {len(names)}, or fix the folder"
+    return [_nested(folder, num_classes) or f"{problem}: {fix}"]
+
+
+def wrong_number(names: tuple[str, ...], folder: Path, num_classes: int) -> str:
+    """What is wrong with the number of class folders; "" if nothing is."""
+    if len(names) == num_classes:
+        return ""
+    folders = "1 class folder" if len(names) == 1 else f"{len(names)} class folders"
+    return f"{printable(folder)} has {folders}, but the network has {num_classes} classes"
+
+
+def _nested(folder: Path, num_classes: int) -> str:
+    """A line on class folders that are one level too deep; "" if that is not so."""
+    outer = _folders(folder)
+    inner = [(name, found) for name in outer for found in _folders(folder / name)]
+    if len(inner) != num_classes and not (len(outer) == 1 and len(inner) > 1):
+        return ""
+    if any(has_image_suffix(name) for above in outer for name in os.listdir(folder / above)):
+        return ""
+    problem = wrong_number(outer, folder, num_classes)
+    here = printable(folder)
+    below = f"the folders in {listed(outer)} are {len(inner)} ({listed(n for _, n in inner)})"
+    if len(outer) > 1:
+        return f"{problem}; {below}: move them into {here}, and remove the empty folders"
+    one = printable(folder / outer[0])
+    return (
+        f"{problem}; {below}: move them into {here} and remove {one}, or give --data.root a new "
+        f"folder in which {folder.name} is a link to {one}, and the other split likewise"
+    )
 
 
 def differing_classes(train: tuple[str, ...], val: tuple[str, ...]) -> list[str]:
@@ -140,10 +237,19 @@ def differing_classes(train: tuple[str, ...], val: tuple[str, ...]) -> list[str]
 
     Their labels would mean different things.
     """
-    return [
-        f"{len(extra)} class folder(s) only in {name}/ ({printable(', '.join(sorted(extra)[:3]))}"
-        f"{', ...' if len(extra) > 3 else ''}): train/ and val/ must have the same ones, so add "
-        "or remove folders"
-        for name, extra in (("train", set(train) - set(val)), ("val", set(val) - set(train)))
-        if extra
-    ]
+    train_only, val_only = (
+        [name for name in a if name not in set(b)] for a, b in ((train, val), (val, train))
+    )
+    problems = []
+    if train_only:
+        problems.append(
+            f"{len(train_only)} class folder(s) only in train/ ({listed(train_only)}): train/ and "
+            "val/ must have the same ones, so add them to val/ (they may be empty there) or remove "
+            "them from train/"
+        )
+    if val_only:
+        problems.append(
+            f"{len(val_only)} class folder(s) only in val/ ({listed(val_only)}): train/ and val/ "
+            "must have the same ones, so add them to train/ or remove them from val/"
+        )
+    return problems

@@ -1,16 +1,27 @@
 """Opening a split with the backend that a configuration names."""
 
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import jax
 from jax.sharding import Mesh
 
 from seresnext_jax.config import Config, EvaluationConfig, InputConfig
 from seresnext_jax.data.batch import Loader
-from seresnext_jax.data.files import differing_classes, scan_folder
+from seresnext_jax.data.class_names import listed
+from seresnext_jax.data.files import (
+    FileList,
+    class_folders,
+    differing_classes,
+    empty_classes,
+    number_problems,
+    scan_folder,
+    scan_val,
+)
 from seresnext_jax.data.folder import FolderLoader
 from seresnext_jax.data.place import local_columns
 from seresnext_jax.data.reader import ImageReader
@@ -21,6 +32,7 @@ from seresnext_jax.errors import UserError, printable
 from seresnext_jax.plan import divide_batch
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 def open_splits(config: Config, mesh: Mesh) -> tuple[Loader, Loader | None]:
@@ -33,11 +45,20 @@ def open_splits(config: Config, mesh: Mesh) -> tuple[Loader, Loader | None]:
     """
     if config.training_only:
         return open_train(config, mesh), None
+    _backend(config, mesh)  # refused before a folder is listed
+    if config.data.backend != "synthetic":
+        _check_classes(config)
     val = open_val(config, mesh, num_classes=config.model.num_classes)
-    train = open_train(config, mesh)
-    for problem in differing_classes(train.class_names, val.class_names):
+    return open_train(config, mesh), val
+
+
+def _check_classes(config: Config) -> None:
+    """Compare the class folders of both splits and the network, before the images are listed."""
+    train, val = (split_folder(config.data, split) for split in SPLITS)
+    names = class_folders(train)
+    problems = number_problems(names, train, config.model.num_classes)
+    for problem in problems + differing_classes(names, class_folders(val)):
         raise UserError(problem)
-    return train, val
 
 
 def open_train(config: Config, mesh: Mesh) -> Loader:
@@ -58,12 +79,22 @@ def open_train(config: Config, mesh: Mesh) -> Loader:
     )
 
 
-def open_val(config: EvaluationConfig, mesh: Mesh, *, num_classes: int) -> Loader:
+def open_val(
+    config: EvaluationConfig,
+    mesh: Mesh,
+    *,
+    num_classes: int,
+    class_names: tuple[str, ...] | None = None,
+) -> Loader:
     """Open the validation split.
 
+    Args:
+      class_names: the names of the classes in label order. None: the labels are the ranks of the
+        class folders' names, of which there must be `num_classes`.
+
     Raises:
-      UserError: the split is missing or malformed, it does not have `num_classes` class folders,
-        DALI is not installed, or dali-gpu is chosen without a GPU.
+      UserError: the split is missing or malformed, its class folders do not fit the classes, DALI
+        is not installed, or it is asked to decode on a GPU where there is none.
     """
     data = config.data
     return _open(
@@ -73,6 +104,7 @@ def open_val(config: EvaluationConfig, mesh: Mesh, *, num_classes: int) -> Loade
         CentreCrop(data.image_size, data.eval_margin),
         partial(EvalSampler, max_steps=config.prof),
         num_classes=num_classes,
+        class_names=class_names,
     )
 
 
@@ -84,16 +116,12 @@ def _open(
     sampler_of: Callable[..., Sampler],
     *,
     num_classes: int,
+    class_names: tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> Loader:
     """Open a split; its folder is listed once, after everything else was checked."""
     data = config.data
-    platform = mesh.devices.flat[0].platform
-    if data.backend == "dali-gpu" and platform != "gpu":
-        raise UserError(
-            f"--data.backend dali-gpu needs an NVIDIA GPU, and JAX runs on the {platform}: "
-            "give --data.backend dali-cpu"
-        )
+    make_loader = _backend(config, mesh)
     images = config.batch_size * mesh.size
     sampler_of = partial(sampler_of, images_per_pass=images, columns=local_columns(mesh, images))
     if data.backend == "synthetic":
@@ -102,8 +130,11 @@ def _open(
             sampler, mesh, seed=seed, image_size=data.image_size, num_classes=num_classes
         )
     folder = split_folder(data, split)
-    make_loader = _dali_loader(data) if data.backend != "folder" else FolderLoader
-    files = scan_folder(folder, num_classes)
+    if split == "train":
+        files = scan_folder(folder, num_classes)
+    else:
+        files = scan_val(folder, num_classes, class_names)
+        _warn_of_empty_classes(files)
     sampler = sampler_of(num_images=len(files.paths))
     # NVIDIA's decoder fills the rest of a truncated JPEG with grey and reports no error.
     find_truncated = data.backend == "dali-gpu"
@@ -121,6 +152,16 @@ def _open(
         threads=decoding_threads(data, len(mesh.local_devices)),
         prefetch=data.prefetch,
     )
+
+
+def _warn_of_empty_classes(files: FileList) -> None:
+    empty = empty_classes(files)
+    if empty and jax.process_index() == 0:
+        warnings.warn(
+            f"{files.folder} has no images of {len(empty)} of {len(files.class_names)} classes "
+            f"({listed(empty)}): the accuracy is that of the other classes",
+            stacklevel=2,
+        )
 
 
 def split_folder(data: InputConfig, split: Split) -> Path:
@@ -154,12 +195,22 @@ def decoding_threads(data: InputConfig, local_devices: int) -> int:
     return max(data.workers, min(data.workers * local_devices, os.cpu_count() or 1))
 
 
-def _dali_loader(data: InputConfig) -> Callable[..., Loader]:
-    """DALI's loader, imported here as it is optional.
+def _backend(config: EvaluationConfig, mesh: Mesh) -> Callable[..., Loader]:
+    """The loader of the backend; that of DALI is imported here as it is optional.
 
     Raises:
-      UserError: DALI is not installed.
+      UserError: DALI is not installed, or is asked to decode on a GPU where there is none.
     """
+    data, platform = config.data, mesh.devices.flat[0].platform
+    if data.backend == "synthetic":
+        return SyntheticLoader
+    if data.backend == "folder":
+        return FolderLoader
+    if data.backend == "dali-gpu" and platform != "gpu":
+        raise UserError(
+            f"--data.backend dali-gpu needs an NVIDIA GPU, and JAX runs on the {platform}: "
+            "give --data.backend dali-cpu"
+        )
     try:
         from seresnext_jax.data.dali import DaliLoader
     except ImportError as error:

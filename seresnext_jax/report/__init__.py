@@ -1,1 +1,1 @@
-"""What a run reports: one table of metrics, files for tools, lines and a plot for people."""
+"""Reporting: the table of metrics, report files for tools, console output and a plot for people."""

@@ -1,4 +1,4 @@
-"""What a person sees: a bar on a terminal, plain lines in a log file."""
+"""Output for people: a progress bar on a terminal, plain lines in a log file."""
 
 import sys
 import time
@@ -18,7 +18,7 @@ from seresnext_jax.report.sinks import writing
 
 
 class Console:
-    """Calm output of one process; silent where `enabled` is False."""
+    """The output of one process; prints nothing if `enabled` is False."""
 
     def __init__(self, *, enabled: bool) -> None:
         self.enabled = enabled
@@ -56,14 +56,14 @@ class Console:
         self._terminal.print(printable, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """One line on stderr."""
+        """Print a warning on stderr."""
         if self.enabled:
             self.log(f"warning: {text}")
             print(f"warning: {text}", file=sys.stderr)
 
     @contextmanager
     def compiling(self, what: str) -> Iterator[None]:
-        """Say that `what` is being compiled, and how long it took."""
+        """Print that `what` is being compiled, and how long it took."""
         self.note(f"compiling {what} ...")
         started = time.perf_counter()
         yield
@@ -71,7 +71,7 @@ class Console:
 
     @contextmanager
     def epoch(self, epoch: int, epochs: int, *, done: int, steps: int) -> Iterator[None]:
-        """Show a bar over the steps of an epoch; on a terminal only."""
+        """Show a progress bar for the steps of an epoch, on a terminal only."""
         if not (self.enabled and self._terminal.is_terminal):
             yield
             return
@@ -79,7 +79,7 @@ class Console:
         bar.update(bar.task_ids[0], total=steps, completed=done)
         self._bar, self._state = bar, Text()
         try:
-            # The newest line has a row of its own: beside the bar it would squeeze it away.
+            # The newest line gets a row of its own: there is no room for it beside the bar.
             with Live(Group(bar, self._state), console=self._terminal, transient=True):
                 yield
         finally:
@@ -87,9 +87,9 @@ class Console:
 
     @contextmanager
     def bar(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar over a task other than training: gives the function to tell (done, total).
+        """Show a progress bar for another task; yields a function that takes (done, total).
 
-        Off a terminal it is a line at each tenth.
+        If the output is not a terminal, a line is printed after each tenth.
         """
         if not (self.enabled and self._terminal.is_terminal):
             yield lambda done, total: self._tenth(what, done, total)
@@ -102,12 +102,12 @@ class Console:
             self.note(f"{what}: {done} of {total}")
 
     def step(self, done: int) -> None:
-        """Move the bar to `done` steps."""
+        """Set the progress bar to `done` steps."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done)
 
     def train_line(self, text: str) -> None:
-        """The newest means: below the bar on a terminal, a line elsewhere."""
+        """Show the newest training metrics: below the bar on a terminal, else as a line."""
         if self._bar is not None:
             self.log(text)
             self._state.plain = text
@@ -115,7 +115,7 @@ class Console:
             self.note(text)
 
     def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """Names and values in two columns; a value is never cut, so that a path can be copied."""
+        """Print names and values in two columns; values are never cut, so paths can be copied."""
         width = max((len(name) for name, _ in rows), default=0)
         self.note(title)
         for name, value in rows:
@@ -123,7 +123,7 @@ class Console:
 
 
 def _progress(title: str, terminal: Terminal) -> Progress:
-    """A bar with one task, which vanishes at its end."""
+    """A progress bar for one task; it disappears at the end."""
     columns = BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
     bar = Progress(TextColumn(title), *columns, console=terminal, transient=True)
     bar.add_task("", total=None)

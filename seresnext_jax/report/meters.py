@@ -1,4 +1,4 @@
-"""Means that survive a checkpoint, a clock, percentiles."""
+"""Means that can be saved in a checkpoint, a clock, and percentiles."""
 
 import time
 from collections.abc import Sequence
@@ -9,39 +9,39 @@ import numpy as np
 
 @dataclass
 class Mean:
-    """The mean of what was added since the last reset."""
+    """The mean of the values added since the last reset."""
 
     total: float = 0.0
     count: int = 0
 
     def add(self, value: float) -> None:
-        """Count one observation."""
+        """Add a value."""
         self.total += value
         self.count += 1
 
     @property
     def value(self) -> float:
-        """The mean; NaN of nothing."""
+        """The mean; NaN if there are no values."""
         return self.total / self.count if self.count else float("nan")
 
     def reset(self) -> None:
-        """Start anew."""
+        """Remove all values."""
         self.total, self.count = 0.0, 0
 
 
 class Clock:
-    """Wall time since a mark, and how much of it was spent waiting for data."""
+    """Measures wall time, and how much of it was spent waiting for data."""
 
     def __init__(self) -> None:
         self._marked = time.perf_counter()
         self._waited = 0.0
 
     def waited(self, seconds: float) -> None:
-        """Count `seconds` of the time since the mark as waiting for data."""
+        """Count `seconds` of the time since the last mark as waiting for data."""
         self._waited += seconds
 
     def mark(self) -> tuple[float, float]:
-        """Seconds (in all, waiting for data) since the last mark, and start anew."""
+        """Return the seconds since the last mark (all, waiting for data) and set a new mark."""
         now = time.perf_counter()
         result = now - self._marked, self._waited
         self._marked, self._waited = now, 0.0

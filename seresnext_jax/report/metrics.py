@@ -1,14 +1,27 @@
 """The table of metrics: what each is called, its unit, and how the reports and people see it.
 
-The DLLogger file's metadata, the console's lines and tables, the plot and the table in
-docs/report.md come from here. A number that a training step returns is reported as soon as it has
-a row.
+The DLLogger file's metadata, the run's summary, the console's lines and tables, the plot and the
+table in docs/report.md come from here. A number that a training step returns is reported as soon
+as it has a row.
 """
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from statistics import fmean
+from typing import Literal
+
+OverRun = Literal["mean", "largest", "smallest", "last", "sum"]
+_OVER_RUN: dict[OverRun, Callable[[Sequence[float]], float]] = {
+    "mean": fmean,
+    "largest": max,
+    "smallest": min,
+    "last": lambda values: values[-1],
+    "sum": sum,
+}
+"""How the values of the epochs make the value of the run."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +33,11 @@ class Metric:
     label: str
     """The name for people."""
     shown: str = "{:.5g}"
-    """How people see a value, with its unit."""
+    """Format of a value for people, with its unit."""
     unit: str | None = None
     form: str | None = None
-    """DLLogger's format of the value in `unit`; None: its file does not describe the metric."""
+    """DLLogger's format of the value in `unit`; None: the file describes the metric by ``{}``, as
+    the original does for ``train.lr``, or not at all if it has no row."""
     splits: str = ""
     """The first parts of its names, for docs/report.md."""
     meaning: str = ""
@@ -31,9 +45,11 @@ class Metric:
     factor: float = 1.0
     """From `unit` to the unit of `shown`."""
     verbose: bool = False
-    """The original keeps it off the console, in a second record of the same step."""
+    """Written in a second record of the same step, as in the original."""
     panel: str = ""
-    """Title of the panel of the plot that draws it; empty: none does."""
+    """Title of the plot's panel that shows it; empty: it is not plotted."""
+    over_run: OverRun = "mean"
+    """Its value in the run's summary, from those of the epochs."""
 
 
 # fmt: off
@@ -41,22 +57,25 @@ METRICS = (
     Metric("loss", "loss", "{:.4f}", None, ":.5f", "train val",
            "`train`: mean over the images trained on (the original's is divided by the "
            "accumulation); `val`: the original's validation loss (label-smoothed where training "
-           "does not use mixup)", panel="loss"),
-    Metric("ce", "cross-entropy", "{:.4f}", None, ":.5f", "val", "plain cross-entropy"),
+           "does not use mixup)", panel="loss", over_run="smallest"),
+    Metric("ce", "cross-entropy", "{:.4f}", None, ":.5f", "val", "plain cross-entropy",
+           over_run="smallest"),
     Metric("top{n}", "top-{n}", "{:.2f} %", "%", ":.2f", "val",
-           "accuracy: n is 1 and that of `--topk`; `best.top1` in the summary is the best epoch's",
-           panel="accuracy (%)"),
+           "accuracy: n is 1 and that of `--topk`, at most the number of classes",
+           panel="accuracy (%)", over_run="largest"),
     Metric("lr", "lr", "{:.4g}", None, None, "train",
-           "learning rate of the last step", panel="learning rate"),
+           "learning rate of the last step", panel="learning rate", over_run="last"),
     Metric("grad_scale", "loss scale", "{:g}", None, ":.5f", "train",
-           "loss scale of the last step"),
+           "loss scale of the last step", over_run="last"),
     Metric("skipped_steps", "skipped", "{:.0f}", None, ":.0f", "train",
-           "steps since the run began whose loss or gradients were not finite"),
+           "steps since the run began whose loss or gradients were not finite", over_run="last"),
     Metric("bad_images", "left out", "{:.0f}", None, ":.0f", "train",
-           "images of the epoch that could not be decoded, over all processes"),
-    Metric("count", "images", "{:.0f}", None, ":.0f", "val", "images evaluated"),
+           "images of the epoch that could not be decoded, over all processes", over_run="sum"),
+    Metric("count", "images", "{:.0f}", None, ":.0f", "val", "images evaluated",
+           over_run="last"),
     Metric("images", "images to evaluate", "{:.0f}", None, ":.0f", "val",
-           "images of the evaluation: those evaluated and those that could not be decoded"),
+           "images of the evaluation: those evaluated and those that could not be decoded",
+           over_run="last"),
     Metric("total_ips", "throughput", "{:.1f} img/s", "images/s", ":.2f", "train val",
            "images over wall time"),
     Metric("compute_ips", "throughput without data wait", "{:.1f} img/s", "images/s", ":.2f",
@@ -72,15 +91,23 @@ METRICS = (
 )
 # fmt: on
 
-SPLITS = {"train": "train {}", "val": "val {}", "val_ema": "{} of the average", "best": "best {}"}
-"""First part of a metric's name, and the label of a metric that has it."""
+SPLITS = {
+    "train": "train {}",
+    "val": "val {}",
+    "val_ema": "{} of the average",
+    "best": "best {}",
+    "last.train": "train {} of the last epoch",
+    "last.val": "val {} of the last epoch",
+    "last.val_ema": "{} of the average after the last epoch",
+}
+"""The first part of a metric's name, and how it changes the label."""
 
 
 @cache
 def find_metric(name: str) -> Metric:
-    """The row of a name such as ``val.top5`` or ``top5``, with that name, label and number.
+    """The row for a name such as ``val.top5`` or ``top5``, with the name and label filled in.
 
-    A metric without a row gets a plain one, which the DLLogger file does not describe.
+    A metric without a row gets a plain one, without metadata in the DLLogger file.
     """
     split, _, last = name.rpartition(".")
     for metric in METRICS:
@@ -93,10 +120,24 @@ def find_metric(name: str) -> Metric:
     return replace(metric, name=name, label=SPLITS.get(split, "{}").format(label))
 
 
+def summarize(epochs: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    """The metrics of a run from those of its epochs, by `Metric.over_run`.
+
+    Args:
+      epochs: the metrics of each epoch; None where a value was not finite, which does not count.
+    """
+    names = dict.fromkeys(name for epoch in epochs for name in epoch)
+    run = {}
+    for name in names:
+        found = [value for epoch in epochs if (value := epoch.get(name)) is not None]
+        run[name] = _OVER_RUN[find_metric(name).over_run](found) if found else math.nan
+    return run
+
+
 def metric_rows(
     metrics: Mapping[str, float], names: Iterable[str] | None = None
 ) -> list[tuple[str, str]]:
-    """Label and value, for people: of all `metrics`, or of those of `names` that there are."""
+    """Labels and formatted values: of all `metrics`, or of those that are in `names`."""
     chosen = metrics if names is None else dict.fromkeys(names)
     found = [(find_metric(name), metrics[name]) for name in chosen if name in metrics]
     return [(metric.label, metric.shown.format(metric.factor * v)) for metric, v in found]

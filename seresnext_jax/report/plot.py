@@ -1,4 +1,4 @@
-"""A picture of a run, drawn from its report."""
+"""The plot of a run, drawn from its report."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def plot_report(report: Path, png: Path) -> None:
 
 
 def _names(epochs: list[dict[str, Any]], panel: str) -> list[str]:
-    """The metrics of a panel: training, validation, average."""
+    """The metrics of a panel in the order train, val, val_ema."""
     names = {name for record in epochs for name in record["metrics"]}
     drawn = sorted(name for name in names if find_metric(name).panel == panel)
     return [name for split in _COLOURS for name in drawn if name.split(".")[0] == split]

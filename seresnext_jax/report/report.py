@@ -28,7 +28,7 @@ Metrics = Mapping[str, float]
 
 
 def dllogger_path(workspace: Path, raport_file: str) -> Path:
-    """Where the DLLogger file is; nothing is written.
+    """The path of the DLLogger file.
 
     Raises:
       UserError: `raport_file` is a folder or another file of the run.
@@ -42,7 +42,7 @@ def dllogger_path(workspace: Path, raport_file: str) -> Path:
 
 
 class Report:
-    """Gives the records of a run to each of its `sinks`."""
+    """Passes the records of a run on to each of its `sinks`."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Report:
         self._write("parameters", None, values)
 
     def train(self, epoch: int, iteration: int, metrics: Metrics) -> None:
-        """Record the mean since the last such record; `iteration` counts from 1 in its epoch."""
+        """Record the means since the last such record; `iteration` counts from 1 in the epoch."""
         self._write("train", (epoch, iteration), metrics)
 
     def evaluation(self, epoch: int, iteration: int, val_iteration: int, metrics: Metrics) -> None:
@@ -102,7 +102,7 @@ class Report:
         self._write("epoch", (epoch,), metrics)
 
     def summary(self, metrics: Metrics) -> None:
-        """Record the run's outcome; a file that has it from an earlier start keeps that one."""
+        """Record the summary of the run; a file that already has one keeps it."""
         self._write("summary", (), metrics)
 
     def attach(self, name: str, text: str) -> None:
@@ -119,7 +119,7 @@ class Report:
             sink.write(record)
 
     def _step(self, position: Position) -> int:
-        """Optimizer steps until then, over the whole run."""
+        """Optimizer steps from the beginning of the run to a position."""
         if len(position) == 1:
             return (position[0] + 1) * self._steps_per_epoch
         return position[0] * self._steps_per_epoch + position[1]

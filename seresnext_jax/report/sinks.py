@@ -1,7 +1,7 @@
-"""The places that a run reports to: DLLogger's file, as the original writes it, and JSON lines.
+"""Where a run reports to: a file in DLLogger's format, as the original writes, and JSON lines.
 
-docs/report.md documents both files. Another place is a class with the method of `Sink`, and one
-more entry in the list of `Report`.
+docs/report.md documents both files. To add another place, write a class with the method of `Sink`
+and add it to the sinks of `Report`.
 """
 
 import json
@@ -20,7 +20,7 @@ from seresnext_jax.report.metrics import find_metric
 
 PREFIX = "DLLL "
 Position = tuple[int, ...]
-"""() of the run, (epoch,), (epoch, iteration) or (epoch, iteration, val_iteration)."""
+"""(epoch,), (epoch, iteration), (epoch, iteration, val_iteration), or () for the whole run."""
 
 _POSITION = ("epoch", "iteration", "val_iteration")
 
@@ -29,22 +29,22 @@ Event = Literal["parameters", "train", "evaluation", "epoch", "summary"]
 
 @dataclass(frozen=True)
 class Record:
-    """What happened, and the numbers."""
+    """One entry of the report."""
 
     event: Event
     position: Position | None
-    """None: of ``parameters``."""
+    """None for ``parameters``."""
     step: int | None
-    """Optimizer steps since the run began; None: of ``parameters`` and ``summary``."""
+    """Optimizer steps since the run began; None for ``parameters`` and ``summary``."""
     data: Mapping[str, Any]
-    """The options of ``parameters``; otherwise metrics, None where a value is not finite."""
+    """The options for ``parameters``, otherwise metrics; None: a value that is not finite."""
 
 
 class Sink(Protocol):
-    """One place that a run reports to."""
+    """A place that a run reports to."""
 
     def write(self, record: Record) -> None:
-        """Take the next record."""
+        """Write the next record."""
 
 
 class ReportFile(ABC):
@@ -105,9 +105,9 @@ class DLLoggerFile(ReportFile):
         lines = []
         found = {name: find_metric(name) for name in record.data}
         for name, metric in found.items():
-            if metric.form and name not in self._kept:
+            if metric.meaning and name not in self._kept:
                 self._kept.add(name)
-                metadata = {"unit": metric.unit, "format": metric.form}
+                metadata = {"unit": metric.unit, "format": metric.form} if metric.form else {}
                 lines.append(self._line("METADATA", metric=name, metadata=metadata))
         for verbose in (False, True):
             data = {k: v for k, v in record.data.items() if found[k].verbose == verbose}

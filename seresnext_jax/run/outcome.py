@@ -6,21 +6,23 @@ from dataclasses import asdict
 from pathlib import Path
 
 from seresnext_jax.checkpoint.meta import Progress
-from seresnext_jax.config import Config, flatten
+from seresnext_jax.config import Config
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import printable
 from seresnext_jax.plan import Plan
 from seresnext_jax.report.console import Console
-from seresnext_jax.report.metrics import metric_rows
+from seresnext_jax.report.metrics import metric_rows, summarize
 from seresnext_jax.report.plot import plot_report
 from seresnext_jax.report.report import PLOT_NAME, Report
+from seresnext_jax.report.sinks import read_report
+from seresnext_jax.run.parameters import report_parameters
 from seresnext_jax.run.start import checkpoints_folder
 
 
 def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: int) -> Report:
-    """Open the report, and write the configuration and the plan into the workspace.
+    """Open the report, and write the options and the plan into the workspace.
 
-    An evaluation only adds to a report.
+    With --evaluate an existing report is continued, and no other file is written.
     """
     report = Report(
         Path(config.workspace),
@@ -29,7 +31,7 @@ def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: i
         keep_until_step=sys.maxsize if config.evaluate else resumed_step or None,
         enabled=console.enabled,
     )
-    report.parameters(flatten(config))
+    report.parameters(report_parameters(config, plan))
     if not config.evaluate:
         for name, value in {"config": asdict(config), "plan": asdict(plan)}.items():
             report.attach(f"{name}.json", json.dumps(value, indent=2) + "\n")
@@ -38,7 +40,7 @@ def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: i
 
 
 def epoch_line(config: Config, epoch: int, results: dict[str, float], *, best: bool) -> str:
-    """One line on a finished epoch."""
+    """One line about a finished epoch."""
     names = ("train.loss", "val.loss", "val.top1", f"val.top{config.topk}", "train.total_ips")
     parts = [" ".join(row) for row in metric_rows(results, names)]
     for split in ("val", "val_ema"):
@@ -49,20 +51,19 @@ def epoch_line(config: Config, epoch: int, results: dict[str, float], *, best: b
 
 
 def report_outcome(config: Config, progress: Progress, report: Report, console: Console) -> None:
-    """Finish the report of a run, draw its plot and print its outcome.
+    """Finish the report of a run, draw the plot and print the outcome.
 
     Raises:
       UserError: a file can't be written.
     """
     if not console.enabled:
         return
-    best, rows = {}, []
+    rows = []
     if progress.best_epoch >= 0:
-        best = {"best.top1": progress.best_top1}
-        ((label, value),) = metric_rows(best)
+        ((label, value),) = metric_rows({"best.top1": progress.best_top1})
         rows = [(label, f"{value} (epoch {progress.best_epoch + 1})")]
     if progress.results:
-        report.summary(progress.results | best)
+        report.summary(run_summary(progress, report))
     plot = report.folder / PLOT_NAME
     plot_report(report.jsonl_path, plot)
     names = ["val.top1", f"val.top{config.topk}", "val_ema.top1"]
@@ -72,6 +73,19 @@ def report_outcome(config: Config, progress: Progress, report: Report, console: 
         rows.append(("checkpoint", str(checkpoints_folder(config))))
     rows += [("report", str(report.dlll_path)), ("plot", str(plot))]
     console.table("Outcome", rows)
+
+
+def run_summary(progress: Progress, report: Report) -> dict[str, float]:
+    """The metrics of the whole run, as the original's last record has them, and two groups of ours.
+
+    ``best.top1`` is that of the best epoch, also if the report lacks the epoch, and
+    ``last.<metric>`` those of the last epoch.
+    """
+    records = read_report(report.jsonl_path)
+    summary = summarize([r["metrics"] for r in records if r["event"] == "epoch"])
+    if progress.best_epoch >= 0:
+        summary |= {"val.top1": progress.best_top1, "best.top1": progress.best_top1}
+    return summary | {f"last.{name}": value for name, value in progress.results.items()}
 
 
 def list_other_files(loaders: list[Loader], console: Console) -> None:

@@ -15,7 +15,12 @@ from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.plan import Plan
 from seresnext_jax.report.console import Console
-from seresnext_jax.run.start import Start, checkpoints_folder, saves_checkpoints
+from seresnext_jax.run.start import (
+    Start,
+    check_classes,
+    checkpoints_folder,
+    saves_checkpoints,
+)
 from seresnext_jax.training.state import TrainState
 
 STEPS_BETWEEN_CLOCKS = 10
@@ -74,6 +79,9 @@ class Saver:
             return state, Progress()
         for line in broken:
             self._console.warn(line)
+        check_classes(
+            self._config, start, meta.class_names, self._loader.class_names, self._console
+        )
         self._check_same_run(meta)
         if self._checkpoints is not None:
             suffix: Literal[".broken", ".later"] = ".broken" if start.newest_in else ".later"

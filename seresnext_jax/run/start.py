@@ -8,6 +8,7 @@ from typing import Any
 from seresnext_jax.checkpoint.save import settle_replaced
 from seresnext_jax.checkpoint.store import explain_choice, find_checkpoint, step_folders
 from seresnext_jax.config import Config
+from seresnext_jax.data.class_names import Names, difference, order_warning
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.initial import init_variables
 from seresnext_jax.model.network import ResNet
@@ -20,25 +21,25 @@ Tree = Any
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from: at most one of the fields is given; none means random weights."""
+    """What a run starts from: one of these, or random weights if all are None."""
 
     checkpoint: Path | None = None
-    """One to continue from."""
+    """A checkpoint to continue from."""
     newest_in: Path | None = None
-    """A folder of checkpoints, to continue from the newest whole one."""
+    """A folder of checkpoints; the newest complete one is continued."""
     weights: Path | None = None
-    """Those of ``--init-from``, for a new run."""
+    """The weights of ``--init-from``, for a new run."""
 
 
 def find_start(config: Config) -> Start:
     """Decide where a run starts, before anything else is read.
 
-    The order: the checkpoint of ``--resume``, the workspace's newest one with ``--resume auto``,
-    the weights of ``--init-from``, random weights.
+    The order: the checkpoint that ``--resume`` names, the newest one in the workspace with
+    ``--resume auto``, the weights of ``--init-from``, random weights.
 
     Raises:
-      UserError: there is nothing to resume, or the workspace has another run's checkpoints, or
-        ``--raport-file`` can't be used, or ``--init-from`` is not there.
+      UserError: there is nothing to resume, the workspace has checkpoints of another run or can't
+        be written, ``--raport-file`` can't be used, or ``--init-from`` does not exist.
     """
     dllogger_path(Path(config.workspace), config.raport_file)
     folder = checkpoints_folder(config)
@@ -61,6 +62,11 @@ def find_start(config: Config) -> Start:
     if named is not None:
         return Start(checkpoint=named)
     if not config.init_from:
+        if config.evaluate and config.resume:
+            raise UserError(
+                f"{folder} has no checkpoint to evaluate: name one with --resume, or give weights "
+                "with --init-from"
+            )
         return Start()
     weights = Path(config.init_from)
     open_source(weights)  # refuses a path without weights
@@ -88,23 +94,54 @@ def saves_checkpoints(config: Config) -> bool:
     return not (config.no_checkpoints or config.evaluate)
 
 
+def check_classes(
+    config: Config, start: Start, saved: Names | None, data: Names, console: Console
+) -> None:
+    """Refuse to continue or evaluate a checkpoint on data whose labels mean other classes.
+
+    Args:
+      saved: the class names of the checkpoint; None or empty: it has none.
+      data: those of the dataset; empty: it has none.
+
+    Raises:
+      UserError: the names differ.
+    """
+    if not saved:
+        _warn_of_order(data, console)
+        return
+    different = difference(saved, data) if data else ""
+    if not different:
+        return
+    source = start.checkpoint or start.newest_in
+    fix = f"fine-tune with --init-from {source} and another --workspace"
+    if config.evaluate:
+        fix = f"name them with python eval.py --weights {source} --class-names FILE"
+    raise UserError(
+        f"the class folders of the data are not those of the checkpoint ({different}): rename the "
+        f"folders as in the checkpoint's run, or {fix}"
+    )
+
+
+def _warn_of_order(folders: Names, console: Console) -> None:
+    """For weights without class names: say which order decides the labels, if it can matter."""
+    if warning := order_warning(folders):
+        console.warn(f"{warning}; eval.py --class-names FILE evaluates them in another order")
+
+
 def initial_variables(
-    config: Config,
-    network: ResNet,
-    start: Start,
-    class_names: tuple[str, ...],
-    console: Console,
+    config: Config, network: ResNet, start: Start, class_names: Names, console: Console
 ) -> Tree:
     """Random weights from the seed, or those of ``--init-from``.
 
-    A classifier of other classes stays random: a new head. A checkpoint's own weights come later,
-    with the rest of its state (`Saver.resume`).
+    Training on other classes starts with a random classifier. A checkpoint's own weights come
+    later, with the rest of its state (`Saver.resume`).
 
     Args:
       class_names: of the dataset; empty if it has none.
 
     Raises:
-      UserError: the weights can't be read or are of another architecture.
+      UserError: the weights can't be read, are of another architecture, or are to be evaluated on
+        other classes.
     """
     fresh = init_variables(network, config.seed)
     if start.weights is None:
@@ -120,12 +157,21 @@ def initial_variables(
     if choice := explain_choice(start.weights):
         console.note(choice)
     console.note(f"starting from {start.weights} ({info.architecture}{average})")
-    difference = None
-    if info.num_classes != config.model.num_classes:
-        difference = f"the weights have {info.num_classes}"
-    elif info.class_names and class_names and info.class_names != tuple(class_names):
-        difference = "the weights have other ones"
-    if difference:
+    here = config.model.num_classes
+    names = difference(info.class_names, class_names) if info.class_names and class_names else ""
+    if info.num_classes == here and not names:
+        if not info.class_names:
+            _warn_of_order(class_names, console)
+    elif config.evaluate:
+        raise UserError(
+            f"--evaluate: {start.weights} has a classifier for other classes "
+            f"({names or f'{info.num_classes}, not {here}'}): train a new one without --evaluate, "
+            f"or evaluate with python eval.py --weights {start.weights}, and --class-names FILE if "
+            "the folders are not called as the classes"
+        )
+    else:
         loaded["params"]["fc"] = fresh["params"]["fc"]
-        console.note(f"new classifier for {config.model.num_classes} classes ({difference})")
+        has = "other ones" if info.num_classes == here else str(info.num_classes)
+        more = f": {names}" if names else ""
+        console.note(f"new classifier for {here} classes (the weights have {has}){more}")
     return {"params": loaded["params"], "batch_stats": loaded["batch_stats"]}

@@ -1,4 +1,4 @@
-"""One exact pass over a validation split."""
+"""Evaluation: one pass over a split in which every image counts once."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def evaluate(
     max_bad_share: float = 1.0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Count every image of the evaluation once and divide at the end.
+    """Evaluate a split: sums over all its images, divided at the end.
 
     Args:
       step: a compiled `make_eval_step`.
@@ -33,8 +33,8 @@ def evaluate(
       should_stop: asked after each batch; a yes abandons the pass.
 
     Returns:
-      metrics by the names of `report.metrics`, such as ``top1``, ``loss`` and ``total_ips``; empty
-      if the pass was abandoned.
+      Metrics under the names of `report.metrics`, such as ``top1``, ``loss`` and ``total_ips``;
+      empty if `should_stop` ended the evaluation.
 
     Raises:
       TooManyBadImages: more were left out, or all of them.

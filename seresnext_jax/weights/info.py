@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from seresnext_jax.config import SizesOfWeights
+
 Array = np.ndarray[Any, Any]
 Tree = dict[str, Any]
 """Nested dictionaries of arrays."""
@@ -71,6 +73,23 @@ class Weights:
     info: WeightsInfo
     exact: Mapping[tuple[str, ...], Array] = field(default_factory=dict)
     """The tensors, by their paths, that float32 can't represent exactly, as the source has them."""
+
+
+def size_note(options: SizesOfWeights, info: WeightsInfo) -> str:
+    """A line on the image size of weights from a torch file, which does not record it; or "".
+
+    Args:
+      options: the sizes on the command line.
+    """
+    from_torch = info.kind is not None
+    if not from_torch or (options.image_size and options.eval_margin >= 0):
+        return ""
+    used = options.resolve(info.image_size, info.eval_margin)
+    return (
+        f"images are resized to {used.image_size + used.eval_margin} and cropped to "
+        f"{used.image_size} pixels; the weights come from a torch file, which does not record the "
+        "size they were trained with: --data.image-size and --data.eval-margin set other sizes"
+    )
 
 
 def check_info(info: WeightsInfo) -> None:

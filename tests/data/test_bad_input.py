@@ -15,6 +15,7 @@ from PIL import Image
 
 from seresnext_jax.config import Backend, DataConfig
 from seresnext_jax.data.batch import Loader
+from seresnext_jax.data.files import scan_folder
 from seresnext_jax.data.open import Split
 from seresnext_jax.errors import UserError
 from tests.data.loaders import open_split
@@ -210,5 +211,7 @@ def test_a_file_that_is_deleted_meanwhile_is_bad(root: Path, backend: Backend) -
 def test_an_empty_class_is_named(root: Path) -> None:
     (root / "val" / "ant" / "x.jpg").unlink()
     (root / "val" / "ant" / "y.jpg").unlink()
-    with pytest.raises(UserError, match="ant has no images"):
+    with pytest.warns(UserWarning, match=r"val has no images of 1 of 2 classes \(ant\)"):
         read(root, "folder")
+    with pytest.raises(UserError, match="ant has no images: add images or remove the folder"):
+        scan_folder(root / "val", 2)  # as in training

@@ -120,6 +120,24 @@ def test_the_head_is_kept_for_the_same_classes(
     assert ("new classifier for 3 classes (the weights have other ones)" in out) == (not kept)
 
 
+def test_an_evaluation_never_gets_a_new_classifier(tmp_path: Path, loaded: Any) -> None:
+    config = replace(with_weights(tmp_path / "w", loaded, ("a", "b", "c")), evaluate=True)
+    with pytest.raises(UserError, match=r"only the weights have c, only the data has d.*: train"):
+        initial(config, ("a", "b", "d"))
+    with pytest.raises(UserError, match=r"\(3, not 4\): train a new one without --evaluate"):
+        initial(replace(config, model=ModelConfig(TINY, num_classes=4)))
+    assert same(initial(config, ("a", "b", "c"))["params"], loaded["params"])
+
+
+def test_labels_by_the_rank_of_numbers_are_said(
+    tmp_path: Path, loaded: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    initial(with_weights(tmp_path / "w", loaded, None), ("1", "10", "2"))
+    assert "labels follow the string order" in capsys.readouterr().err
+    initial(with_weights(tmp_path / "w", loaded, ("1", "10", "2")), ("1", "10", "2"))
+    assert not capsys.readouterr().err
+
+
 def test_a_run_that_is_continued_needs_no_weights_to_start_from(tmp_path: Path) -> None:
     config = replace(CONFIG, init_from=str(tmp_path / "gone"), workspace=str(tmp_path / "run"))
     with pytest.raises(UserError, match="gone"):

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from seresnext_jax.errors import UserError
-from seresnext_jax.report.metrics import METRICS, find_metric, metric_rows
 from seresnext_jax.report.report import Report
 from seresnext_jax.report.sinks import PREFIX, Record, read_report
-from tests.programs import ROOT
 
 RAPORT = "experiment_raport.json"
 STEPS = 4
@@ -144,8 +142,13 @@ def test_metadata_comes_once_and_before_the_metric(tmp_path: Path) -> None:
     report.train(0, 4, TRAIN)
     records = read_report(tmp_path / RAPORT)
     kinds = [r["type"] for r in records]
-    assert kinds == ["METADATA"] * (len(TRAIN) - 1) + ["LOG"] * 4  # none for train.lr
-    assert "train.lr" not in {r.get("metric") for r in records}
+    assert kinds == ["METADATA"] * len(TRAIN) + ["LOG"] * 4
+
+
+def test_the_learning_rate_has_empty_metadata_as_in_the_original(tmp_path: Path) -> None:
+    open_report(tmp_path).train(0, 2, {"train.lr": 0.1})
+    record = read_report(tmp_path / RAPORT)[0]
+    assert (record["metric"], record["metadata"]) == ("train.lr", {})
 
 
 @pytest.mark.parametrize(
@@ -303,7 +306,7 @@ def test_a_resumed_run_describes_no_metric_twice(tmp_path: Path) -> None:
     run_epoch(open_report(tmp_path), 0)
     run_epoch(open_report(tmp_path, keep_until_step=STEPS), 1)
     metrics = [r["metric"] for r in read_report(tmp_path / RAPORT) if r["type"] == "METADATA"]
-    assert len(metrics) == len(set(metrics)) == len(TRAIN | VAL) - 1
+    assert len(metrics) == len(set(metrics)) == len(TRAIN | VAL)
 
 
 @pytest.mark.parametrize("name", [RAPORT, "report.jsonl"])
@@ -421,7 +424,7 @@ def test_a_file_that_lost_its_summary_gets_one(tmp_path: Path) -> None:
     assert plain(tmp_path)[-1]["event"] == "summary"
 
 
-# ---- more places, the table of metrics ---------------------------------------------------------
+# ---- more places -------------------------------------------------------------------------------
 
 
 def test_every_record_goes_to_every_sink(tmp_path: Path) -> None:
@@ -448,42 +451,3 @@ def test_every_record_goes_to_every_sink(tmp_path: Path) -> None:
     assert memory.records[0].data == {"seed": 1} and memory.records[3].data == VAL
     assert memory.records[-1].data == {"best.top1": None}
     assert [r.event for r in memory.records] == [r["event"] for r in plain(tmp_path)]
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "row"),
-    [
-        ("loss", 6.90123, ("loss", "6.9012")),
-        ("train.loss", math.nan, ("train loss", "nan")),
-        ("val.top1", 79.3341, ("val top-1", "79.33 %")),
-        ("val_ema.top10", 50, ("top-10 of the average", "50.00 %")),
-        ("best.top1", 80.03, ("best top-1", "80.03 %")),
-        ("train.total_ips", 812.345, ("train throughput", "812.3 img/s")),
-        ("val.compute_latency_at99", 0.01234, ("val latency, 99 %", "12.34 ms")),
-        ("train.grad_scale", 128.0, ("train loss scale", "128")),
-        ("val.f1", 0.5, ("val f1", "0.5")),
-    ],
-)
-def test_metrics_for_people(name: str, value: float, row: tuple[str, str]) -> None:
-    assert metric_rows({name: value, "val.ce": 1.0}, [name, "val.count", name]) == [row]
-
-
-def test_a_metric_without_a_row_is_not_described(tmp_path: Path) -> None:
-    open_report(tmp_path).epoch(0, {"val.f1": 0.5})
-    (record,) = read_report(tmp_path / RAPORT)
-    assert record["data"] == {"val.f1": 0.5}
-
-
-def test_a_name_has_one_row() -> None:
-    names = [metric.name.replace("{n}", "7") for metric in METRICS]
-    assert [find_metric(name).meaning for name in names] == [row.meaning for row in METRICS]
-    assert len({row.meaning for row in METRICS}) == len(METRICS)
-
-
-def test_the_documentation_has_the_table_of_metrics() -> None:
-    rows = ["| name | unit | for people | meaning |", "| --- | --- | --- | --- |"]
-    for metric in METRICS:
-        names = ", ".join(f"`{split}.{metric.name}`" for split in metric.splits.split())
-        rows.append(f"| {names} | {metric.unit or ''} | {metric.label} | {metric.meaning} |")
-    text = (ROOT / "docs/report.md").read_text()
-    assert text.partition("## Metrics")[2].partition("\n| ")[2] == "\n".join(rows)[2:] + "\n"
