@@ -10,7 +10,7 @@ from seresnext_jax.weights.stored import StoredArray, StoredTensor, dtype_of, is
 
 Tensor = StoredTensor | StoredArray
 
-_DEPTH = 2
+_DEPTH = 3
 """Levels of dictionaries above a table."""
 _AVERAGE = {"ema", "averaged", "average", "swa", "shadow"}
 """Words in the name of a moving average."""

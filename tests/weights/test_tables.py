@@ -45,7 +45,7 @@ def assert_weights(file: Path, state: StateDict, *, ema: bool = False, table: st
 @pytest.mark.parametrize(
     "path",
     ["state_dict", "model", "model_state_dict", "net", "module", "weights", "my network",
-     "model/state_dict", "checkpoint/net"],
+     "model/state_dict", "checkpoint/model/net"],
 )  # fmt: skip
 def test_the_only_table_is_the_weights(tmp_path: Path, state: StateDict, path: str) -> None:
     content: Any = state
