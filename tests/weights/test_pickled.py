@@ -112,7 +112,9 @@ def test_numpy_scalars_and_types(kind: str, protocol: int) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
-    "value", [np.random.RandomState(0), np.random.default_rng(0), np.random.get_state()], ids=str
+    "value",
+    [np.random.RandomState(0), np.random.default_rng(0), np.random.RandomState(0).get_state()],
+    ids=["RandomState", "Generator", "state"],
 )
 def test_states_of_numpys_random_numbers(value: Any, protocol: int) -> None:
     reread(value, protocol)
