@@ -1,4 +1,4 @@
-"""Measure training, inference and the input pipeline; beside PyTorch with ``--against torch``.
+"""Measure training, inference and the input pipeline; compare them with ``--against torch``.
 
     python benchmark.py train --batch-sizes 8 --against torch
     python benchmark.py train --batch-sizes 8 --data.root /imagenet
@@ -7,10 +7,10 @@
     python benchmark.py compile --gpu h100 --precisions fp16 tf32 --batch-sizes 128
     python benchmark.py gpu --minutes 8 --json runs/bench-gpu.json
 
-Each program runs in its own process; programs that are compared run in turn, some steps of one,
-then some of the other. Warm-up and compilation are not in the figures; compilation has its own.
+Each program runs in its own process; programs that are compared take turns, some steps of one, then
+some of the other. The figures exclude warm-up and compilation; compilation has its own figure.
 `compile` needs no GPU (docs/gpu-compile.md). `gpu` measures training and inference on a GPU, the
-most important first, for as many minutes as it is given, and runs the tests that need one.
+most important first, until --minutes are over, and runs the tests that need a GPU.
 """
 
 import json
@@ -50,23 +50,23 @@ class Data:
     """The images."""
 
     root: str = ""
-    """train, data, gpu: a folder that holds train/. Empty: synthetic images on the device to train
-    on; for data 256 photographs of 500 x 375."""
+    """train, data, gpu: a folder that contains train/. Empty: training uses synthetic images on
+    the device; data uses 256 photographs of 500 x 375."""
     image_size: int = 0
     """All: side of the images in pixels; 0: the config's."""
     workers: int = 2
-    """train, data, gpu: decoding threads, or processes of PyTorch's, that read the images."""
+    """train, data, gpu: decoding threads, or PyTorch's processes, that read the images."""
     on_bad_image: Literal["error", "skip"] = "error"
     """train, data, gpu: what to do with a file that can't be decoded: stop, or leave it out."""
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """The options of benchmark.py; their help begins with what they count for."""
+    """The options of benchmark.py; their help begins with the measurements that use them."""
 
     what: tyro.conf.Positional[Literal["train", "infer", "data", "compile", "gpu"]] = "train"
     """What to measure; compile: whether the training and the evaluation step compile for a GPU
-    that this machine need not have, and what they move in its memory."""
+    that this machine may lack, and how much memory traffic they cause."""
     config: str = ""
     """All: a config file for everything that has no option here; empty: the defaults of
     train.py."""
@@ -81,15 +81,15 @@ class BenchmarkConfig:
     steps: int = 10
     """train, infer, data: counted steps of each program."""
     turn: int = 1
-    """train, infer: steps that a program runs before it is the other one's turn. On a GPU give 10:
+    """train, infer: steps that a program runs before the other one's turn. On a GPU use 10:
     training then waits for the device once in ten steps."""
     warmup: int = 2
-    """train, infer, data: uncounted steps before the others."""
+    """train, infer, data: uncounted steps at the beginning."""
     against: Literal["", "torch"] = ""
-    """train, infer, data: measure PyTorch in turn with JAX: channels_last; on a GPU autocast and
-    torch.compile too."""
+    """train, infer, data: also measure PyTorch, taking turns with JAX: with channels_last, and on
+    a GPU with autocast and torch.compile."""
     minutes: float = 8.0
-    """gpu: how long it may measure."""
+    """gpu: time limit of the measurements."""
     gpu: tuple[GpuName, ...] = ("h100",)
     """compile: the GPUs."""
     programs: tuple[ProgramName, ...] = ("train", "eval")
@@ -101,8 +101,8 @@ class BenchmarkConfig:
     hlo: str = ""
     """compile: a folder for the optimized HLO text of the programs."""
     compilation_cache: str = Config.compilation_cache
-    """train, infer, gpu: folder of JAX's persistent compilation cache; empty: none, to see a cold
-    compilation."""
+    """train, infer, gpu: folder of JAX's persistent compilation cache; empty: none, to measure a
+    cold compilation."""
     json: str = ""
     """All: also write the rows to this file."""
     debug: bool = False
@@ -160,7 +160,7 @@ def configs(options: BenchmarkConfig) -> list[Config]:
     ]
 
 
-# Each of these prints its tables and yields what it has measured until now, for the JSON file.
+# Each of these prints its tables and yields what it has measured so far, for the JSON file.
 
 
 def measure_programs(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
@@ -202,7 +202,7 @@ def measure_gpu(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
 
 
 def compile_programs(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
-    """Whether each program compiles for each GPU, and what it moves in memory."""
+    """Whether each program compiles for each GPU, and how much memory traffic it causes."""
     outcomes = compile_jobs(jobs(options), hlo_folder=options.hlo, debug=options.debug)
     kinds = [row for outcome in outcomes for row in outcome.kind_rows()]
     if options.kinds:
@@ -220,7 +220,7 @@ MEASURE: dict[str, Callable[[BenchmarkConfig], Iterator[dict[str, Any]]]] = {
 
 
 def jobs(options: BenchmarkConfig) -> list[Job]:
-    """Every combination of the options. Passes are those of a training step."""
+    """Every combination of the options. The passes apply only to training steps."""
     found = []
     for gpu, config, devices in product(options.gpu, configs(options), options.devices):
         for program in options.programs:
@@ -232,7 +232,7 @@ def jobs(options: BenchmarkConfig) -> list[Job]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures are measured with. The rows name the GPU, which their processes know."""
+    """The machine and the versions. The rows name the GPU, which only their processes know."""
     packages = ("jax", "jaxlib", "torch", "nvidia-dali-cuda120")
     versions = {name: installed_version(name) or "-" for name in packages}
     return {"cpu": platform.processor() or "-", "cores": len(os.sched_getaffinity(0)), **versions}

@@ -1,4 +1,4 @@
-"""Check a dataset before training: classes, unsorted or broken files, images of val in train.
+"""Check a dataset before training: classes, unsorted or broken files, val images in train.
 
     python check_data.py --data.root FOLDER --model.num-classes 1000
 
@@ -26,7 +26,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Classes:
-    """The network that is to be trained."""
+    """The network to train."""
 
     num_classes: Annotated[int, Range(1, 10**7)] = 1000
     """Width of its classifier."""
@@ -43,7 +43,7 @@ class CheckDataConfig:
 
 
 def options_from(config: Config | None) -> CheckDataConfig:
-    """The default options: those of a config file, where there is one."""
+    """The default options, taken from a config file if there is one."""
     if config is None:
         return CheckDataConfig()
     data = Dataset(config.data.root, config.data.workers)
@@ -51,7 +51,7 @@ def options_from(config: Config | None) -> CheckDataConfig:
 
 
 def main(argv: list[str]) -> int:
-    """Run the program; returns its exit status."""
+    """Run the program and return its exit status."""
     options = parse_over_config(
         options_from, argv, program="check_data.py", description=__doc__ or ""
     )

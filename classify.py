@@ -1,4 +1,4 @@
-"""Name what pictures show: ``python classify.py --weights WEIGHTS IMAGE_OR_FOLDER ...``.
+"""Classify images: ``python classify.py --weights WEIGHTS IMAGE_OR_FOLDER ...``.
 
 Images are preprocessed as in evaluation, but photos are turned upright by their EXIF orientation;
 --data.no-exif-orientation shows them to the network as stored, as train.py and eval.py do. Folders
@@ -59,7 +59,7 @@ class ClassifyConfig:
     """Images per forward pass."""
     data: Pictures = field(default_factory=Pictures)
     ema: bool = False
-    """Use the moving average that is stored beside the weights."""
+    """Use the moving average that is stored with the weights."""
     class_names: str = ""
     """File with the names of the classes in the order of the weights' labels: one name per line,
     or JSON. Only needed for weights without class names, or to print other ones."""
@@ -128,7 +128,7 @@ def main(argv: list[str]) -> int:
 
 
 def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
-    """The named files and the images below the named folders, and the files that are skipped there.
+    """The named files and the images below the named folders, and the files skipped in the folders.
 
     Raises:
       UserError: nothing was named, a name does not exist, or a folder has no images or can't be

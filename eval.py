@@ -54,7 +54,7 @@ class EvalConfig(EvaluationConfig):
     weights: str = ""
     """The weights to evaluate: a checkpoint, a weights folder, or a PyTorch file."""
     ema: bool = False
-    """Evaluate the moving average that is stored beside the weights."""
+    """Evaluate the moving average that is stored with the weights."""
     class_names: str = ""
     """File with the names of the class folders in the order of the weights' labels: one name per
     line, or JSON. Only needed for weights without class names, or with other ones."""

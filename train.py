@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     mesh = make_mesh()
     console = Console(enabled=jax.process_index() == 0)
     stop = StopRequest(mesh)
-    divide_batch(config, mesh.size)  # refuses what does not divide
+    divide_batch(config, mesh.size)  # refuses batch sizes that do not divide
     with open_workspace(Path(config.workspace), console):
         return train(argv, config, mesh, stop, console)
 
@@ -179,7 +179,7 @@ def validate(
 def end(
     argv: list[str], config: Config, stop: StopRequest, loaders: list[Loader], console: Console
 ) -> int:
-    """Close the loaders, say how to continue if the run was stopped, return the exit status."""
+    """Close the loaders, say how to continue if the run was stopped, and return the exit status."""
     list_bad_images(loaders)
     for loader in loaders:
         loader.close()

@@ -1,4 +1,4 @@
-"""How much arithmetic a network is, counted from its architecture, and what devices can do."""
+"""The arithmetic of a network, counted from its architecture, and the peak rates of devices."""
 
 from seresnext_jax.config import Precision
 from seresnext_jax.model.network import Architecture
@@ -14,14 +14,14 @@ PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
     "Tesla V100-SXM2-32GB": {"fp16": 125, "fp32": 15.7},
     "Tesla T4": {"fp16": 65, "fp32": 8.1},
 }
-"""Dense peak of a device in TFLOP/s by JAX's name for it, from NVIDIA's data sheets. Other boards
-of the same chip are slower."""
+"""Dense peak rate of a device in TFLOP/s, by JAX's name for it, from NVIDIA's data sheets. Other
+boards with the same chip are slower."""
 
 
 def forward_macs(arch: Architecture, *, num_classes: int, image_size: int) -> int:
-    """Multiply-adds of one image's forward pass: convolutions and linear layers, nothing else.
+    """Multiply-adds in the convolutions and linear layers of one image's forward pass.
 
-    A training step is about three times as much.
+    A training step needs about three times as many.
     """
     side = _half(image_size)
     macs = side**2 * 7 * 7 * 3 * arch.stem_width

@@ -1,4 +1,4 @@
-"""How fast the input backends are, each one alone, on the same images and the same transform."""
+"""Measures the speed of each input backend alone, on the same images with the same transform."""
 
 import time
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ from seresnext_jax.data.transform import TrainCrop
 from seresnext_jax.mesh import make_mesh
 
 PHOTOGRAPHS = 256
-"""Images of `write_photographs`; (width, height) below, that of an average ImageNet photo."""
+"""Number of images; their (width, height) below is about that of an average ImageNet photo."""
 _SIZE = (500, 375)
 
 
 def write_photographs(folder: Path) -> None:
-    """Write train/<class>/*.jpg: random windows of the two photographs inside scikit-learn."""
+    """Write train/<class>/*.jpg: random windows of the two photographs in scikit-learn."""
     from sklearn.datasets import load_sample_images
 
     generator = np.random.default_rng(0)
@@ -80,7 +80,7 @@ def _loader_rate(config: Config, warmup: int, steps: int) -> float:
 
 
 def _rate(batches: Iterator[Any], batch_size: int, skipped: int, steps: int) -> float:
-    """Images per second, without those that were decoded ahead during the skipped steps."""
+    """Images per second, not counting images decoded ahead during the skipped steps."""
     for _ in range(skipped + 1):
         next(batches)
     started = time.perf_counter()
@@ -90,7 +90,7 @@ def _rate(batches: Iterator[Any], batch_size: int, skipped: int, steps: int) -> 
 
 
 class TorchDataset:
-    """The training crop with Pillow as a map-style dataset of torch."""
+    """The training crop with Pillow as a map-style dataset for torch."""
 
     def __init__(self, files: FileList, crop: TrainCrop, on_bad_image: str) -> None:
         self.files = files
@@ -128,6 +128,6 @@ def _torch_rate(
         persistent_workers=True,
     )
 
-    # Two batches per worker are decoded ahead; each epoch begins when the one before it has ended.
+    # Two batches per worker are decoded ahead; each epoch begins after the previous one has ended.
     batches = chain.from_iterable(repeat(loader))
     return _rate(batches, batch_size, warmup + 2 * data.workers, steps)

@@ -1,4 +1,4 @@
-"""Throughput and latency of a JAX program, alone or beside PyTorch's, as a row of a table."""
+"""Measures a JAX program's throughput and latency, alone or next to PyTorch, as a table row."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,16 +17,16 @@ PROFILED_STEPS = 3
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is run for a figure."""
+    """How long each program is run."""
 
     rounds: int
-    """Turns of each program."""
+    """Number of turns of each program."""
     steps: int
-    """Steps of a turn. Training waits once at its end, inference after each step."""
+    """Steps per turn. Training waits once at the end of a turn, inference after each step."""
     warmup: int
-    """Uncounted steps before them."""
+    """Uncounted steps before the first turn."""
     against_torch: bool
-    """Whether PyTorch runs in turn with JAX."""
+    """Whether PyTorch runs too, taking turns with JAX."""
     start_together: bool = False
     """Let both compile at the same time: quicker, but each can disturb the other's compilation time
     and its choice of algorithms."""
@@ -35,10 +35,10 @@ class Effort:
 
 
 def measure(task: Task, effort: Effort) -> tuple[Row, list[Row]]:
-    """A row about a JAX program, and the rows of its profile, empty if it was not profiled.
+    """A row about a JAX program, and the rows of its profile (empty if it was not profiled).
 
     Raises:
-      UserError: a program could not be made ready.
+      UserError: a program could not be prepared.
     """
     tasks = {"jax": task}
     if effort.against_torch and task.devices == 1:
@@ -68,7 +68,7 @@ def measure(task: Task, effort: Effort) -> tuple[Row, list[Row]]:
 
 
 def _row(task: Task, facts: Facts, seconds: Sequence[float]) -> Row:
-    """What was measured of a program alone; rates of arithmetic and memory are per device."""
+    """The measurements of one program; rates of arithmetic and memory are per device."""
     config, middle = task.config, median(seconds)
     row: Row = {
         "work": task.work,
@@ -101,9 +101,9 @@ def waiting(seconds: Sequence[float], waits: Sequence[float], images: int) -> Ro
     """Throughput without the time that steps waited for images, and the share of that time.
 
     Args:
-      seconds: of a step on average, for each turn.
-      waits: seconds that each step waited; as many steps for each turn.
-      images: of one step.
+      seconds: average time of a step, for each turn.
+      waits: seconds that each step waited; each turn has the same number of steps.
+      images: images per step.
     """
     steps = len(waits) // len(seconds)
     turns = [fmean(waits[i : i + steps]) for i in range(0, len(waits), steps)]
@@ -114,8 +114,8 @@ def waiting(seconds: Sequence[float], waits: Sequence[float], images: int) -> Ro
 def against(seconds: Mapping[str, Sequence[float]], images: int) -> Row:
     """PyTorch's throughput, if it was measured, and how many times as fast JAX is.
 
-    That is the median over the pairs of turns that ran one after the other, so that a machine whose
-    speed drifts is the same for both.
+    The ratio is the median over pairs of consecutive turns, so that a drift of the machine's speed
+    affects both equally.
     """
     if "torch" not in seconds:
         return {}

@@ -1,7 +1,7 @@
-"""Run a program in its own process and let it time its steps on request.
+"""Runs a program in its own process and lets it time its steps on request.
 
-JAX takes most of a GPU's memory when it starts, and each framework has its own threads: two of them
-in one process would disturb each other.
+JAX takes most of a GPU's memory when it starts, and each framework has its own threads: two
+frameworks in one process would disturb each other.
 """
 
 import multiprocessing
@@ -23,7 +23,7 @@ Request = Literal["time_each", "time_together", "data_waits", "profile"]
 
 @dataclass(frozen=True)
 class Task:
-    """A program to get ready."""
+    """A program to prepare."""
 
     framework: Framework
     work: Work
@@ -36,7 +36,7 @@ class Facts:
     """What is known about a program when it is ready."""
 
     device: str
-    """JAX's or PyTorch's name of the first device, or ``cpu``."""
+    """JAX's or PyTorch's name for the first device, or ``cpu``."""
     compile_seconds: float
     memory_bytes: int | None = None
     """Peak of temporary buffers per device, if the compiler reports it."""
@@ -45,9 +45,9 @@ class Facts:
 
 
 class Process:
-    """The parent's handle of a program, to be closed.
+    """The parent's handle for a program; close it after use.
 
-    The program starts to get ready at once; the first call of a method waits for that.
+    The program starts to prepare at once; the first method call waits until it is ready.
     """
 
     def __init__(self, task: Task, *, share_gpu: bool) -> None:
@@ -65,7 +65,7 @@ class Process:
         self._facts: Facts | None = None
 
     def close(self) -> None:
-        """End the program."""
+        """End the program's process."""
         self._child.kill()
         self._child.join()
 
@@ -73,20 +73,20 @@ class Process:
         """Wait until the program is ready.
 
         Raises:
-          UserError: it ended.
+          UserError: the program ended.
         """
         if self._facts is None:
             self._facts = self._receive()
         return self._facts
 
     def ask(self, request: Request, steps: int) -> Any:
-        """Call a method of the `programs.Program`; returns what it returns.
+        """Call a method of the `programs.Program` and return its result.
 
         Raises:
           UserError: the program ended.
         """
         self.facts()
-        with suppress(OSError):  # the child has ended, as the missing answer will tell
+        with suppress(OSError):  # the child has ended; the missing answer will show it
             self._pipe.send((request, steps))
         return self._receive()
 
@@ -107,7 +107,7 @@ class Process:
 
 
 def serve(task: Task, pipe: Connection, share_gpu: bool) -> None:
-    """The child: get a program ready and answer requests until the parent is gone."""
+    """The child: prepare a program and answer requests until the parent is gone."""
     os.dup2(2, 1)  # what libraries print must not get into the table on standard output
     if share_gpu:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".5")
@@ -125,7 +125,7 @@ def serve(task: Task, pipe: Connection, share_gpu: bool) -> None:
 
 
 def answer_requests(task: Task, pipe: Connection) -> None:
-    """Get a program ready, say so, and call its methods until the parent is gone."""
+    """Prepare a program, report that it is ready, and call its methods until the parent is gone."""
     from benchmarks.programs import make_program  # late: the parent needs none of it
 
     program = make_program(task)

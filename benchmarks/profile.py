@@ -1,4 +1,4 @@
-"""Where a step's time on the device goes, by kind of kernel."""
+"""Measures where a step's time on the device goes, by kind of kernel."""
 
 import re
 from collections import Counter
@@ -18,15 +18,15 @@ _KINDS = {
     "copies and transposes": r"copy|transpose|memcpy|memset",
     "elementwise": r"fusion|loop|wrapped|broadcast|select|add|multiply|convert",
 }
-"""What the name of an operation of XLA's contains; the first that fits."""
+"""The kinds, and patterns of XLA's names for their operations; the first match counts."""
 
 
 def profile_steps(
     dispatch: Callable[[], None], wait: Callable[[], None], steps: int
 ) -> dict[str, float]:
-    """Milliseconds of a step by XLA's operation, numbers at the end of names removed.
+    """Milliseconds per step by XLA operation, without the numbers at the end of the names.
 
-    On a GPU the events of its streams count, on a CPU those of XLA's threads, which overlap.
+    On a GPU, the events of its streams count; on a CPU, the events of XLA's threads, which overlap.
     """
     with TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -46,7 +46,7 @@ def profile_steps(
 
 
 def kind_rows(operations: Mapping[str, float]) -> list[Row]:
-    """The milliseconds of `profile_steps` by kind of operation, the largest first."""
+    """The milliseconds of `profile_steps` by kind of operation, largest first."""
     total: dict[str, float] = {}
     largest: dict[str, str] = {}
     for name, ms in operations.items():

@@ -40,7 +40,7 @@ class Program:
     dispatch: Callable[[], None]
     """Start one step; it may return before the step has ended."""
     wait: Callable[[], None]
-    """Return when every step that was started has ended."""
+    """Wait until every step that was started has ended."""
     waited: list[float] = field(default_factory=list)
     """Seconds that each training step waited for its images."""
 
@@ -49,7 +49,7 @@ class Program:
         return [self.time_together(1)[0] for _ in range(steps)]
 
     def time_together(self, steps: int) -> list[float]:
-        """Run steps and wait once, at the end, as training does: seconds of a step on average."""
+        """Run steps and wait once, at the end, as training does: average seconds per step."""
         started = time.perf_counter()
         for _ in range(steps):
             self.dispatch()
@@ -61,12 +61,12 @@ class Program:
         return self.waited[-steps:]
 
     def profile(self, steps: int) -> dict[str, float]:
-        """Milliseconds of a step on the device, by operation (`profile.profile_steps`)."""
+        """Milliseconds per step on the device, by operation (`profile.profile_steps`)."""
         return profile_steps(self.dispatch, self.wait, steps)
 
 
 def make_program(task: Task) -> Program:
-    """Get a program ready. Only its own framework touches the GPU.
+    """Prepare a program. Only its own framework touches the GPU.
 
     Raises:
       UserError: a device, the dataset or an option is missing or wrong.
@@ -144,7 +144,7 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Facts]:
 def torch_program(task: Task) -> Program:
     """The original's training step, or the forward pass as users of PyTorch run it.
 
-    channels_last; on a GPU autocast and torch.compile as well. BatchNorm is not folded.
+    Uses channels_last, and on a GPU also autocast and torch.compile. BatchNorm is not folded.
     """
     import torch
 

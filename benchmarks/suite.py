@@ -1,7 +1,7 @@
-"""Everything that is measured on a GPU, in order of importance, for as long as there is time.
+"""The suite of measurements on a GPU, in order of importance, for as long as there is time.
 
-A round that does not fit any more is named, not shortened; one that fails is named, and the rest
-goes on. Within a round JAX and PyTorch compile at the same time and then run in turn.
+A round that no longer fits is left out and listed, never shortened. A round that fails is listed,
+and the suite continues. Within a round JAX and PyTorch compile at the same time, then take turns.
 """
 
 import subprocess
@@ -41,7 +41,7 @@ INFERENCE = replace(TRAINING, rounds=5, steps=40, warmup=20, profile=False)
 
 @dataclass
 class Findings:
-    """What was measured up to now."""
+    """What was measured so far."""
 
     rows: list[Row] = field(default_factory=list)
     profiles: list[Row] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Findings:
     failed: list[str] = field(default_factory=list)
     """Rounds that ended with an error, and the GPU tests if one failed."""
     left_out: list[str] = field(default_factory=list)
-    """Rounds that there was no time for."""
+    """Rounds that were left out for lack of time."""
 
 
 def run_suite(base: Config, *, minutes: float) -> Iterator[Findings]:
@@ -57,7 +57,7 @@ def run_suite(base: Config, *, minutes: float) -> Iterator[Findings]:
 
     Args:
       base: the network, its image size and the compilation cache.
-      minutes: what may be spent, including compilation.
+      minutes: the time limit, including compilation.
     """
     deadline = time.monotonic() + 60 * minutes
     longest = 0.0

@@ -22,9 +22,9 @@ def print_header(header: Mapping[str, Any]) -> None:
 
 
 def print_table(rows: Iterable[Row]) -> list[Row]:
-    """Print each row as soon as it is there; returns them all.
+    """Print each row as soon as it is available; returns all of them.
 
-    The first row has the columns of the table.
+    The first row decides the columns of the table.
     """
     printed: list[Row] = []
     for row in rows:

@@ -1,1 +1,1 @@
-"""One file a recipe, each with `get_config`; run one with ``--config configs/NAME.py``."""
+"""Recipes, one per file, each with `get_config`; run one with ``--config configs/NAME.py``."""

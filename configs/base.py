@@ -1,6 +1,7 @@
 """The original's recipes for SE-ResNeXt101-32x4d on ImageNet, as one table.
 
-NVIDIA: configs.yml, and the dataset at /imagenet as in its scripts. Two entries differ here:
+The source is NVIDIA's configs.yml; the dataset is in /imagenet as in its scripts. Two entries
+differ here:
 
 - The learning rate follows the optimizer batch: 0.256 for each 256 images is the original's 1.024
   at 1024 and 0.896 at 896.
@@ -22,13 +23,13 @@ RECIPES: dict[str, tuple[Precision, int, int, int, int]] = {
     "t4_amp": ("fp16", 128, 1024, 8, 2),
     "t4_fp32": ("fp32", 64, 1024, 8, 2),
 }
-"""On eight devices. An optimizer batch of more than 8 x batch takes two forward passes a step."""
+"""For eight devices. An optimizer batch above 8 x batch takes two forward passes per step."""
 MIXUP = {90: 0.0, 250: 0.2}
-"""By the number of epochs."""
+"""The strength of mixup, by the number of epochs."""
 
 
 def recipe(name: str, *, epochs: int) -> Callable[[], Config]:
-    """The ``get_config`` of a row of the table, for one of its two lengths."""
+    """The ``get_config`` of a row of the table, for one of the two lengths."""
     precision, batch_size, optimizer_batch_size, workers, prefetch = RECIPES[name]
 
     def get_config() -> Config:

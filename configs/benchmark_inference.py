@@ -1,4 +1,4 @@
-"""Speed of inference: one evaluation with the DGX A100 settings, nothing saved, every step printed.
+"""Inference speed: one evaluation with the DGX A100 settings, nothing saved, every step printed.
 
     python train.py --config configs/benchmark_inference.py --prof 100
 

@@ -1,4 +1,4 @@
-"""Speed of training: 3 epochs of the DGX A100 recipe, nothing evaluated or saved.
+"""Training speed: 3 epochs of the DGX A100 recipe, nothing evaluated or saved.
 
     python train.py --config configs/benchmark_training.py --prof 100
 
@@ -13,7 +13,7 @@ from seresnext_jax.config import Config
 
 
 def get_config() -> Config:
-    """Three epochs into the 250; --prof 100 stops each after 100 steps."""
+    """Three of the 250 epochs; --prof 100 stops each after 100 steps."""
     return replace(
         dgxa100_amp_250e.get_config(),
         run_epochs=3,

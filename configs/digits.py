@@ -7,7 +7,7 @@ from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 
 
 def get_config() -> Config:
-    """Digits must not be mirrored, and keep their shape only under mild crops."""
+    """Digits must not be mirrored, and only mild crops keep their shape."""
     return Config(
         model=ModelConfig(arch="se-resnext-tiny", num_classes=10),
         data=DataConfig(

@@ -1,1 +1,1 @@
-"""Weights and training states between PyTorch files of the original and this project."""
+"""Converts weights and training states between the original's PyTorch files and this project."""

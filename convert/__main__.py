@@ -1,4 +1,4 @@
-"""``python -m convert``: weights and training states between PyTorch files and this project."""
+"""Convert weights and training states between PyTorch files and this project."""
 
 import argparse
 import shlex
@@ -21,7 +21,7 @@ from seresnext_jax.weights.verify import compare_weights
 
 
 def to_flax(options: argparse.Namespace) -> int:
-    """Convert a torch file to a weights folder, or a whole training state to a checkpoint."""
+    """Convert a torch file to a weights folder, or a complete training state to a checkpoint."""
     if options.training:
         return _training_to_flax(options)
     weights = read_weights(options.file, ema=options.ema)
@@ -59,8 +59,8 @@ def _training_to_flax(options: argparse.Namespace) -> int:
 
 
 def to_torch(options: argparse.Namespace) -> int:
-    """Write weights as a state dict, or a checkpoint as the original's."""
-    # Here, as it imports torch, which the other commands may not need.
+    """Write weights as a state dict, or a checkpoint in the original's format."""
+    # Imported here because it needs torch; most other commands don't.
     from seresnext_jax.weights.torch_write import write_safetensors, write_torch_file
 
     prefix = "module." if options.module_prefix else ""
@@ -86,10 +86,10 @@ def to_torch(options: argparse.Namespace) -> int:
 
 
 def _check_out(options: argparse.Namespace) -> bool:
-    """Whether to write safetensors: as the name of the file says.
+    """Whether to write safetensors, according to the name of the file.
 
     Raises:
-      UserError: options or the name contradict each other, or the file exists.
+      UserError: the options and the name contradict each other, or the file exists.
     """
     out: Path = options.out
     named_safetensors = out.suffix == ".safetensors"
@@ -154,7 +154,7 @@ def _print_notes(notes: Iterable[str]) -> None:
 
 
 def _describe_table(table: dict[str, Any]) -> str:
-    """A line on a state dict that ``inspect`` found."""
+    """A line about a state dict that ``inspect`` found."""
     kind = "moving average" if table["moving_average"] else "table"
     dtypes = ", ".join(table["dtypes"])
     start = f"{kind} {shown(table['name'])}: {table['tensors']} tensors, {dtypes}"
@@ -165,7 +165,7 @@ def _describe_table(table: dict[str, Any]) -> str:
 
 
 def _print_source(info: WeightsInfo) -> None:
-    """Print what was read; the metadata have the same facts."""
+    """Print what was read; the metadata contains the same facts."""
     names = (
         "source", "sha256", "kind", "table", "layout", "prefix", "se_weights", "dtype", "epoch",
     )  # fmt: skip
@@ -181,7 +181,7 @@ def _describe(info: WeightsInfo) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as every other error."""
+    """Reports a wrong command line like any other error."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help explains every option)")
@@ -269,7 +269,7 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The options of one command; `overrides` are the words that ``--training`` leaves to train.py.
+    """Read the options of one command; with ``--training``, `overrides` are options of train.py.
 
     Raises:
       UserError: a wrong command line.
@@ -283,7 +283,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Run one command; its exit status."""
+    """Run one command and return its exit status."""
     options = parse(argv)
     return int(options.function(options))
 

@@ -1,7 +1,7 @@
 """The command line: config files, the options that override them, and one line for each error.
 
 A program's options are the fields of a dataclass. tyro derives their names, types and help from the
-schema; its message on a wrong option becomes that of a `UserError`.
+schema; its message about a wrong option becomes the message of a `UserError`.
 """
 
 import contextlib
@@ -106,14 +106,14 @@ def parse_config(argv: Sequence[str], *, program: str, description: str) -> Conf
     Args: as for `parse_over_config`.
 
     Raises:
-      UserError: a bad config file, an unknown option, or a value of a wrong type or out of range,
+      UserError: a bad config file, an unknown option, or a value of the wrong type or out of range,
         such as an unknown architecture.
       SystemExit: ``--help`` was given and printed.
     """
     config = parse_over_config(
         lambda base: base or Config(), argv, program=program, description=description
     )
-    if not config.check_data:  # which needs neither a network nor a schedule
+    if not config.check_data:  # that needs neither a network nor a schedule
         check(config)
         find_architecture(config.model.arch)
     return config
@@ -125,12 +125,12 @@ def parse_over_config(
     """Read ``--config FILE`` and the options that override it.
 
     Args:
-      defaults: gives the program's default options for the config of the file, or for None if
+      defaults: returns the program's default options for the config of the file, or for None if
         there is no file.
       argv, program, description: as for `parse`.
 
     Raises:
-      UserError: a bad config file, an unknown option, or a value of a wrong type or out of range.
+      UserError: a bad config file, an unknown option, or a value of the wrong type or out of range.
       SystemExit: ``--help`` was given and printed.
     """
     file, rest = _split_config(argv)
@@ -146,7 +146,7 @@ def parse_over_config(
 def parse(
     default: T, argv: Sequence[str], *, program: str, description: str, known: Sequence[str] = ()
 ) -> T:
-    """Override the fields of a dataclass by the options of a command line.
+    """Override the fields of a dataclass with the options of a command line.
 
     Args:
       default: the values of the options that are not given.
@@ -156,7 +156,7 @@ def parse(
       known: options that the caller has taken out of `argv`; a typo may mean one of them.
 
     Raises:
-      UserError: an unknown option, or a value of a wrong type or out of range.
+      UserError: an unknown option, or a value of the wrong type or out of range.
       SystemExit: ``--help`` was given and printed.
     """
     printed = io.StringIO()
@@ -191,10 +191,10 @@ def parse(
 
 
 def check_output(option: str, path: str) -> None:
-    """Refuse early an output file in a missing folder, or with the name of an image.
+    """Refuse an output file early if its folder is missing or its name is an image's.
 
     Raises:
-      UserError: naming the option.
+      UserError: the file is refused; the message names the option.
     """
     if path and not Path(path).absolute().parent.is_dir():
         raise UserError(f"{option} {path}: its folder does not exist; make it first")
@@ -219,13 +219,13 @@ def write_output(option: str, path: str, text: str) -> None:
 
 
 def load_config(file: str) -> Config:
-    """Run a config file and return what its ``get_config()`` gives.
+    """Run a config file and return the result of its ``get_config()``.
 
-    Meanwhile the folder above the file's own is on the import path, so that ``configs/a.py`` can
+    Meanwhile the parent of the file's folder is on the import path, so that ``configs/a.py`` can
     use ``from configs.base import recipe`` wherever the program was started.
 
     Raises:
-      UserError: the file is missing or fails, or does not give a well-typed `Config`.
+      UserError: the file is missing or fails, or does not return a well-typed `Config`.
     """
     path = _find_config(file)
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
@@ -290,10 +290,10 @@ def _line_in(path: Path, error: Exception) -> str:
 
 
 def _check_types(config: Any, prefix: str = "") -> None:
-    """Check the types of a config's fields, as Python does not.
+    """Check the types of a config's fields, which Python does not do.
 
     Raises:
-      typeguard.TypeCheckError: naming the field.
+      typeguard.TypeCheckError: a field has the wrong type; the message names it.
     """
     hints = get_type_hints(type(config))
     for item in fields(config):
@@ -315,7 +315,7 @@ def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
     """Separate ``--config FILE`` or ``--config=FILE`` from a command line; the last one counts.
 
     Returns:
-      the file, "" if none is given, and the other words.
+      The file, or "" if none is given, and the other words.
 
     Raises:
       UserError: no file follows ``--config``.
@@ -366,7 +366,7 @@ def _explain_unknown(word: str, default: Any, known: Sequence[str]) -> str:
         return f"unknown option {name}: here it is {ours}"
     if name in _NEEDLESS:
         return f"unknown option {name}: it is not needed here, leave it out"
-    # A name without its section (--lr) is meant more often than one with other letters.
+    # A missing section (--lr) is more likely than a misspelled name.
     near = [option for option in options if option.endswith("." + name.lstrip("-"))]
     near = near or difflib.get_close_matches(name, options, n=1)
     return f"unknown option {name}" + (f": did you mean {' or '.join(near)}?" if near else "")

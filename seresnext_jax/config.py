@@ -82,7 +82,7 @@ class SizesOfWeights:
     -1: as stored with the weights."""
 
     def resolve(self, image_size: int, eval_margin: int) -> Self:
-        """Replace the defaults by the values that are stored with the weights."""
+        """Replace the defaults with the values that are stored with the weights."""
         margin = eval_margin if self.eval_margin < 0 else self.eval_margin
         return replace(self, image_size=self.image_size or image_size, eval_margin=margin)
 
@@ -274,7 +274,7 @@ def check_ranges(options: Any) -> None:
     """Check each number in a dataclass of options against its range.
 
     Raises:
-      UserError: a number is out of range; names the option, its value and the range.
+      UserError: a number is out of range; the message names the option, its value and the range.
     """
     for path, limit in ranges(type(options)).items():
         value = reduce(getattr, path.split("."), options)
@@ -290,7 +290,7 @@ def check(config: Config) -> None:
     """Check the options of a training run.
 
     Raises:
-      UserError: a value is out of range, or two options exclude each other; names both and a fix.
+      UserError: a value is out of range, or two options exclude each other; the message has a fix.
     """
     check_ranges(config)
     if config.optimizer_batch_size == 0 or config.prof == 0 or config.run_epochs == 0:

@@ -1,7 +1,7 @@
-"""What follows from the options: `resolve` computes the `Plan` of a run.
+"""The numbers that follow from the options: `resolve` computes the `Plan` of a run.
 
-It is computed after the command line is read, so no number in it is out of date when an option
-overrides a config file.
+This happens after the command line is read, so every number is up to date when an option overrides
+a config file.
 """
 
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ class Plan:
     global_batch: int
     """Images per optimizer step: batch_size x num_devices x accumulation."""
     bn_group_size: int
-    """Images normalised together."""
+    """Images that BatchNorm normalises together."""
     lr: float
     """Peak learning rate."""
     steps_per_epoch: int
-    """Optimizer steps, at most --prof; the images left over are not used in this epoch."""
+    """Optimizer steps, at most --prof; the remaining images are not used in this epoch."""
     epochs: int
     total_steps: int
 
@@ -40,7 +40,7 @@ def resolve(config: Config, *, num_images: int, num_devices: int) -> Plan:
     """Compute every derived number of a run.
 
     Raises:
-      UserError: a field is out of range, or the batch sizes do not divide; names the fix.
+      UserError: a field is out of range, or the batch sizes do not divide; the message has a fix.
     """
     check(config)
     accumulation, group = divide_batch(config, num_devices)
@@ -77,7 +77,7 @@ def divide_batch(config: Config, num_devices: int) -> tuple[int, int]:
 
     Raises:
       UserError: the batch sizes do not divide, or BatchNorm would see a single value per channel;
-        names the fix.
+        the message has a fix.
     """
     forward = config.batch_size * num_devices
     wanted = forward if config.optimizer_batch_size == -1 else config.optimizer_batch_size
@@ -97,7 +97,7 @@ def divide_batch(config: Config, num_devices: int) -> tuple[int, int]:
 
 
 def _group_advice(config: Config, accumulation: int) -> str:
-    """One line on a BatchNorm that would normalise a single value per channel."""
+    """One line of advice if BatchNorm would normalise a single value per channel."""
     size, batch_size = config.data.image_size, config.batch_size
     fixes = [f"--data.image-size {TOTAL_STRIDE + 1} or more"]
     if batch_size > 1:
@@ -115,7 +115,7 @@ def _group_advice(config: Config, accumulation: int) -> str:
 
 
 def _batch_advice(batch_size: int, num_devices: int, wanted: int) -> str:
-    """One line on an optimizer batch that is not a multiple of the devices' batches."""
+    """One line of advice if the optimizer batch is not a multiple of the devices' batches."""
     problem = (
         f"optimizer_batch_size {wanted} is not a multiple of batch_size {batch_size} x "
         f"{num_devices} device(s) = {batch_size * num_devices}"

@@ -1,4 +1,4 @@
-"""The processes of one run: joining the others, agreeing with them, and failing without them."""
+"""The processes of one run: they join each other, agree, and end if one of them is lost."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from seresnext_jax.errors import UserError, fixable_by_the_user, shown
 JOIN_TIMEOUT = 300
 """Seconds that a process waits at its start for the others."""
 HEARTBEAT_TIMEOUT = 30
-"""Seconds without a sign of life from one process after which the others abort; JAX's default is
+"""Seconds after which the other processes abort if one shows no sign of life; JAX's default is
 100."""
 SHUTDOWN_TIMEOUT = 60
 """Seconds that a process waits at its end for the others before all abort; JAX's default is 300."""
@@ -30,7 +30,7 @@ _COMMUNICATION = (
     *("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "FAILED_PRECONDITION"),
     *("INTERNAL", "UNAVAILABLE", "UNKNOWN"),
 )
-"""How XLA names the errors of a transport: Gloo's, NCCL's, the coordination service's."""
+"""XLA's names for communication errors: from Gloo, NCCL or the coordination service."""
 
 _ALONE = "to run alone, give --distributed.num-processes 1"
 _HOW_TO_PLACE = (
@@ -90,11 +90,11 @@ def initialize_distributed(*, coordinator: str, num_processes: int, process_id: 
 
 
 def find_place() -> Place | None:
-    """The place of this process by its environment; None: it is alone.
+    """The place of this process according to its environment; None: it is alone.
 
     Reads the variables of torchrun, Open MPI and Slurm. An allocation of Slurm for several tasks
-    also sets variables in shells that are not one of these tasks: such a process is alone, and a
-    line says so.
+    also sets variables in shells that are not one of these tasks: a process there is alone, and a
+    message says so.
 
     Raises:
       UserError: a variable is missing or not a number.
@@ -103,8 +103,8 @@ def find_place() -> Place | None:
         return _place_by_torchrun()
     if _variable("OMPI_COMM_WORLD_SIZE", 1) > 1:
         return _place_by_open_mpi()
-    # A shell inside an allocation may have the allocation's SLURM_NTASKS; a step's own number is
-    # in SLURM_STEP_NUM_TASKS.
+    # A shell inside an allocation may have the allocation's SLURM_NTASKS; the number of tasks of a
+    # step is in SLURM_STEP_NUM_TASKS.
     source = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS"
     if _variable(source, 1) > 1:
         return _place_by_slurm(source)
@@ -116,7 +116,7 @@ def _place_by_torchrun() -> Place:
     _require("WORLD_SIZE", "MASTER_ADDR", "RANK")
     coordinator = f"{os.environ['MASTER_ADDR']}:{_variable('MASTER_PORT', 29500)}"
     local_device = None
-    if _variable("LOCAL_WORLD_SIZE", 1) > 1:  # else the one process of a host has all its GPUs
+    if _variable("LOCAL_WORLD_SIZE", 1) > 1:  # else a host's single process has all its GPUs
         local_device = _variable("LOCAL_RANK", 0)
     return Place(coordinator, count, _variable("RANK", 0), "WORLD_SIZE", local_device)
 
@@ -169,7 +169,7 @@ def _port_of_job(job: int) -> int:
 
 
 def _require(source: str, *names: str) -> None:
-    """Refuse an environment that says that there are several processes, but not which is which."""
+    """Refuse an environment that implies several processes but doesn't say which one this is."""
     for name in names:
         if name not in os.environ:
             raise UserError(
@@ -194,8 +194,8 @@ def _checked(place: Place) -> Place:
 def _join(place: Place) -> None:
     """Wait for the other processes, at most `JOIN_TIMEOUT` seconds.
 
-    JAX does not end its own wait with an exception: the runtime aborts the process. So a timer ends
-    the process before that, with a line.
+    When JAX's own wait times out, the runtime aborts the process without an exception. So a timer
+    ends the process earlier, with an error message.
     """
     waiting = (
         f"process {place.process_id} of {place.num_processes} ({place.source}), "
@@ -208,7 +208,7 @@ def _join(place: Place) -> None:
     )
     timer = threading.Timer(JOIN_TIMEOUT, _end_now, [problem])
     timer.daemon = True
-    # JAX would take SIGTERM for itself; run/stop.py handles it.
+    # JAX would install its own SIGTERM handler; run/stop.py handles the signal.
     jax.config.update("jax_enable_preemption_service", False)
     # Python can't raise KeyboardInterrupt while the runtime waits.
     interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -234,7 +234,7 @@ def _join(place: Place) -> None:
 
 
 def _end_now(problem: str) -> None:
-    """End the process from another thread."""
+    """Print the problem and end the process, from another thread."""
     print(f"error: {problem}", file=sys.stderr, flush=True)
     os._exit(2)
 
@@ -253,7 +253,7 @@ Main = Callable[[list[str]], int]
 def fails_alone(main: Main) -> Main:
     """End one of several processes at once when it has an error.
 
-    The others are in a computation that waits for this process, and an orderly exit would wait for
+    The others are in a computation that waits for this process, and a normal exit would wait for
     them. After this exit their computation fails, or JAX misses the heartbeat and ends them.
     """
 

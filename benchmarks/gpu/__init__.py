@@ -1,1 +1,1 @@
-"""Compiling the project's programs for an NVIDIA GPU on a machine that has none."""
+"""Compiles the project's programs for an NVIDIA GPU on a machine without one."""

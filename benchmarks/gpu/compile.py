@@ -1,7 +1,7 @@
-"""Compile programs for absent GPUs, each in its own process, and report what came of it.
+"""Compiles programs for absent GPUs, each in its own process, and reports the results.
 
-XLA's compiler may abort its process. So a child compiles (worker.py), and if it dies, only that
-program has failed.
+XLA's compiler may abort its process. So a child process compiles (worker.py), and if it dies, only
+that program has failed.
 """
 
 import json
@@ -27,27 +27,27 @@ from seresnext_jax.plan import Plan, resolve
 
 ROOT = Path(__file__).parent.parent.parent
 WORKER = ("-m", "benchmarks.gpu.worker")
-"""What Python runs to compile a job."""
+"""Python's arguments for compiling a job."""
 COMPILER_TOOLS = "nvidia-cuda-nvcc-cu12"
-"""The package of ptxas and libdevice. That of CUDA 12 assembles for every GPU of the table and for
-both of JAX's plugins; that of CUDA 13 refuses the V100."""
+"""The package with ptxas and libdevice. The one for CUDA 12 assembles for every GPU in the table
+and for both of JAX's plugins; the one for CUDA 13 refuses the V100."""
 
 ProgramName = Literal["train", "eval", "infer"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One program to compile: a step of a configuration, for a GPU that need not be there."""
+    """One program to compile: a step of a configuration, for a GPU that may be absent."""
 
     gpu: GpuName
     program: ProgramName
     config: Config
-    """Its optimizer batch decides the forward passes of a training step."""
+    """Its optimizer batch decides the number of forward passes of a training step."""
     devices: int
 
     @property
     def plan(self) -> Plan:
-        """The run's numbers, on just as many images as a step needs.
+        """The run's numbers, with exactly as many images as a step needs.
 
         Raises:
           UserError: a field of the configuration is out of range, or its batches do not divide.
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The job in one word, for a file."""
+        """The job in one word, for a file name."""
         config = self.config
         return (
             f"{self.gpu}-{self.program}-{config.model.arch}-{config.precision}"
@@ -73,7 +73,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of compiling a job."""
+    """The result of compiling a job."""
 
     job: Job
     seconds: float = 0.0
@@ -85,7 +85,7 @@ class Outcome:
     """What the child wrote to its standard error."""
 
     def row(self) -> Row:
-        """The job and its figures, for a table and for JSON; of a failed one no figures."""
+        """The job and its figures, for a table and for JSON; without figures if it failed."""
         config = self.job.config
         traffic = sum(kernel.bytes for kernel in self.kernels)
         bandwidth = REACHABLE * GPUS[self.job.gpu].bandwidth
@@ -110,7 +110,7 @@ class Outcome:
         }
 
     def kind_rows(self) -> list[Row]:
-        """The traffic of each kind of kernel, the largest first."""
+        """The traffic of each kind of kernel, largest first."""
         return [
             {"program": self.job.name, "kind": kind, "kernels": count, "GB": size / 1e9}
             for kind, (count, size) in by_kind(self.kernels).items()
@@ -123,11 +123,11 @@ def compile_jobs(
     """Compile the jobs one after the other; prints a table of the outcomes.
 
     Args:
-      hlo_folder: keeps the optimized HLO text of each program; "": it is not kept.
+      hlo_folder: where to keep the optimized HLO text of each program; "": it is not kept.
       debug: also print what the compiler logged about a program that failed.
 
     Raises:
-      UserError: the folder cannot be made.
+      UserError: the folder cannot be created.
     """
     outcomes: list[Outcome] = []
 
@@ -154,7 +154,7 @@ def compiler_versions() -> dict[str, str]:
     """The packages that compile, and their versions.
 
     Raises:
-      UserError: one is missing, or JAX's plugin is not of JAX's version; says what to install.
+      UserError: one is missing, or the versions of JAX and its plugin differ; says what to install.
     """
     found = {name: installed_version(name) for name in ("jax", "jaxlib", COMPILER_TOOLS)}
     for cuda in ("12", "13"):
@@ -189,7 +189,7 @@ def compile_job(job: Job, hlo_file: Path) -> Outcome:
 
 
 def child_environment() -> dict[str, str]:
-    """The worker's environment: JAX runs on the CPU; XLA compiles without a cache or measurements.
+    """The worker's environment: JAX runs on the CPU; XLA compiles without cache or measurements.
 
     The user's XLA_FLAGS come last, so they override these.
     """
@@ -204,7 +204,7 @@ def child_environment() -> dict[str, str]:
 
 
 def last_words(status: int, output: str) -> str:
-    """One line on a child that ended without a result: how, and the last error that it logged.
+    """One line on a child that ended without a result: how it ended, and its last logged error.
 
     Args:
       status: its exit status, negative for a signal.

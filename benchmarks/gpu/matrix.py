@@ -3,9 +3,9 @@
     python -m benchmarks.gpu.matrix            # all of them; half an hour on two cores
     python -m benchmarks.gpu.matrix --short    # what a change is likely to break; 5 minutes
 
-The tables are below: every recipe, of one length, on its own machine, and every architecture,
-precision, GPU, number of devices and of forward passes in some combination, not in each with all
-others.
+The tables below contain every recipe, in one of its two lengths, on its own machine. They also
+contain every architecture, precision, GPU, number of devices and number of forward passes, but not
+all combinations of them.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ def combination(
     passes: int,
     programs: tuple[ProgramName, ...],
 ) -> list[Job]:
-    """One architecture with the default options."""
+    """The given programs of one architecture with the default options."""
     config = Config(
         model=ModelConfig(arch=arch),
         precision=precision,
@@ -46,7 +46,7 @@ def recipe(gpu: GpuName, name: str) -> list[Job]:
 
 
 def short() -> list[Job]:
-    """The full network's training step where it matters most, and a small one for the rest."""
+    """The full network's training step where it matters most, and a small network for the rest."""
     return [
         # GPU, architecture, precision, batch, devices, passes, programs
         *combination("h100", FULL, "fp16", 128, 1, 1, TRAIN),

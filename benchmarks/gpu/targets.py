@@ -14,12 +14,12 @@ class Gpu(NamedTuple):
     name: str
     """JAX's `device_kind`."""
     bandwidth: int
-    """Of the memory, in bytes per second."""
+    """Memory bandwidth in bytes per second."""
     facts: str
     """The other fields of XLA's GpuDeviceInfoProto that differ between GPUs, as text."""
 
 
-# By NVIDIA's data sheets, in the units of CUDA's device properties.
+# From NVIDIA's data sheets, in the units of CUDA's device properties.
 GPUS: dict[GpuName, Gpu] = {
     "h100": Gpu(
         "NVIDIA H100 80GB HBM3",
@@ -67,7 +67,7 @@ GPUS: dict[GpuName, Gpu] = {
 def target_config(gpu: Gpu) -> str:
     """XLA's GpuTargetConfigProto of a GPU, as text.
 
-    XLA chooses instructions by the versions, here those of an imagined machine with CUDA 12.8.
+    XLA chooses instructions by the versions; these are of a hypothetical machine with CUDA 12.8.
     """
     return f"""
 gpu_device_info {{

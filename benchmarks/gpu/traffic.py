@@ -1,7 +1,7 @@
 """The kernels of a compiled GPU program and their memory traffic, read from its optimized HLO text.
 
 A kernel's traffic is the size of its operands and results: what it has to read from and write to
-the device's memory if each is touched once. Caches and repeated reads are not in it.
+the device's memory if each is touched once. It ignores caches and repeated reads.
 """
 
 import math
@@ -33,15 +33,15 @@ class Kernel(NamedTuple):
     kind: str
     """The library's function, ``gemm fusion``, ``reducing fusion``, or the HLO operation."""
     read: int
-    """Bytes of its operands; of a slice, what it takes."""
+    """Bytes of its operands; for a slice, only the part that it takes."""
     written: int
     """Bytes of its results."""
     overlaps: bool = False
-    """Whether it is a collective that runs beside other kernels."""
+    """Whether it is a collective that runs at the same time as other kernels."""
 
     @property
     def bytes(self) -> int:
-        """Read and written."""
+        """Bytes read and written."""
         return self.read + self.written
 
 
@@ -53,7 +53,7 @@ class _Instruction(NamedTuple):
     attributes: str
 
     def attribute(self, pattern: str) -> str:
-        """The group of a pattern in the attributes; "" where it isn't found."""
+        """What a pattern's group matches in the attributes; "" if the pattern isn't found."""
         match = re.search(pattern, self.attributes)
         return match.group(1) if match else ""
 
@@ -63,7 +63,7 @@ _Bodies = dict[str, list[_Instruction]]
 
 
 def read_kernels(hlo: str) -> list[Kernel]:
-    """The kernels of a program in the order of its text; those of a loop once for each iteration.
+    """The kernels of a program in text order; the kernels of a loop once per iteration.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -72,7 +72,7 @@ def read_kernels(hlo: str) -> list[Kernel]:
 
 
 def by_kind(kernels: Iterable[Kernel]) -> dict[str, tuple[int, int]]:
-    """For each kind its number of kernels and their bytes, the largest traffic first."""
+    """For each kind, its number of kernels and their bytes, largest traffic first."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for kernel in kernels:
@@ -111,7 +111,7 @@ def _parse(hlo: str) -> tuple[_Bodies, str]:
 
 
 def _kernels_of(bodies: _Bodies, name: str) -> Iterator[Kernel]:
-    """The kernels of one computation and of those that it calls."""
+    """The kernels of one computation and of the computations that it calls."""
     shapes: dict[str, str] = {}
     for instruction in bodies[name]:
         shapes[instruction.name] = instruction.shape

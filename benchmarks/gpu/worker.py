@@ -32,7 +32,7 @@ from seresnext_jax.training.step import lower_eval_step, lower_train_step
 
 
 def main() -> None:
-    """Run the program."""
+    """Compile the job on standard input; print the result."""
     job: Job = pickle.load(sys.stdin.buffer)
     try:
         lowered = lower(job, absent_devices(job.gpu, job.devices))
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def absent_devices(gpu: GpuName, count: int) -> Sequence[jax.Device]:
-    """`count` GPUs in one machine, to compile for and not to run on."""
+    """`count` GPUs in one machine, to compile for but not to run on."""
     topology = topologies.get_topology_desc(
         gpu, "cuda", target_config=target_config(GPUS[gpu]), topology=f"1x{count}x1"
     )

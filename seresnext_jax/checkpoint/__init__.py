@@ -1,1 +1,1 @@
-"""The format of a checkpoint: saving and reading."""
+"""Checkpoints: their format, saving and reading."""

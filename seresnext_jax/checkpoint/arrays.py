@@ -1,4 +1,4 @@
-"""The arrays of a state as a checkpoint keeps them: two items, a name and a checksum for each."""
+"""The arrays of a state in a checkpoint: two items, and a name and checksum for each array."""
 
 import logging
 import sys
@@ -19,10 +19,10 @@ _WEIGHTS = ("params", "batch_stats", "ema")
 
 @cache
 def load_orbax() -> ModuleType:
-    """Import orbax when it is first needed (a fifth of a program's start), and silence it.
+    """Import orbax when it is first needed (it takes a fifth of the start time), and silence it.
 
     It logs each of its steps and every error that it raises. When a save fails, threads of
-    tensorstore report the writes that were given up with it.
+    tensorstore also report the writes that were abandoned.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -51,7 +51,7 @@ def checksums(tree: Tree) -> dict[str, int]:
     """The CRC-32 of each array's bytes, by its name."""
 
     def checksum(array: Any) -> int:
-        if isinstance(array, jax.Array):  # the copy of one device; all have the same
+        if isinstance(array, jax.Array):  # the copy of one device; all are equal
             array = np.asarray(array.addressable_data(0))
         return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 

@@ -1,4 +1,4 @@
-"""Forcing files and folders to disk, so that they survive a loss of power."""
+"""Forces files and folders to disk, so that they survive a power loss."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk, such as that of a file that was just renamed.
+    """Force the names in a folder to disk, such as the name of a file that was just renamed.
 
     Raises:
       OSError: the disk is full or broken.
@@ -31,10 +31,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and the missing ones above it, on disk.
+    """Create a folder and its missing parents, and force them to disk.
 
     Raises:
-      OSError: it can't be made.
+      OSError: it can't be created.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)

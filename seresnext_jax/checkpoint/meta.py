@@ -1,4 +1,4 @@
-"""What a checkpoint stores beside its arrays: a typed `Meta`, JSON on disk."""
+"""What a checkpoint stores besides its arrays: a typed `Meta`, JSON on disk."""
 
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal, TypeVar, get_origin, get_type_hints
@@ -22,17 +22,17 @@ class Progress:
     """Percent; -1 before the first evaluation."""
     best_epoch: int = -1
     interval_loss: Mean = field(default_factory=Mean)
-    """Since the last line of the report."""
+    """The mean since the last line of the report."""
     epoch_loss: Mean = field(default_factory=Mean)
     epoch_bad_images: int = 0
-    """Images of this epoch that were left out."""
+    """Number of images of this epoch that were left out."""
     last_step: dict[str, float] = field(default_factory=dict)
     """The metrics of the last step."""
     results: dict[str, float] = field(default_factory=dict)
     """The report's metrics of the last finished epoch."""
 
     def finish_epoch(self, epoch: int, results: dict[str, float]) -> None:
-        """Count an epoch, keep its results and the best."""
+        """Count an epoch, and keep its results and the best ones."""
         self.finished_epochs = epoch + 1
         self.results = results
         top1 = results.get("val.top1")
@@ -52,16 +52,16 @@ class Meta:
     step: int
     """Optimizer steps taken."""
     epoch: int
-    """Whole epochs trained."""
+    """Complete epochs trained."""
     progress: Progress
     config: Config
     plan: Plan
     fingerprint: str | None = None
-    """`Loader.fingerprint` of the training data; None: converted, so not known."""
+    """`Loader.fingerprint` of the training data; None: unknown, as the state was converted."""
     class_names: tuple[str, ...] | None = None
     """None or empty: the classes have no names."""
     top1: float | None = None
-    """Validation accuracy in percent, if this state was evaluated; decides which is best."""
+    """Validation accuracy in percent, if this state was evaluated; the highest is the best."""
     batches_tracked: dict[str, int | None] = field(default_factory=dict)
     """The BatchNorm counters of a converted state, for ``weights`` and ``ema``."""
     bad_steps: int = 0
@@ -77,7 +77,7 @@ class Meta:
     def from_json(cls, saved: dict[str, Any]) -> "Meta":
         """The inverse of `to_json`.
 
-        Of another version's meta, unknown keys are ignored and missing ones take their defaults.
+        If another version wrote it, unknown keys are ignored and missing ones get their defaults.
 
         Raises:
           ValueError or TypeError: a value is of another type, or one without a default is missing.

@@ -1,4 +1,4 @@
-"""Saving checkpoints with orbax: asynchronous, atomic, and safe against a loss of power."""
+"""Saves checkpoints with orbax: asynchronously, atomically, and safe against a power loss."""
 
 import shutil
 from contextlib import suppress
@@ -23,25 +23,25 @@ from seresnext_jax.processes import on_one_process
 from seresnext_jax.training.state import TrainState
 
 _REPLACED = ".replaced"
-"""A checkpoint whose step is being saved again; it counts until the new one is whole."""
+"""A checkpoint whose step is being saved again; it stays valid until the new one is complete."""
 
 
 class Checkpoints:
-    """Saves the checkpoints of one run. A context manager: leaving waits for the last save.
+    """Saves the checkpoints of one run. As a context manager, it waits for the last save.
 
     A checkpoint gets its name only when its files and folders are on disk, and an older one is
-    deleted only when that name is on disk. So a loss of power leaves one of them.
+    deleted only when that name is on disk. So after a power loss at least one of them is left.
     """
 
     def __init__(self, folder: Path, *, keep: int = 0) -> None:
-        """Open or create `folder`, to write in it.
+        """Open or create `folder` for writing.
 
         Args:
           keep: 0 keeps the last and the best checkpoint, N also the last N, -1 all of them. If
             the last steps were not finite, the last N from before them are kept too.
 
         Raises:
-          UserError: the folder can't be made or written.
+          UserError: the folder can't be created or written.
         """
         ocp = load_orbax()
         self.folder = folder.absolute()
@@ -94,12 +94,12 @@ class Checkpoints:
         """Start writing `state`; returns once its arrays may be donated.
 
         Raises:
-          UserError: this save or the previous one failed (such as on a full disk); what was whole
-            stays.
+          UserError: this save or the previous one failed (such as on a full disk); complete
+            checkpoints stay.
         """
         save_args = load_orbax().args
         self.wait()
-        if self._find_inode() != self._inode:  # orbax would make a new folder
+        if self._find_inode() != self._inode:  # orbax would create a new folder
             raise self._gone()
         step = int(state.step)
         weights, training = split_state(state)
@@ -124,7 +124,7 @@ class Checkpoints:
             raise self._save_error(error) from error
 
     def wait(self) -> None:
-        """Return when the last save is whole on disk.
+        """Wait until the last save is completely on disk.
 
         Raises:
           UserError: it failed.
@@ -182,7 +182,7 @@ class Checkpoints:
         )
 
     def _find_inode(self) -> int | None:
-        """What distinguishes the folder from a later one of the same name; None: it is gone."""
+        """What distinguishes the folder from a later one of the same name; None if it is gone."""
         return self.folder.stat().st_ino if self.folder.is_dir() else None
 
     def _gone(self) -> UserError:
@@ -214,7 +214,7 @@ class Checkpoints:
 
 
 def settle_replaced(folder: Path) -> None:
-    """Drop the checkpoints that were saved again; bring back those whose new save failed.
+    """Delete the checkpoints that were saved again; restore those whose new save failed.
 
     Raises:
       UserError: the folder can't be written.
@@ -235,7 +235,7 @@ def _settle_replaced(folder: Path) -> None:
 
 
 def _replace(old: Path, done: bool) -> None:
-    """Delete a replaced checkpoint if the new one is `done`; otherwise bring it back."""
+    """Delete a replaced checkpoint if the new one is `done`; otherwise restore it."""
     if done:
         shutil.rmtree(old)
         return

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: finding and reading; save.py writes them.
+"""Finds and reads checkpoints on disk; save.py writes them.
 
 A checkpoint is one folder named by its optimizer step, with three items: ``weights`` (params,
 batch_stats, and the moving average if there is one), ``training`` (the rest of `TrainState`), and
@@ -48,7 +48,7 @@ def find_checkpoint(path: Path) -> Path | None:
 
 
 def explain_choice(path: Path) -> str | None:
-    """Which checkpoint a folder of several ones means, as a line; None if `path` names one."""
+    """A line on which of a folder's checkpoints is used; None if `path` names a checkpoint."""
     found = find_checkpoint(path)
     if found is None or found == path or path.name == "best":
         return None
@@ -61,7 +61,7 @@ def step_folders(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, by ascending step."""
     if not folder.is_dir():
         return []
-    parts = ("weights", "meta/metadata")  # a kill while an old one is deleted leaves some
+    parts = ("weights", "meta/metadata")  # a killed deletion leaves only some of these
     steps = [
         step
         for step in folder.iterdir()
@@ -80,7 +80,7 @@ def best_step(metas: Mapping[K, Meta]) -> K | None:
 
 
 def read_newest(folder: Path, like: TrainState) -> tuple[TrainState, Meta, list[str]]:
-    """Read the newest whole checkpoint in `folder` onto the devices of `like`.
+    """Read the newest complete checkpoint in `folder` onto the devices of `like`.
 
     Args:
       like: a state of the same network and optimizer; gives shapes, types and shardings.
@@ -116,7 +116,7 @@ def read_checkpoint(checkpoint: Path, like: TrainState) -> tuple[TrainState, Met
     """Read one checkpoint folder, of any name, onto the devices of `like`.
 
     Raises:
-      UserError: it is damaged or of another network or optimizer.
+      UserError: it is damaged, or is for another network or optimizer.
     """
     meta = read_meta(checkpoint)
     arrays = by_name(read_arrays(checkpoint, "weights") | read_arrays(checkpoint, "training"))
@@ -176,12 +176,12 @@ def read_arrays(checkpoint: Path, item: Literal["weights", "training"]) -> Tree:
     wanted = read_meta(checkpoint).crc32
     folder = (checkpoint / item).absolute()
     try:
-        # The handler on its own: a `Checkpointer` would wait for the other processes.
+        # Use the handler directly: a `Checkpointer` would wait for the other processes.
         reader = ocp.PyTreeCheckpointHandler()
         tree = reader.metadata(folder).tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         arrays = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    except Exception as error:  # tensorstore raises no narrower one for a damaged file
+    except Exception as error:  # for damaged files tensorstore raises nothing narrower
         raise _unreadable(checkpoint, error) from error
     for name, found in checksums(arrays).items():
         if found != wanted.get(name, found):

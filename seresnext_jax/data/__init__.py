@@ -1,1 +1,1 @@
-"""Input: the order of the images, their transformation, and the backends that produce batches."""
+"""The input pipeline: image order, transforms, and the backends that produce batches."""

@@ -7,12 +7,11 @@ import jax
 
 
 class Batch(NamedTuple):
-    """One optimizer step's images (training) or one evaluation step's (then A = 1).
+    """The images of one optimizer step, or of one evaluation step (then A = 1).
 
-    A is the accumulation (forward passes per step), N the images of one forward pass over all
-    devices. The arrays are global and sharded over the mesh's ``data`` axis along N. Row ``n`` of
-    pass ``a`` is image ``a * N + n`` of the step in the order of the sampler, whatever the number
-    of devices.
+    A is the number of forward passes per step, and N the number of images in one forward pass over
+    all devices. The arrays are global and sharded over the mesh's ``data`` axis along N. Row ``n``
+    of pass ``a`` is image ``a * N + n`` of the step in sampler order, for any number of devices.
     """
 
     images: jax.Array
@@ -20,31 +19,31 @@ class Batch(NamedTuple):
     labels: jax.Array
     """(A, N) int32."""
     mask: jax.Array
-    """(A, N) bool; False marks padding and left-out images, which are not counted."""
+    """(A, N) bool; False for padding and for images that were left out, which are not counted."""
 
 
 class Loader(Protocol):
-    """A source of batches whose only position is the step.
+    """A source of batches that can start at any step.
 
-    Order, crops and flips are a pure function of (seed, step), so a checkpoint saves nothing of a
-    loader, and a resumed run continues from its step.
+    Order, crops and flips are pure functions of (seed, step), so a checkpoint stores no loader
+    state, and a resumed run continues from its step.
     """
 
     num_images: int
-    """Images in the split."""
+    """Number of images in the split."""
     num_steps: int
-    """Steps of one epoch or evaluation."""
+    """Number of steps in one epoch or evaluation."""
     class_names: tuple[str, ...]
     """Class folder names in label order; empty for synthetic data."""
     fingerprint: str
-    """Changes when the files, their labels, the crop, the seed, or the images per step change."""
+    """Identifies the data: depends on files, labels, crop, seed, and images per step."""
     bad_files: list[str]
     """Files left out so far because they could not be decoded (policy ``skip``)."""
     not_listed: str
-    """The split and its files that are not read as images, by suffix; empty if there are none."""
+    """The split and the number of its non-image files by suffix; empty if there are none."""
 
     def batches(self, start: int) -> Iterator[Batch]:
-        """Yield the batches from step `start` on.
+        """Yield batches, beginning with step `start`.
 
         A training loader counts steps over the whole run (epoch = step // num_steps) and never
         ends; an evaluation loader counts within the split and ends after `num_steps`.

@@ -1,4 +1,4 @@
-"""Check a dataset before training: what is wrong with it, and how to fix it."""
+"""Checks a dataset before training: reports what is wrong with it and how to fix it."""
 
 import hashlib
 import os
@@ -33,9 +33,9 @@ class CheckResult(NamedTuple):
     """What `check_data` found."""
 
     problems: list[str]
-    """One line each: what is wrong, and how to fix it."""
+    """One line per problem: what is wrong, and how to fix it."""
     facts: list[tuple[str, str]]
-    """Names and counts."""
+    """What was counted, as (name, text) pairs."""
 
 
 def check_data(
@@ -44,7 +44,7 @@ def check_data(
     """Look at every file of both splits and decode every image.
 
     Args:
-      progress: told (images decoded, images in all) after each image.
+      progress: called with (images decoded, total images) after each image.
 
     Raises:
       UserError: no dataset was named.
@@ -63,7 +63,7 @@ def check_data(
         facts += _counts(split, files)
         if split == "train":
             problems += class_problems(files, num_classes)
-        else:  # may be without images of a class
+        else:  # a class may have no images here
             problems += number_problems(files.class_names, files.folder, num_classes)
         problems += _similar_names(files)
         problems += _images_left_out(split, files)
@@ -92,7 +92,7 @@ def _loose_images(folder: Path) -> list[str]:
 
 
 def _images_left_out(split: str, files: FileList) -> list[str]:
-    """One line on files that are not listed although they are, or were meant to be, images."""
+    """One line on unlisted files that are images or seem to be meant as images."""
     paths = [str(files.folder / p) for p in files.left_out if not has_image_suffix(p)]
     meant = [path for path in paths if is_meant_as_image(path)]
     if not meant:
@@ -135,7 +135,7 @@ def _paths(files: FileList) -> list[Path]:
 def _decode_all(
     paths: dict[Split, list[Path]], workers: int, progress: Callable[[int, int], None]
 ) -> tuple[list[str], dict[Path, bytes]]:
-    """One line on each image that can't be decoded, and digests of those that may be duplicates."""
+    """One line on each image that can't be decoded, and the digests of possible duplicates."""
     sizes = {path: _size(path) for split in paths.values() for path in split}
     train, val = ({sizes[path] for path in paths.get(split, ())} for split in SPLITS)
     in_both = train & val
@@ -158,7 +158,7 @@ def _decode_all(
 
 
 def _size(path: Path) -> int:
-    """Bytes; -1 if the file is missing."""
+    """Size in bytes; -1 if the file is missing."""
     try:
         return path.stat().st_size
     except OSError:
@@ -166,7 +166,7 @@ def _size(path: Path) -> int:
 
 
 def _decode(path: Path, with_digest: bool) -> tuple[str | None, bytes | None]:
-    """What is wrong with an image, and the digest of its file if `with_digest`."""
+    """What is wrong with an image, if anything, and the digest of its file if `with_digest`."""
     try:
         decode_rgb(path, lambda image: None)
         return None, hashlib.sha256(path.read_bytes()).digest() if with_digest else None
@@ -178,7 +178,7 @@ def _decode(path: Path, with_digest: bool) -> tuple[str | None, bytes | None]:
 
 
 def _shared_images(paths: dict[Split, list[Path]], digests: dict[Path, bytes]) -> list[str]:
-    """One line on files of val that are also in train: the accuracy would look too good."""
+    """One line on val files that are also in train: they make the accuracy look too good."""
     train = {digests[path] for path in paths.get("train", ()) if path in digests}
     shared = [path for path in paths.get("val", ()) if digests.get(path) in train]
     if not shared:

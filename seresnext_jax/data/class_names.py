@@ -1,8 +1,8 @@
-"""The names of the classes: read from a file, compared, and their order.
+"""Class names: reading them from a file, comparing them, and checking their order.
 
 imagenet_classes.json is the original's list (NVIDIA: LOC_synset_mapping.json): the words of
-ImageNet's 1,000 WordNet synsets, under WordNet's licence (NOTICE). It calls both class 134, the
-bird, and class 517, the machine, crane.
+ImageNet's 1,000 WordNet synsets, under WordNet's licence (NOTICE). Two classes in it are called
+crane: 134 (the bird) and 517 (the machine).
 """
 
 import json
@@ -16,10 +16,10 @@ from typing import Any
 from seresnext_jax.errors import UserError, shown
 
 Names = tuple[str, ...]
-"""The names of the classes in the order of their labels."""
+"""Class names in label order."""
 
 _LISTED = 3
-"""Names that a message lists."""
+"""Number of names that a message lists."""
 
 
 @cache
@@ -30,7 +30,7 @@ def imagenet_names() -> Names:
 
 
 def names_for(num_classes: int, known: Names | None) -> Names:
-    """The known names; without them ImageNet's for 1,000 classes, else ``class 0``, ``class 1``, …
+    """The known names, or else ImageNet's for 1,000 classes, or ``class 0``, ``class 1``, …
 
     WordNet ids, the names of ImageNet's class folders, are replaced by ImageNet's words.
     """
@@ -65,11 +65,11 @@ def read_class_names(file: str, num_classes: int) -> Names:
     """Read the names of `num_classes` classes.
 
     Args:
-      file: text with one name per line; or JSON: a list of names, an object index → name, or an
-        object name → index (torchvision's ``class_to_idx``).
+      file: text with one name per line; or JSON: a list of names, or an object that maps index →
+        name or name → index (torchvision's ``class_to_idx``).
 
     Raises:
-      UserError: the file can't be read or has another content or number of names.
+      UserError: the file can't be read, has other content, or has the wrong number of names.
     """
     try:
         text = Path(file).read_text(encoding="utf-8-sig").strip()
@@ -109,7 +109,7 @@ def _from_json(value: Any) -> Names:
 
 
 def _by_index(table: dict[str, Any]) -> list[Any]:
-    """The names of an object index → name, or name → index."""
+    """The names in an object that maps index → name or name → index."""
     if all(type(index) is int for index in table.values()):
         names = {index: name for name, index in table.items()}
     elif all(key.isdecimal() for key in table):
@@ -154,6 +154,6 @@ def order_warning(folders: Names) -> str:
 
 
 def _numeric_key(name: str) -> list[tuple[int, str]]:
-    """Sorts ``class 2`` before ``class 10``."""
+    """Sort key that puts ``class 2`` before ``class 10``."""
     parts = re.split(r"(\d+)", name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -1,10 +1,10 @@
-"""NVIDIA DALI: the crops of transform.py as graphs of its operators, run ahead of the step.
+"""The NVIDIA DALI backends: the crops of transform.py as DALI graphs that run ahead of the step.
 
-DALI draws no random numbers and keeps no state here: it is fed the paths and windows of each step,
-so a pipeline can start at any step. The windows follow from transform.py and the sizes in the
-headers. A new pipeline takes many steps to reach full speed, so pipelines are kept from epoch to
-epoch and from evaluation to evaluation. Images that DALI can't decode, or decodes differently, are
-read by Pillow meanwhile.
+DALI draws no random numbers and keeps no state here: each step feeds it image paths and crop
+windows, so a pipeline can start at any step. transform.py computes the windows from the image sizes
+in the file headers. A new pipeline takes many steps to reach full speed, so pipelines are kept from
+epoch to epoch and from evaluation to evaluation. In parallel, Pillow reads the images that DALI
+can't decode or decodes differently.
 """
 
 import math
@@ -36,16 +36,16 @@ Node = Any
 
 _READING = re.compile(r"operator `nvidia\.dali\.fn\.(decoders\.|io\.file\.)")
 _RESOURCES = re.compile("CUDA|bad_alloc|out of memory")
-"""What DALI's errors say: the operator that failed, and whether memory or the GPU was the cause."""
+"""Text in DALI's errors: the operator that failed, and whether memory or the GPU was the cause."""
 
 _BLACK_PIXEL = Path(__file__).with_name("black.ppm")
 _PILLOW_THREADS = 4
-"""More would wait for each other: reading headers needs the interpreter's lock."""
+"""More threads would wait for each other: reading headers needs the interpreter's lock."""
 _HEADERS_PER_TASK = 32
 
 
 class DaliLoader:
-    """Loads a split with DALI; see `Loader`. A batch that DALI refuses is read by Pillow."""
+    """Loads a split with DALI; see `Loader`. Pillow reads a batch that DALI refuses."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class DaliLoader:
         threads: int,
         prefetch: int,
     ) -> None:
-        """Args: `threads` are those of each pipeline."""
+        """Create a loader; `threads` is the number of threads of each pipeline."""
         self.num_images = sampler.num_images
         self.num_steps = sampler.num_steps
         self.class_names = reader.files.class_names
@@ -82,19 +82,19 @@ class DaliLoader:
             yield self._batch(step)
 
     def _batch(self, step: int) -> Batch:
-        """A step's batch: from the pipelines if it is their next one, else from new ones."""
+        """A step's batch: from the open pipelines if it is their next one, else from new ones."""
         if step != self._next_step:
             self._pipelines = self._open(step)
-        self._next_step = None  # after an error they can't go on
+        self._next_step = None  # after an error they can't continue
         try:
             images = [next(pipeline.outputs)["images"] for pipeline in self._pipelines]
         except RuntimeError as error:
             if not _is_about_a_file(error):
                 raise
-            # DALI drops the whole batch of an image that it can't decode, and does not always name
-            # it. Pillow finds the culprit and knows the policy.
+            # If DALI can't decode an image, it drops the entire batch and does not always name the
+            # image. Pillow finds the image and applies the policy.
             return self._read_with_pillow(self._sampler.rows(step), error)
-        # An evaluation's last step is followed by the first one of the next.
+        # After the last step of an evaluation comes the first step of the next one.
         self._next_step = next(iter(self._sampler.steps(step + 1)), 0)
         fed = [pipeline.fed.popleft() for pipeline in self._pipelines]
         return self._assemble(*zip(*map(_with_pillows, fed, images), strict=True))
@@ -105,7 +105,7 @@ class DaliLoader:
         self._pool.shutdown(cancel_futures=True)
 
     def _open(self, start: int) -> list["_Pipeline"]:
-        """One pipeline for each local GPU, or one for all on the CPU, beginning at step `start`."""
+        """Open one pipeline per local GPU, or one on the CPU, beginning at step `start`."""
         columns = self._sampler.columns
         if self._device == "cpu":
             return [self._pipeline(start, columns, None)]
@@ -133,18 +133,18 @@ class DaliLoader:
             device_id=device_id,
             prefetch_queue_depth=self._prefetch,
         )
-        # A batch prepared in the constructor would raise its errors there.
+        # If the constructor prepared a batch, it would raise that batch's errors.
         outputs = DALIGenericIterator([pipeline], ["images"], size=-1, prepare_first_batch=False)
         return _Pipeline(fed, outputs)
 
     def _assemble(self, fed: Sequence[Rows], images: Sequence[jax.Array]) -> Batch:
-        """The pipelines' images and what they were fed, as one batch."""
+        """Combine the pipelines' images and inputs into one batch."""
         if self._device == "cpu":
             rows = fed[0]
             labels = self._reader.files.labels[rows.index]
             return place(self._mesh, self._sampler, np.asarray(images[0]), labels, rows.mask)
 
-        # Each pipeline's rows are its own columns of each pass, and are on its GPU already.
+        # A pipeline's rows are its columns of each pass, and are already on its GPU.
         passes, sharding = self._sampler.accumulation, batch_sharding(self._mesh)
         shards = [x.reshape(passes, -1, *x.shape[1:]) for x in images]
         shape = (passes, self._sampler.images_per_pass, *shards[0].shape[2:])
@@ -164,21 +164,21 @@ class DaliLoader:
 
 
 class _Fed(NamedTuple):
-    """One step's input of a pipeline."""
+    """The input of one pipeline for one step."""
 
     rows: Rows
     by_pillow: dict[int, "Future[np.ndarray | None]"]
-    """The images that Pillow decodes meanwhile, by their row."""
+    """The images that Pillow decodes in parallel, by row."""
 
 
 class _Pipeline(NamedTuple):
     fed: deque[_Fed]
-    """What it was given and has not returned yet."""
+    """The steps that it was given and has not returned yet."""
     outputs: DALIGenericIterator
 
 
 def _is_about_a_file(error: RuntimeError) -> bool:
-    """Whether DALI failed to read or decode a file, and not for lack of memory."""
+    """Whether DALI failed to read or decode a file, rather than ran out of memory."""
     text = str(error)
     return bool(_READING.search(text)) and not _RESOURCES.search(text)
 
@@ -186,9 +186,10 @@ def _is_about_a_file(error: RuntimeError) -> bool:
 def _with_sizes(
     reader: ImageReader, steps: Iterator[Rows], pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Rows, np.ndarray]]:
-    """Each step with the sizes of its images, (R, 2) int32; 0 for those that are left out.
+    """Each step with the sizes of its images, (R, 2) int32; 0 for images that are left out.
 
-    The headers of the next step are read ahead: one takes 0.1 ms, and a step has a thousand.
+    The headers of the next step are read ahead: one takes 0.1 ms, and a step has a thousand of
+    them.
 
     Raises:
       UserError: a header can't be read, and the policy is ``error``.
@@ -210,8 +211,7 @@ def _feed(
 ) -> Iterator[tuple[list[np.ndarray], ...]]:
     """A pipeline's inputs, step by step: paths as bytes, and the crop's numbers.
 
-    A black pixel takes the place of an image that is left out (its mask is False) or that Pillow
-    decodes.
+    A black pixel replaces each image that is left out (its mask is False) or that Pillow decodes.
     """
     for rows, sizes in steps:
         kept = sizes[:, 0] > 0
@@ -234,7 +234,7 @@ def _feed(
 
 
 def _with_pillows(fed: _Fed, images: jax.Array) -> tuple[Rows, Any]:
-    """A pipeline's rows and images (R, S, S, 3) with those that Pillow decoded in their places."""
+    """A pipeline's rows and images (R, S, S, 3), with the images from Pillow inserted."""
     rows, by_pillow = fed
     read = {row: image.result() for row, image in by_pillow.items()}
     out = [row for row, image in read.items() if image is None]
@@ -254,7 +254,7 @@ def _with_pillows(fed: _Fed, images: jax.Array) -> tuple[Rows, Any]:
 def _graph(
     feed: Iterator[tuple[list[np.ndarray], ...]], crop: TrainCrop | CentreCrop, *, upright: bool
 ) -> Node:
-    """Images (R, S, S, 3) uint8."""
+    """The DALI graph of the crop; its output is the images (R, S, S, 3) uint8."""
     size = crop.image_size
     decoding = {
         "device": "cpu" if Pipeline.current().device_id is None else "mixed",

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 SIDE = 32
-"""Pixels; the scans are 8 × 8."""
+"""Width and height in pixels; the scans are 8 × 8."""
 _VAL_SHARE = 0.2
 _SEED = 0
 
@@ -15,7 +15,7 @@ _SEED = 0
 def write_digits(folder: Path) -> None:
     """Write train/<digit>/*.jpg and val/<digit>/*.jpg unless they exist.
 
-    A fifth of each digit, drawn with a fixed seed, is in val.
+    A fifth of each digit's images, chosen with a fixed seed, goes to val.
     """
     done = folder / ".complete"
     if done.exists():

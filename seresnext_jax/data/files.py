@@ -15,7 +15,7 @@ from seresnext_jax.errors import UserError, printable
 
 @dataclass(frozen=True)
 class FileList:
-    """The images of one split; M of them."""
+    """The M images of one split."""
 
     folder: Path
     paths: tuple[str, ...]
@@ -24,8 +24,8 @@ class FileList:
     """(M,) int32: the rank of the class folder's name."""
     class_names: tuple[str, ...]
     left_out: tuple[str, ...] = ()
-    """Paths below `folder` of the files that are not listed: other suffixes, and images that are
-    not in a class folder. Hidden files are not among them."""
+    """Paths below `folder` of the files that are not listed: those with other suffixes, and images
+    outside the class folders. Hidden files are not included."""
 
     def count_left_out(self) -> str:
         """The files that are not listed, by suffix: ``.heic 12, no suffix 3``; empty if none."""
@@ -53,7 +53,7 @@ def scan_folder(folder: Path, num_classes: int) -> FileList:
     """List a training split for a network of `num_classes` classes.
 
     Raises:
-      UserError: as `list_images`, a class has no images, or there are more or fewer classes.
+      UserError: as `list_images`; or a class has no images, or the number of classes differs.
     """
     files = list_images(folder)
     for problem in class_problems(files, num_classes):
@@ -62,14 +62,14 @@ def scan_folder(folder: Path, num_classes: int) -> FileList:
 
 
 def scan_val(folder: Path, num_classes: int, names: tuple[str, ...] | None) -> FileList:
-    """List a validation split; a class may be without images.
+    """List a validation split; a class may have no images.
 
     Args:
-      num_classes: of the network.
-      names: of the classes in label order, if they are known; a class folder is not needed then.
+      num_classes: the number of the network's classes.
+      names: the class names in label order, if they are known; a class then needs no folder.
 
     Raises:
-      UserError: as `list_images`, there are no images, or the labels of the folders can't be told.
+      UserError: as `list_images`; or there are no images, or the folders' labels are unknown.
     """
     files = list_images(folder)
     if names is not None:
@@ -135,13 +135,13 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     """The names of a split's class folders, sorted.
 
     Raises:
-      UserError: there is no such folder, no class folder in it, or it can't be listed.
+      UserError: the folder is missing, has no class folders, or can't be listed.
     """
     return _entries(folder)[0]
 
 
 def _entries(folder: Path) -> tuple[tuple[str, ...], list[str]]:
-    """The names of a split's class folders and of what else is in it, sorted, without hidden ones.
+    """The sorted names of a split's class folders and of its other entries, without hidden ones.
 
     A link to a folder that contains the link is not a class folder.
 
@@ -166,7 +166,7 @@ def _entries(folder: Path) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _other_root(split: Path) -> str:
-    """What to give as ``--data.root`` if there is no such split in it: a folder nearby with one."""
+    """A suggestion for ``--data.root`` if the split is missing: a nearby folder that has it."""
     root = split.parent
     near = [root.parent, *(root / name for name in _folders(root))] if root.is_dir() else []
     for other in near:
@@ -179,7 +179,7 @@ def _other_root(split: Path) -> str:
 
 
 def _folders(folder: Path) -> tuple[str, ...]:
-    """The names of the folders in a folder, sorted, without hidden ones."""
+    """The sorted names of the folders in a folder; hidden ones are left out."""
     with listing():
         entries = [e for e in os.scandir(folder) if e.is_dir() and not is_hidden(e.name)]
     return tuple(sorted(entry.name for entry in entries))
@@ -213,7 +213,7 @@ def wrong_number(names: tuple[str, ...], folder: Path, num_classes: int) -> str:
 
 
 def _nested(folder: Path, num_classes: int) -> str:
-    """A line on class folders that are one level too deep; "" if that is not so."""
+    """A line on class folders that are one level too deep; "" if there are none."""
     outer = _folders(folder)
     inner = [(name, found) for name in outer for found in _folders(folder / name)]
     if len(inner) != num_classes and not (len(outer) == 1 and len(inner) > 1):

@@ -1,4 +1,4 @@
-"""Folders of images read with Pillow: runs anywhere; the DALI backends must equal it."""
+"""The Pillow backend: reads folders of images anywhere; the DALI backends must match it."""
 
 from collections import deque
 from collections.abc import Iterator

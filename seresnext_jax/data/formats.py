@@ -1,4 +1,4 @@
-"""Which files are images, what the others are, and which images DALI decodes as Pillow does."""
+"""Formats: which files are images, what the others are, and which ones DALI decodes like Pillow."""
 
 import os
 from collections import Counter
@@ -26,7 +26,7 @@ _UNREADABLE = {
         "camera raw",
     ),
 }
-"""Suffixes of images in formats that are not read, and what the formats are called."""
+"""Suffixes of image formats that are not read, with the names of the formats."""
 
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _SIGNATURES = {
@@ -45,9 +45,9 @@ _DALI_MODES = {
     "BMP": ("1", "L", "P", "RGB"),
     "PPM": ("1", "L", "RGB"),
 }
-"""Pillow's names of the formats and modes in which DALI's pixels equal Pillow's.
+"""The formats and modes, by Pillow's names, in which DALI's pixels equal Pillow's.
 
-TIFF is not among them: DALI applies its orientation, grey maps and 16 bits differently.
+TIFF is excluded: DALI handles its orientation, grey maps and 16-bit values differently.
 """
 
 
@@ -60,7 +60,7 @@ def readable_formats() -> tuple[str, ...]:
 
 @cache
 def _suffixes() -> frozenset[str]:
-    """Of the formats that are read, in lower case with the dot."""
+    """The suffixes of the formats that are read, in lower case with the dot."""
     known, readable = Image.registered_extensions(), readable_formats()
     return frozenset({suffix for suffix, name in known.items() if name in readable} | {".mpo"})
 
@@ -70,7 +70,7 @@ def _suffix(path: str) -> str:
 
 
 def has_image_suffix(path: str) -> bool:
-    """Whether a file's name ends like that of an image that can be read."""
+    """Whether a file's name has the suffix of a format that is read."""
     return _suffix(path) in _suffixes()
 
 
@@ -100,12 +100,12 @@ def _kind(path: str) -> str:
 
 
 def is_broken_link(path: str) -> bool:
-    """Whether a path is a link to nothing."""
+    """Whether a path is a link whose target is missing."""
     return os.path.islink(path) and not os.path.exists(path)
 
 
 def unreadable_kind(path: str) -> str | None:
-    """What an image in a format that is not read is: ``HEIF``; None: nothing known."""
+    """The format of an image that is not read, such as ``HEIF``; None if it is not recognised."""
     try:
         with open(path, "rb") as file:
             head = file.read(12)
@@ -120,11 +120,12 @@ def unreadable_kind(path: str) -> str | None:
 
 
 def dali_decodes(image: Image.Image) -> bool:
-    """Whether DALI's pixels of an image, of which only the header is read, equal Pillow's."""
+    """Whether DALI decodes an image to the same pixels as Pillow; only its header is read."""
     name = image.format or ""
     if image.mode not in _DALI_MODES.get(name, ()):
         return False
-    if name in ("BMP", "PPM"):  # not run-length coded, as text, with 5 bits or another white
+    if name in ("BMP", "PPM"):
+        # Exclude run-length coding, text, 5-bit colours and other white levels.
         codec, _, _, arguments = image.tile[0]  # type: ignore[attr-defined]
         return codec == "raw" and not any(bits in str(arguments) for bits in (";15", ";16"))
     return True

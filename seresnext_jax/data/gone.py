@@ -1,4 +1,4 @@
-"""A folder that goes away during a run, such as a network share: its files are not to blame."""
+"""Detects a folder that disappears during a run (a network share), so no file is called bad."""
 
 import os
 import time
@@ -14,12 +14,12 @@ class FolderGone(UserError):
 
 
 def folder_was_away(folder: str) -> bool:
-    """Whether a folder that is there now was missing a moment ago.
+    """Whether a folder that exists now was missing a moment ago.
 
     Waits a short time for a missing folder to come back.
 
     Raises:
-      FolderGone: it did not.
+      FolderGone: it did not come back.
     """
     if os.path.isdir(folder):
         return False
@@ -35,7 +35,7 @@ def folder_was_away(folder: str) -> bool:
 
 
 def _topmost_missing(folder: str) -> str:
-    """The folder itself, or the first of those around it that is missing."""
+    """The topmost folder that is missing: the folder itself or one above it."""
     while not os.path.isdir(os.path.dirname(folder)):
         folder = os.path.dirname(folder)
     return folder

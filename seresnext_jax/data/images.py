@@ -1,4 +1,4 @@
-"""One image file: opened with Pillow as RGB, or refused with the cause."""
+"""Opens one image file with Pillow as RGB, or refuses it with the cause."""
 
 import os
 import stat
@@ -16,12 +16,12 @@ from seresnext_jax.data.pixels import orientation, to_rgb, turned
 T = TypeVar("T")
 
 MAX_PIXELS = 2**27
-"""Images with more pixels, as they are or resized, count as bad: they could exhaust the memory."""
+"""Larger images, before or after resizing, count as bad: they could exhaust the memory."""
 PIXELS_AT_ONCE = 2 * MAX_PIXELS
-"""Pixels of the images that the threads of a process decode with Pillow at the same time.
+"""Most pixels that the threads of a process decode with Pillow at the same time.
 
 A decoded pixel takes 4 bytes, and converting, turning or cropping an image copies it. So decoding
-takes at most 2 GiB in each process, or 3 GiB for 16-bit grey, whatever the number of workers.
+takes at most 2 GiB in each process, or 3 GiB for 16-bit grey, with any number of workers.
 """
 
 
@@ -30,15 +30,15 @@ class BadImage(Exception):
 
 
 def decode_rgb(path: str | Path, use: Callable[[Image.Image], T], *, upright: bool = False) -> T:
-    """Decode an image of any kind as RGB, and return what `use` makes of it.
+    """Decode an image of any kind as RGB, and return what `use` returns for it.
 
-    Waits while other threads have images with too many pixels, see `PIXELS_AT_ONCE`.
+    Waits while other threads are decoding too many pixels; see `PIXELS_AT_ONCE`.
 
     Args:
       upright: apply the EXIF orientation of a photo.
 
     Raises:
-      BadImage: the file is missing, unreadable, damaged, not an image, or beyond MAX_PIXELS.
+      BadImage: the file is missing, unreadable, damaged, not an image, or larger than MAX_PIXELS.
     """
     with ExitStack() as memory:
         with opened(path) as image:
@@ -49,16 +49,16 @@ def decode_rgb(path: str | Path, use: Callable[[Image.Image], T], *, upright: bo
 
 
 def open_rgb(path: str | Path) -> Image.Image:
-    """`decode_rgb` without a use: the RGB image, not turned by its EXIF orientation."""
+    """Like `decode_rgb`, but returns the RGB image; its EXIF orientation is not applied."""
     return decode_rgb(path, lambda image: image)
 
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Image.Image]:
-    """The image at `path`, its pixels not read yet; every error inside becomes `BadImage`."""
+    """Open the image at `path`, pixels not read yet; any error in the block becomes `BadImage`."""
     Image.MAX_IMAGE_PIXELS = None  # `check_pixels` has our limit
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait forever
             raise BadImage("not a file")
         with Image.open(path, formats=readable_formats()) as image:
             check_pixels(image.height, image.width)
@@ -69,7 +69,7 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         raise BadImage(_not_an_image(path)) from error
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
-    except Exception as error:  # On damaged files the decoders raise nearly anything.
+    except Exception as error:  # for damaged files decoders raise nearly anything
         raise BadImage(str(error) or type(error).__name__) from error
 
 
@@ -83,7 +83,7 @@ def _not_an_image(path: str | Path) -> str:
 def is_meant_as_image(path: str) -> bool:
     """Whether a file without the suffix of a readable image seems to be an image.
 
-    Its content or suffix is that of an image, or it is a broken link.
+    True if it has the content or suffix of an image, or is a broken link.
     """
     if is_broken_link(path) or unreadable_kind(path):
         return True
@@ -101,7 +101,7 @@ def check_pixels(height: int, width: int) -> None:
 
 
 class _PixelBudget:
-    """Lets threads decode only as many pixels at the same time as fit the memory."""
+    """Limits the pixels that threads decode at the same time, so that they fit in memory."""
 
     def __init__(self, pixels: int) -> None:
         self._free = pixels
@@ -109,7 +109,7 @@ class _PixelBudget:
 
     @contextmanager
     def reserved(self, pixels: int) -> Iterator[None]:
-        """Wait until `pixels` are free, and take them for the time inside."""
+        """Wait until `pixels` are free, and reserve them for the duration of the block."""
         with self._changed:
             self._changed.wait_for(lambda: self._free >= pixels)
             self._free -= pixels

@@ -1,4 +1,4 @@
-"""How many bad images may be left out before a run stops."""
+"""The limit on bad images: how many may be left out before a run stops."""
 
 from seresnext_jax.errors import UserError
 
@@ -13,7 +13,7 @@ def check_left_out(what: str, left_out: int, num_images: int, max_share: float) 
     Args:
       what: the epoch or evaluation, for the message.
       left_out: images left out so far.
-      num_images: images of the whole epoch or evaluation.
+      num_images: total number of images in the epoch or evaluation.
       max_share: the share of `num_images` that may be left out.
 
     Raises:

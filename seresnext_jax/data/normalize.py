@@ -1,4 +1,4 @@
-"""Normalise pixels for the network."""
+"""Normalises pixels for the network."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Opening a split with the backend that a configuration names."""
+"""Opens a split with the backend that a configuration names."""
 
 import os
 import warnings
@@ -41,11 +41,11 @@ def open_splits(config: Config, mesh: Mesh) -> tuple[Loader, Loader | None]:
     The smaller split is opened first, so that its faults are reported sooner.
 
     Raises:
-      UserError: as `open_train` and `open_val`, or the splits have different classes.
+      UserError: as `open_train` and `open_val`; or the splits have different classes.
     """
     if config.training_only:
         return open_train(config, mesh), None
-    _backend(config, mesh)  # refused before a folder is listed
+    _backend(config, mesh)  # refuse a bad backend before listing folders
     if config.data.backend != "synthetic":
         _check_classes(config)
     val = open_val(config, mesh, num_classes=config.model.num_classes)
@@ -53,7 +53,7 @@ def open_splits(config: Config, mesh: Mesh) -> tuple[Loader, Loader | None]:
 
 
 def _check_classes(config: Config) -> None:
-    """Compare the class folders of both splits and the network, before the images are listed."""
+    """Compare the class folders of both splits with the network before listing the images."""
     train, val = (split_folder(config.data, split) for split in SPLITS)
     names = class_folders(train)
     problems = number_problems(names, train, config.model.num_classes)
@@ -89,12 +89,12 @@ def open_val(
     """Open the validation split.
 
     Args:
-      class_names: the names of the classes in label order. None: the labels are the ranks of the
-        class folders' names, of which there must be `num_classes`.
+      class_names: the class names in label order. None: the labels follow the sorted names of the
+        class folders, and there must be `num_classes` folders.
 
     Raises:
-      UserError: the split is missing or malformed, its class folders do not fit the classes, DALI
-        is not installed, or it is asked to decode on a GPU where there is none.
+      UserError: the split is missing or malformed, its class folders do not match the classes, DALI
+        is not installed, or DALI should decode on a GPU and there is none.
     """
     data = config.data
     return _open(
@@ -119,7 +119,7 @@ def _open(
     class_names: tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> Loader:
-    """Open a split; its folder is listed once, after everything else was checked."""
+    """Open a split; its folder is listed once, after all other checks."""
     data = config.data
     make_loader = _backend(config, mesh)
     images = config.batch_size * mesh.size
@@ -168,7 +168,7 @@ def split_folder(data: InputConfig, split: Split) -> Path:
     """The folder of a split.
 
     Raises:
-      UserError: no dataset was named, or it does not exist.
+      UserError: no dataset was named, or the folder does not exist.
     """
     if not data.root:
         raise UserError(
@@ -196,10 +196,10 @@ def decoding_threads(data: InputConfig, local_devices: int) -> int:
 
 
 def _backend(config: EvaluationConfig, mesh: Mesh) -> Callable[..., Loader]:
-    """The loader of the backend; that of DALI is imported here as it is optional.
+    """The loader class of the backend. DALI's is imported here because DALI is optional.
 
     Raises:
-      UserError: DALI is not installed, or is asked to decode on a GPU where there is none.
+      UserError: DALI is not installed, or should decode on a GPU and there is none.
     """
     data, platform = config.data, mesh.devices.flat[0].platform
     if data.backend == "synthetic":

@@ -1,4 +1,4 @@
-"""Pixels of any kind as 8-bit RGB: scaled where their range is known, else refused."""
+"""Converts pixels of any kind to 8-bit RGB; refuses them if their range is not known."""
 
 import numpy as np
 from PIL import Image
@@ -17,14 +17,15 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a photo upright, by its EXIF orientation."""
+"""The operation that turns a photo upright, by its EXIF orientation."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Decode an opened image as 8-bit RGB.
 
-    Alpha is dropped, palettes and CMYK are converted with Pillow's formulas, 1 bit is black and
-    white. Grey of 16 bits (of TIFF also of 12) is scaled, and so are floats if all are in [0, 1].
+    Alpha is dropped; palettes and CMYK are converted with Pillow's formulas; 1-bit pixels become
+    black and white. 16-bit grey (in TIFF also 12-bit) is scaled, and so are floats if all of them
+    are in [0, 1].
 
     Raises:
       ValueError: the range of the values is not known.
@@ -45,7 +46,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _white(image: Image.Image) -> int:
-    """The largest value of 16-bit grey; some TIFF files have 12 bits of it."""
+    """The largest value of 16-bit grey; some TIFF files use only 12 of the bits."""
     if image.format == "TIFF" and _tag(image, _BITS) == (12,):
         return 2**12 - 1
     return WHITE_16
@@ -63,9 +64,9 @@ def _tag(image: Image.Image, number: int) -> object:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an opened image, 1 to 8; 1 where it has none.
+    """The EXIF orientation of an opened image, 1 to 8; 1 if it has none.
 
-    Pillow always turns TIFF upright itself: there the orientation belongs to the format.
+    Pillow always turns TIFF upright itself, because the orientation is a part of that format.
     """
     if image.format == "TIFF":
         return 1

@@ -1,4 +1,4 @@
-"""This process's share of a batch, and its arrays as part of one global `Batch`."""
+"""Places batches: selects this process's images, and joins its arrays into a global `Batch`."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from seresnext_jax.mesh import DATA_AXIS, batch_sharding
 
 
 def local_columns(mesh: Mesh, n: int) -> slice:
-    """The images of an N-image forward pass that this process has to deliver.
+    """The images of an N-image forward pass that this process must provide.
 
     Raises:
       ValueError: N is not a multiple of the number of devices.

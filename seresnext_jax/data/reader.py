@@ -1,4 +1,4 @@
-"""Reading the images of a split one by one, and the policy for those that can't be decoded."""
+"""Reads the images of a split one by one, and applies the policy for bad files."""
 
 import math
 import os
@@ -22,7 +22,7 @@ from seresnext_jax.errors import UserError, printable
 T = TypeVar("T")
 
 MAX_DALI_PIXELS = 2**25
-"""Larger images are decoded by Pillow: DALI has a whole batch in memory, at 3 bytes a pixel."""
+"""Pillow decodes larger images: DALI keeps a whole batch in memory, at 3 bytes per pixel."""
 
 _JPEG_FORMATS = ("JPEG", "MPO")
 """Pillow's names; MPO is several JPEGs in one file."""
@@ -32,7 +32,7 @@ _TAIL = 512
 
 
 class ImageReader:
-    """Reads single images of a split and applies the policy for bad files; safe in threads."""
+    """Reads single images of a split and applies the policy for bad files; thread-safe."""
 
     def __init__(
         self,
@@ -65,10 +65,10 @@ class ImageReader:
         """The cropped image `index`, (S, S, 3) uint8; None if it is left out.
 
         Args:
-          draws: what the crop takes besides the image.
+          draws: the random numbers that the crop takes, if any.
 
         Raises:
-          UserError: it can't be decoded, and the policy is ``error``; or its folder is gone.
+          UserError: the image can't be decoded, and the policy is ``error``; or its folder is gone.
         """
         path = self.path(index)
         cropped = partial(_crop, self.crop, draws)
@@ -78,14 +78,14 @@ class ImageReader:
         """(height, width) of images, from their headers.
 
         Args:
-          index: (R,) int64 into the file list.
+          index: (R,) int64 indices into the file list.
 
         Returns:
-          (R, 2) int32; 0 for those that are left out.
+          (R, 2) int32; 0 for images that are left out.
 
         Raises:
-          UserError: one has no readable header or is truncated, and the policy is ``error``; or
-            its folder is gone.
+          UserError: an image has no readable header or is truncated, and the policy is ``error``;
+            or its folder is gone.
         """
         for i in index[self._sizes[index, 0] == 0].tolist():
             header = self._try(i, partial(self._header, self.path(i)))
@@ -94,7 +94,7 @@ class ImageReader:
         return self._sizes[index]
 
     def for_dali(self, index: np.ndarray) -> np.ndarray:
-        """Whether DALI decodes images as Pillow does: (R,) bool; known once `sizes` is."""
+        """Whether DALI decodes images as Pillow does: (R,) bool; call `sizes` first."""
         return self._for_dali[index]
 
     def _header(self, path: str) -> tuple[tuple[int, int], bool]:
@@ -120,7 +120,7 @@ class ImageReader:
         return os.path.join(self.files.folder, self.files.paths[index])
 
     def _try(self, index: int, read: Callable[[], T]) -> T | None:
-        """Read something of an image; None if it is left out."""
+        """Call `read` on an image and apply the policy; None if the image is left out."""
         path = self.path(index)
         while True:
             try:
@@ -166,7 +166,7 @@ def _crop(
 
 
 def _has_jpeg_end(path: str) -> bool:
-    """Whether a file ends with a JPEG's end-of-image marker, or with that and zeros."""
+    """Whether a file ends with a JPEG's end-of-image marker, possibly followed by zeros."""
     with open(path, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
         return file.read().rstrip(b"\0").endswith(_JPEG_END)

@@ -1,6 +1,6 @@
-"""Order and random numbers as pure functions of (seed, step), so that loaders need no state.
+"""Image order and random numbers as pure functions of (seed, step), so that loaders are stateless.
 
-Philox is a counter-based generator: it gives the draws of any position without those before it.
+Philox is a counter-based generator: it can compute the draws of any position directly.
 """
 
 from abc import ABC, abstractmethod
@@ -31,7 +31,7 @@ def crop_draws(seed: int, epoch: int, start: int, count: int) -> np.ndarray:
     """Uniforms in [0, 1) for the positions [start, start + count) of an epoch's order.
 
     Returns:
-      (count, DRAWS) float64; a position's row depends on nothing else.
+      (count, DRAWS) float64; each row depends only on the seed, the epoch and its position.
     """
     philox = _philox(_CROP_STREAM, seed, epoch)
     # Philox makes four 64-bit words per counter value, one word per float64.
@@ -52,7 +52,7 @@ class Rows:
     """Which images make up one step of this process, row by row; R = A × local columns."""
 
     index: np.ndarray
-    """(R,) int64 into the file list."""
+    """(R,) int64 indices into the file list."""
     mask: np.ndarray
     """(R,) bool; False for padding."""
     draws: tuple[np.ndarray, ...] = ()
@@ -77,17 +77,17 @@ class Sampler(ABC):
     """The images of a pass that this process delivers."""
     accumulation: int = 1
     max_steps: int = -1
-    """An epoch, or an evaluation, ends after this many steps; -1: it takes the whole split."""
+    """An epoch or evaluation ends after this many steps; -1: it takes the whole split."""
 
     @property
     def images_per_step(self) -> int:
-        """Images of one step over all processes."""
+        """Number of images in one step over all processes."""
         return self.accumulation * self.images_per_pass
 
     @property
     @abstractmethod
     def num_steps(self) -> int:
-        """Steps of one epoch or evaluation."""
+        """Number of steps in one epoch or evaluation."""
 
     @abstractmethod
     def steps(self, start: int) -> Iterable[int]:
@@ -105,7 +105,7 @@ class Sampler(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSampler(Sampler):
-    """Endless epochs, each in a new order and without the images that do not fill a step."""
+    """Endless epochs, each in a new order; images that do not fill the last step are dropped."""
 
     seed: int
 
@@ -127,7 +127,7 @@ class TrainSampler(Sampler):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSampler(Sampler):
-    """Each image once in the order of the files; the last step is padded."""
+    """Each image once, in file order; the last step is padded."""
 
     @property
     def num_steps(self) -> int:

@@ -1,4 +1,4 @@
-"""Random images that need no files: for benchmarks, and to see a recipe run."""
+"""Random images that need no files, for benchmarks and for trying out a recipe."""
 
 from collections.abc import Iterator
 
@@ -12,11 +12,11 @@ from seresnext_jax.data.sampler import Sampler
 from seresnext_jax.mesh import batch_sharding
 
 NUM_IMAGES = {"train": 1_281_167, "val": 50_000}
-"""Those of ImageNet, so that a synthetic run has as many steps as the recipe."""
+"""As in ImageNet, so that a synthetic run has as many steps as the recipe."""
 
 
 class SyntheticLoader:
-    """One fixed random batch, repeated as often as the split has steps; see `Loader`."""
+    """One fixed random batch, repeated for each step of the split; see `Loader`."""
 
     def __init__(
         self, sampler: Sampler, mesh: Mesh, *, seed: int, image_size: int, num_classes: int

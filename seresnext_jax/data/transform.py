@@ -1,7 +1,7 @@
-"""From a decoded image to the square that the network sees, in training and in evaluation.
+"""Crops a decoded image to the square that the network sees, in training and in evaluation.
 
-Each crop has two parts: numbers for many images at once, which DALI takes, and the same numbers
-applied to one image with Pillow. The DALI backends are tested against the latter.
+Each crop has two parts: it computes the numbers of many images at once, as input for DALI, and it
+applies the same numbers to one image with Pillow. The DALI backends are tested against Pillow.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from seresnext_jax.config import DataConfig
 from seresnext_jax.data.images import check_pixels
 
 ATTEMPTS = 10
-"""Tries of a random crop before the centre is taken (torchvision's RandomResizedCrop)."""
+"""Attempts at a random crop before the centre is used (torchvision's RandomResizedCrop)."""
 DRAWS = 2 * ATTEMPTS + 3
-"""Uniform numbers per training image: area and ratio of each try, top, left, flip."""
+"""Uniform numbers per training image: area and ratio of each attempt, top, left, flip."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TrainCrop:
         return self.config.image_size
 
     def __str__(self) -> str:
-        """What decides the pixels, a part of the fingerprints in checkpoints: do not change it."""
+        """What decides the pixels. Do not change it: it is in the fingerprints of checkpoints."""
         names = ("image_size", "eval_margin", "crop_area", "crop_ratio", "flip")
         options = ", ".join(f"{name}={getattr(self.config, name)!r}" for name in names)
         return f"Transform(split='train', {options})"
@@ -73,7 +73,7 @@ class TrainCrop:
         return np.floor(start).astype(np.int64), np.floor(shape).astype(np.int64), flip
 
     def largest(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the largest image on the way: the decoded one."""
+        """Height and width of the largest intermediate image: the decoded one."""
         return height, width
 
     def __call__(self, image: Image.Image, draws: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ class CentreCrop:
     eval_margin: int
 
     def numbers(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The windows to cut out, and the sizes of the resized images that they are cut out of.
+        """The windows to cut out, and the sizes of the resized images that they are cut from.
 
         torchvision: Resize truncates the longer side, CenterCrop rounds halves to even.
 
@@ -116,7 +116,7 @@ class CentreCrop:
         return np.rint((resized - self.image_size) / 2).astype(np.int64), resized
 
     def largest(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the largest image on the way: the decoded or the resized one."""
+        """Height and width of the largest intermediate image: the decoded or the resized one."""
         if min(height, width) > self.image_size + self.eval_margin:
             return height, width
         _, resized = self.numbers(np.array([[height, width]]))

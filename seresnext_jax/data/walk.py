@@ -1,4 +1,4 @@
-"""The files below a folder: symbolic links are followed, hidden files and folders are not."""
+"""Lists the files below a folder: follows symbolic links, ignores hidden files and folders."""
 
 import os
 from collections import deque
@@ -10,7 +10,7 @@ from seresnext_jax.errors import UserError, printable
 
 
 def files_below(folder: str | Path) -> Iterator[str]:
-    """The paths of the files below a folder, links to files included.
+    """The paths of the files below a folder, including links to files.
 
     No folder is listed twice, so links can't make a cycle. A folder that is reached by its own path
     and by links appears under its own path. A link to a folder that contains the link is ignored.
@@ -28,7 +28,7 @@ def files_below(folder: str | Path) -> Iterator[str]:
                 continue
             listed.add(here)
             folders[:] = sorted(name for name in folders if not is_hidden(name))
-            # `os.walk` does not enter links: they start walks of their own, after this one.
+            # `os.walk` does not enter links: each one is walked separately, after this walk.
             paths = [os.path.join(parent, name) for name in folders]
             starts += [path for path in paths if os.path.islink(path) and not leads_back(path)]
             yield from (os.path.join(parent, name) for name in names if not is_hidden(name))

@@ -18,7 +18,7 @@ Path = tuple[str, ...]
 
 
 def fold_batch_norm(network: ResNet, variables: Tree) -> tuple[ResNet, Tree]:
-    """A network without BatchNorm, and its variables; they give the same logits but for rounding.
+    """A network without BatchNorm, and its variables; they give the same logits up to rounding.
 
     Kernels and biases are rounded to the network's dtype here, once. The folded network can't be
     trained.

@@ -17,13 +17,13 @@ Tree = Any
 Path = tuple[str, ...]
 
 _NORMALIZATION = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
-"""How BatchNorm starts."""
+"""Initial values of BatchNorm's variables."""
 
 
 def init_variables(network: ResNet, seed: int) -> Tree:
     """Random params and batch_stats, float32 numpy arrays.
 
-    Each array depends on the seed and its own path alone. Threads share the work, as NumPy's
+    Each array depends only on the seed and its own path. Threads share the work because NumPy's
     generators release the interpreter's lock.
     """
     shapes = {path: x.shape for path, x in flatten_dict(abstract_variables(network)).items()}
@@ -35,7 +35,7 @@ def init_variables(network: ResNet, seed: int) -> Tree:
 def _draw(
     network: ResNet, shapes: dict[Path, tuple[int, ...]], path: Path, seed: int
 ) -> np.ndarray:
-    """The first value of one variable: of a convolution, a linear layer or a BatchNorm."""
+    """The initial value of one variable of a convolution, a linear layer or a BatchNorm."""
     options, shape = network.options, shapes[path]
     *_, module, name = path
     generator = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())])

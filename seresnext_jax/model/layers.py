@@ -71,7 +71,7 @@ class Dense(nn.Module):
 
 
 class Affine(NamedTuple):
-    """What BatchNorm does to its input x: ``slope · x + offset``, and what it saw on the way."""
+    """BatchNorm as ``slope · x + offset`` of its input x, and the means that it computed of x."""
 
     slope: jax.Array
     """(G, C) float32; one row for each group of images that are normalised together."""
@@ -105,10 +105,10 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def affine(self, x: jax.Array, *, train: bool) -> Affine:
-        """The normalisation of x (N, H, W, C) without its application.
+        """Compute the normalisation of x (N, H, W, C) without applying it.
 
-        For a caller that joins it with what comes next, in one pass over x. In training it updates
-        the running statistics.
+        The caller can then join it with the next operations in one pass over x. In training, this
+        updates the running statistics.
 
         Raises:
           ValueError: in training, a group has a single value per channel.

@@ -38,7 +38,7 @@ class Architecture:
     widths: tuple[int, ...]
     """Channels of each stage's 3×3 convolutions."""
     expansion: int
-    """A block's output channels / its width."""
+    """Output channels of a block / its width."""
     cardinality: int = 1
     """Groups of the 3×3 convolutions."""
     stem_width: int = 64
@@ -64,7 +64,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnext50-32x4d": Architecture("bottleneck", (3, 4, 6, 3), _WIDTH_4D, 2, 32),
     "resnext101-32x4d": Architecture("bottleneck", (3, 4, 23, 3), _WIDTH_4D, 2, 32),
     "resnext101-32x8d": Architecture("bottleneck", (3, 4, 23, 3), _WIDTH_8D, 1, 32),
-    # The original names this one without a definition. Here both 3×3 convolutions have 32 groups.
+    # The original lists this name without a definition. Here both 3×3 convolutions have 32 groups.
     "resnext101-32x8d-basic": Architecture("basic", (3, 4, 23, 3), _WIDTH_8D, 1, 32),
     "se-resnext101-32x4d": Architecture("bottleneck", (3, 4, 23, 3), _WIDTH_4D, 2, 32, squeeze=16),
     # Not in the original: small enough to train on a laptop in a minute.
@@ -94,7 +94,7 @@ class Options:
     """Fan of the convolutions' initialiser."""
     last_bn_0_init: bool = False
     bn_group_size: int = 0
-    """Images normalised together; 0: all of this device's."""
+    """Images normalised together; 0: all images of this device."""
     folded: bool = False
     """Whether BatchNorm is part of the convolutions (fold.py): for inference only."""
 
@@ -173,7 +173,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width; the first one strides."""
+    """Blocks of one width; the first one has the stride."""
 
     options: Options
     index: int
@@ -219,7 +219,7 @@ class ResNet(nn.Module):
     def extract_features(
         self, x: jax.Array, layers: Sequence[str] = FEATURES, *, train: bool = False
     ) -> dict[str, jax.Array]:
-        """Outputs of the named stages, and no computation beyond the last one.
+        """Outputs of the named stages; nothing after the last of them is computed.
 
         Args:
           x: normalised images (N, H, W, 3).
@@ -245,7 +245,7 @@ class ResNet(nn.Module):
 
 
 def find_architecture(name: str) -> Architecture:
-    """The architecture of a name in the table.
+    """The architecture with this name in the table.
 
     Raises:
       UserError: there is none.

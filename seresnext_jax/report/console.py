@@ -46,11 +46,11 @@ class Console:
     def log(self, text: str) -> None:
         """Write a line to the log file only."""
         if self._log is not None:
-            with suppress(OSError):  # the report finds that nothing can be written here
+            with suppress(OSError):  # the report will fail for the same reason
                 self._log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
 
     def note(self, text: str) -> None:
-        """One line. What can't be printed, such as a file name in an old encoding, is escaped."""
+        """Print one line; escapes what can't be printed, such as file names in an old encoding."""
         printable = text.encode(errors="backslashreplace").decode()
         self.log(printable)
         self._terminal.print(printable, markup=False, soft_wrap=True)
@@ -79,7 +79,7 @@ class Console:
         bar.update(bar.task_ids[0], total=steps, completed=done)
         self._bar, self._state = bar, Text()
         try:
-            # The newest line gets a row of its own: there is no room for it beside the bar.
+            # The newest line gets its own row: there is no room for it next to the bar.
             with Live(Group(bar, self._state), console=self._terminal, transient=True):
                 yield
         finally:
@@ -107,7 +107,7 @@ class Console:
             self._bar.update(self._bar.task_ids[0], completed=done)
 
     def train_line(self, text: str) -> None:
-        """Show the newest training metrics: below the bar on a terminal, else as a line."""
+        """Show the newest training metrics: below the bar on a terminal, otherwise as a line."""
         if self._bar is not None:
             self.log(text)
             self._state.plain = text

@@ -49,5 +49,5 @@ class Clock:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value nearest to `percent` % of the way through the sorted ones (NVIDIA: logger.py)."""
+    """The value nearest to `percent` % of the way through the sorted values (NVIDIA: logger.py)."""
     return float(np.quantile(values, percent / 100, method="nearest"))

@@ -1,8 +1,8 @@
-"""The table of metrics: what each is called, its unit, and how the reports and people see it.
+"""The table of metrics: the name, unit and format of each, in the reports and for people.
 
 The DLLogger file's metadata, the run's summary, the console's lines and tables, the plot and the
-table in docs/report.md come from here. A number that a training step returns is reported as soon
-as it has a row.
+table in docs/report.md come from here. A number that a training step returns is reported if it has
+a row.
 """
 
 import math
@@ -21,12 +21,12 @@ _OVER_RUN: dict[OverRun, Callable[[Sequence[float]], float]] = {
     "last": lambda values: values[-1],
     "sum": sum,
 }
-"""How the values of the epochs make the value of the run."""
+"""How to compute the value of a run from the values of its epochs."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One row; ``{n}`` in a name and its label is a number."""
+    """One row; ``{n}`` in a name and its label stands for a number."""
 
     name: str
     """The last part of the name: ``loss`` of ``train.loss`` and ``val.loss``."""
@@ -43,13 +43,13 @@ class Metric:
     meaning: str = ""
     """One line for docs/report.md."""
     factor: float = 1.0
-    """From `unit` to the unit of `shown`."""
+    """Converts from `unit` to the unit of `shown`."""
     verbose: bool = False
     """Written in a second record of the same step, as in the original."""
     panel: str = ""
     """Title of the plot's panel that shows it; empty: it is not plotted."""
     over_run: OverRun = "mean"
-    """Its value in the run's summary, from those of the epochs."""
+    """How the run's summary combines its values of the epochs."""
 
 
 # fmt: off
@@ -124,7 +124,7 @@ def summarize(epochs: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
     """The metrics of a run from those of its epochs, by `Metric.over_run`.
 
     Args:
-      epochs: the metrics of each epoch; None where a value was not finite, which does not count.
+      epochs: the metrics of each epoch; None for a value that was not finite, which is ignored.
     """
     names = dict.fromkeys(name for epoch in epochs for name in epoch)
     run = {}
@@ -137,7 +137,7 @@ def summarize(epochs: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
 def metric_rows(
     metrics: Mapping[str, float], names: Iterable[str] | None = None
 ) -> list[tuple[str, str]]:
-    """Labels and formatted values: of all `metrics`, or of those that are in `names`."""
+    """Labels and formatted values of all `metrics`, or of those in `names`."""
     chosen = metrics if names is None else dict.fromkeys(names)
     found = [(find_metric(name), metrics[name]) for name in chosen if name in metrics]
     return [(metric.label, metric.shown.format(metric.factor * v)) for metric, v in found]

@@ -7,7 +7,7 @@ from seresnext_jax.report.metrics import METRICS, find_metric
 from seresnext_jax.report.sinks import read_report, writing
 
 _COLOURS = {"train": "C0", "val": "C1", "val_ema": "C2"}
-"""By the first part of a metric's name."""
+"""The colour of a curve, by the first part of the metric's name."""
 
 
 def plot_report(report: Path, png: Path) -> None:
@@ -15,10 +15,10 @@ def plot_report(report: Path, png: Path) -> None:
 
     Args:
       report: a run's ``report.jsonl``.
-      png: the picture to write.
+      png: the image file to write.
 
     Raises:
-      UserError: the report is damaged, or the picture can't be written.
+      UserError: the report is damaged, or the image file can't be written.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

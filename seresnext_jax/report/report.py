@@ -34,7 +34,7 @@ def dllogger_path(workspace: Path, raport_file: str) -> Path:
       UserError: `raport_file` is a folder or another file of the run.
     """
     path = workspace / raport_file
-    if path == workspace or path.is_dir():  # a new run would rename it with all that is in it
+    if path == workspace or path.is_dir():  # a new run would rename the entire folder
         raise UserError(f"--raport-file {raport_file!r} is a folder: give a file's name")
     if path in [workspace / name for name in OWN_NAMES]:
         raise UserError(f"--raport-file {raport_file} is taken by the run: choose another name")
@@ -57,9 +57,9 @@ class Report:
 
         Args:
           steps_per_epoch: to count steps over the whole run.
-          keep_until_step: the step that a resumed run continues from; what was reported after it
-            is dropped, and the summary as soon as training goes on. None: a new run; files of an
-            earlier one are renamed.
+          keep_until_step: the step that a resumed run continues from; later records are dropped,
+            and the summary is dropped once training continues. None: a new run; files of an
+            earlier run are renamed.
           enabled: False on all processes but one.
 
         Raises:
@@ -106,7 +106,7 @@ class Report:
         self._write("summary", (), metrics)
 
     def attach(self, name: str, text: str) -> None:
-        """Write another file beside the report."""
+        """Write another file next to the report."""
         if self._enabled:
             with writing(self.folder / name):
                 (self.folder / name).write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Where a run reports to: a file in DLLogger's format, as the original writes, and JSON lines.
+"""The sinks of a report: a file in DLLogger's format, like the original's, and JSON lines.
 
 docs/report.md documents both files. To add another place, write a class with the method of `Sink`
 and add it to the sinks of `Report`.
@@ -99,7 +99,7 @@ class DLLoggerFile(ReportFile):
     """The file that the original writes with NVIDIA's DLLogger."""
 
     def lines(self, record: Record) -> list[str]:
-        """Metadata of metrics that are new, then the metrics, those of `Metric.verbose` apart."""
+        """Metadata of new metrics, then the metrics; the verbose ones are in a second line."""
         if record.position is None:
             return [self._line("LOG", step="PARAMETER", data=dict(record.data))]
         lines = []
@@ -153,7 +153,7 @@ def read_report(path: Path) -> list[dict[str, Any]]:
 
 
 def move_aside(*paths: Path) -> None:
-    """Rename the files to the first number that none of them has taken."""
+    """Rename the files with the first number that is free for all of them."""
     number = 1
     while any(path.with_name(f"{path.name}.{number}").exists() for path in paths):
         number += 1
@@ -176,7 +176,7 @@ def _parse_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _key(record: dict[str, Any]) -> Position | str:
-    """The position of a record of either file; of one without, the metric that it describes."""
+    """The position of a record in either file; without a position, the metric that it describes."""
     if record.get("event", "parameters") != "parameters":
         return tuple(record[name] for name in _POSITION if name in record)
     step = record.get("step")
@@ -185,7 +185,7 @@ def _key(record: dict[str, Any]) -> Position | str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name the file `path`, or its folder, in the error of a write inside.
+    """Name the file `path`, or its folder, in the error of a write in the block.
 
     Raises:
       UserError: it can't be written.

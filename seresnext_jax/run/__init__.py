@@ -1,1 +1,1 @@
-"""One run: where it starts, when it saves, its log, stop signals, what JAX needs to know first."""
+"""One run: where it starts, when it saves, its log, stop signals, and the setup of JAX."""

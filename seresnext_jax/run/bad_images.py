@@ -19,12 +19,12 @@ from seresnext_jax.training.state import TrainState
 def saving_before_bad_images(
     saver: Saver, plan: Plan, progress: Progress, log: TrainLog, state: Callable[[], TrainState]
 ) -> Iterator[None]:
-    """Save the state after the last good step if the run stops for lack of images inside.
+    """Save the state after the last good step if too many bad images end the run in the block.
 
-    Where one of several processes stops alone, nothing can be saved.
+    If only one of several processes stops, nothing can be saved.
 
     Args:
-      state: gives the newest state.
+      state: returns the newest state.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def saving_before_bad_images(
 
 
 def _after_last_good_step(state: TrainState, plan: Plan) -> TrainState:
-    """Take back the steps of this epoch that changed nothing: a resumed run repeats them."""
+    """Uncount the last steps of this epoch if they changed nothing: a resumed run repeats them."""
     epoch_steps = (int(state.step) - 1) % plan.steps_per_epoch + 1
     empty = min(int(state.bad_steps), epoch_steps)
     if not empty:

@@ -1,4 +1,4 @@
-"""The log of a run's steps."""
+"""The log of a run's training steps."""
 
 import time
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ from seresnext_jax.report.metrics import METRICS, metric_rows
 from seresnext_jax.report.report import Report
 
 _STEP_NAMES = {"grad_scale": "loss_scale"}
-"""Where the training step calls a metric of the report by another name."""
+"""Metrics that the report calls by another name than the training step."""
 
 
 class TrainLog:
-    """Reports training steps, each one only after the next was dispatched.
+    """Reports each training step after the next one was dispatched.
 
     Reading a step's metrics waits for the end of the step, so they are read one step late, while
-    the device computes the next. Every metric of a step that has a row in `METRICS` is reported:
-    the loss as a mean, the others as of the last step.
+    the device computes the next one. Every metric of a step that has a row in `METRICS` is
+    reported: the loss as a mean, the others as of the last step.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class TrainLog:
         self._seconds = self._waited = 0.0
         self._interval_steps = self._epoch_steps = 0
         self._left_out = 0
-        """Images of this epoch since this start: a resumed run may have repaired files."""
+        """Images of this epoch left out since this start; files may have been fixed before it."""
         self._empty_steps = 0
-        """In a row, up to the last reported step of this epoch."""
+        """Steps in a row without an image, up to the last reported step of this epoch."""
 
     @contextmanager
     def epoch(self, epoch: int, *, done: int) -> Iterator[None]:
-        """Report the steps inside as those of `epoch`, of which `done` were trained before."""
+        """Report the steps in the block as steps of `epoch`; `done` of its steps came before."""
         self._epoch = epoch
         self._empty_steps = self._left_out = 0
         self._seconds = self._waited = 0.0
@@ -72,7 +72,7 @@ class TrainLog:
         self._take_time()
 
     def timing_waits(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass on batches, and count the time until each as waiting for data.
+        """Yield the batches, and count the time until each one as waiting for data.
 
         If the last step is still running, the wait cost nothing.
         """
@@ -88,7 +88,7 @@ class TrainLog:
         """Keep the metrics of step `step` (counted from 1 over the run); report earlier ones.
 
         Raises:
-          UserError: too many steps in a row were not finite, or had too many bad images.
+          UserError: too many steps in a row were not finite, or too many images were bad.
         """
         try:
             self.flush()
@@ -99,7 +99,7 @@ class TrainLog:
         """Report the steps that were added.
 
         Raises:
-          UserError: too many steps in a row were not finite, or had too many bad images.
+          UserError: too many steps in a row were not finite, or too many images were bad.
         """
         if self._pending is None:
             return
@@ -137,9 +137,9 @@ class TrainLog:
             )
 
     def forget_empty_steps(self) -> None:
-        """Report what was added, then uncount the last steps in a row that had no image.
+        """Report the added steps, then uncount the last steps in a row that had no image.
 
-        They will be repeated.
+        A resumed run repeats them.
         """
         with suppress(UserError):
             self.flush()
@@ -147,7 +147,7 @@ class TrainLog:
         self._empty_steps = 0
 
     def epoch_metrics(self) -> dict[str, float]:
-        """The means of the epoch's steps; also starts those of the next epoch."""
+        """The means of the epoch's steps; resets them for the next epoch."""
         progress = self._progress
         metrics = self._metrics(progress.epoch_loss, self._epoch_steps, self._seconds, self._waited)
         metrics["train.bad_images"] = progress.epoch_bad_images
@@ -175,9 +175,9 @@ class TrainLog:
         of_step = {row.name: _STEP_NAMES.get(row.name, row.name) for row in METRICS}
         metrics = {f"train.{name}": last[key] for name, key in of_step.items() if key in last}
         metrics.pop("train.loss", None)
-        if loss.count:  # a mean over no image is not a number
+        if loss.count:  # the mean over no image is NaN
             metrics["train.loss"] = loss.value
-        if not steps:  # the epoch was trained before a restart, only its evaluation was left
+        if not steps:  # trained before a restart, with only the evaluation left
             return metrics
         images = steps * self._plan.global_batch
         return metrics | {

@@ -1,4 +1,4 @@
-"""What a run prints and writes at its start, after an epoch, and at its end."""
+"""The outcome of a run: what it prints and writes at its start, after an epoch and at its end."""
 
 import json
 import sys
@@ -76,10 +76,10 @@ def report_outcome(config: Config, progress: Progress, report: Report, console: 
 
 
 def run_summary(progress: Progress, report: Report) -> dict[str, float]:
-    """The metrics of the whole run, as the original's last record has them, and two groups of ours.
+    """The metrics of the whole run, as in the original's last record, and two more groups.
 
-    ``best.top1`` is that of the best epoch, also if the report lacks the epoch, and
-    ``last.<metric>`` those of the last epoch.
+    ``best.top1`` is from the best epoch, even if the report lacks that epoch, and
+    ``last.<metric>`` are from the last epoch.
     """
     records = read_report(report.jsonl_path)
     summary = summarize([r["metrics"] for r in records if r["event"] == "epoch"])
@@ -96,7 +96,7 @@ def list_other_files(loaders: list[Loader], console: Console) -> None:
 
 
 def list_bad_images(loaders: list[Loader]) -> None:
-    """Name the files that were left out; each process names those that it has read."""
+    """Name the files that were left out; each process names the ones that it read."""
     console = Console(enabled=True)
     for path in [path for loader in loaders for path in loader.bad_files]:
         console.warn(f"left out, can't be decoded: {printable(path)}")

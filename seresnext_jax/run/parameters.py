@@ -1,4 +1,4 @@
-"""The options that the report records: under our names, and under those of the original."""
+"""The options that the report records, under this project's names and the original's names."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from seresnext_jax.plan import Plan
 def report_parameters(config: Config, plan: Plan) -> dict[str, Any]:
     """Every option by its path, such as ``optim.lr``, and by the original's name, such as ``lr``.
 
-    The original's names have the values that the run uses. Some are options here, too: there
-    ``optimizer_batch_size`` is the number of images, even if it was derived.
+    The original's names have the values that the run uses. This includes names that are options
+    here, too: ``optimizer_batch_size`` is the number of images, even if it was derived.
     """
     return flatten(config) | original_parameters(config, plan)
 
 
 def original_parameters(config: Config, plan: Plan) -> dict[str, Any]:
-    """The options of the original's main.py that have a counterpart here, with its spelling."""
+    """The options of the original's main.py that have a counterpart here, in its spelling."""
     data, optim = config.data, config.optim
     return {
         "data": data.root,

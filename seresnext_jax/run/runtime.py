@@ -1,4 +1,4 @@
-"""What has to be set before JAX uses its devices."""
+"""Settings that must be made before JAX uses its devices."""
 
 import ctypes
 import os
@@ -13,22 +13,22 @@ import jax
 from seresnext_jax.config import EvaluationConfig
 from seresnext_jax.processes import initialize_distributed
 
-# The names of glibc's malloc.h. Only the main arena can grow without mmap: hence one arena.
+# The names are from glibc's malloc.h. Only the main arena can grow without mmap: hence one arena.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NVIDIA_DRIVER = Path("/dev/nvidiactl")
 _UNREADABLE_ENTRY = r"Error reading persistent compilation cache entry for '([\w.<>]+)'"
-"""The beginning of JAX's warning; the name is that of the compiled function."""
+"""The beginning of JAX's warning; the group is the name of the compiled function."""
 
 
 def start(config: EvaluationConfig) -> None:
     """Prepare this process: XLA's flags, the compilation cache, the other processes.
 
-    Must run before any array is made. Variables that the user has set are left alone.
+    Must run before any array is created. Variables that the user has set are left alone.
     """
     keep_freed_memory()
     if config.data.backend == "dali-gpu":
-        # DALI's own CUDA stream invalidates XLA's captured command buffers, and it has a memory
-        # pool of its own.
+        # DALI's own CUDA stream invalidates XLA's captured command buffers, and DALI has its own
+        # memory pool.
         _add_xla_flag("--xla_gpu_enable_command_buffer=")
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".75")
     use_compilation_cache(config.compilation_cache)
@@ -56,9 +56,9 @@ def use_compilation_cache(folder: str) -> None:
 def replace_damaged_entries() -> None:
     """Delete an entry of the compilation cache when JAX can't read it.
 
-    JAX warns, compiles, and keeps the damaged file, as a file of that name exists; so it would warn
-    at every start. Here the warning itself deletes the file, before JAX writes the new one. The
-    warning has the name of the function only: all of its entries go.
+    JAX warns, compiles again, and keeps the damaged file because a file of that name exists; so it
+    would warn at every start. This handler of the warning deletes the file before JAX writes the
+    new one. The warning names only the function, so all entries of the function are deleted.
     """
     show = warnings.showwarning
 

@@ -1,4 +1,4 @@
-"""When a run saves, and how it continues from a checkpoint."""
+"""Decides when a run saves, and how it continues from a checkpoint."""
 
 import time
 from typing import Literal
@@ -54,7 +54,7 @@ class Saver:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        # After an error of one process the others are elsewhere, and a save needs all of them.
+        # After an error, the other processes run other code, and a save needs all of them.
         if error is None or jax.process_count() == 1:
             self.close()
 
@@ -65,7 +65,7 @@ class Saver:
         could not be read, to ``<step>.later`` if ``--resume`` names an earlier one.
 
         Args:
-          state: a new state, the one to start from if there is nothing to continue.
+          state: a new state, used if there is nothing to continue.
 
         Raises:
           UserError: the checkpoint is damaged or does not fit.
@@ -114,7 +114,7 @@ class Saver:
             )
 
     def due(self, step: int) -> bool:
-        """Whether to save after step `step`, besides the ends of epochs."""
+        """Whether to save after step `step`, apart from the end of an epoch."""
         if self._checkpoints is None or step % self._plan.steps_per_epoch == 0:
             return False
         options = self._config.checkpoint

@@ -74,7 +74,7 @@ def find_start(config: Config) -> Start:
 
 
 def _why_not(path: Path) -> str:
-    """Why a path can't be resumed from, with the fix."""
+    """Why a run can't resume from a path, and the fix."""
     if not os.path.isfile(path):
         return "there is no checkpoint; check the path"
     return (
@@ -101,7 +101,7 @@ def check_classes(
 
     Args:
       saved: the class names of the checkpoint; None or empty: it has none.
-      data: those of the dataset; empty: it has none.
+      data: the class names of the dataset; empty: it has none.
 
     Raises:
       UserError: the names differ.
@@ -123,7 +123,7 @@ def check_classes(
 
 
 def _warn_of_order(folders: Names, console: Console) -> None:
-    """For weights without class names: say which order decides the labels, if it can matter."""
+    """Warn which order decides the labels of weights without class names, if it can matter."""
     if warning := order_warning(folders):
         console.warn(f"{warning}; eval.py --class-names FILE evaluates them in another order")
 
@@ -131,16 +131,16 @@ def _warn_of_order(folders: Names, console: Console) -> None:
 def initial_variables(
     config: Config, network: ResNet, start: Start, class_names: Names, console: Console
 ) -> Tree:
-    """Random weights from the seed, or those of ``--init-from``.
+    """Random weights from the seed, or the weights of ``--init-from``.
 
     Training on other classes starts with a random classifier. A checkpoint's own weights come
     later, with the rest of its state (`Saver.resume`).
 
     Args:
-      class_names: of the dataset; empty if it has none.
+      class_names: the names in the dataset; empty if it has none.
 
     Raises:
-      UserError: the weights can't be read, are of another architecture, or are to be evaluated on
+      UserError: the weights can't be read, have another architecture, or would be evaluated on
         other classes.
     """
     fresh = init_variables(network, config.seed)

@@ -1,4 +1,4 @@
-"""Signals as a request to stop after the current step, on all processes at once."""
+"""Turns signals into a request to stop after the current step, on all processes at once."""
 
 import os
 import signal
@@ -16,9 +16,9 @@ from seresnext_jax.mesh import DATA_AXIS, replicated
 EXIT_STOPPED = 75
 """Exit status of a run that saved and stopped because it was told to (sysexits: EX_TEMPFAIL)."""
 _URGENT = (signal.SIGINT, signal.SIGTERM)
-"""The second of these ends the process at once."""
+"""A second one of these ends the process at once."""
 _SIGNALS = (*_URGENT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""A terminal that closes sends SIGHUP; schedulers may send SIGUSR1 or SIGUSR2 before a time limit,
+"""A closing terminal sends SIGHUP; schedulers may send SIGUSR1 or SIGUSR2 before a time limit,
 and SIGTERM at it."""
 
 
@@ -26,7 +26,7 @@ class StopRequest:
     """Remembers a signal until the loop asks; a second SIGINT or SIGTERM ends the process at once.
 
     Python runs its signal handlers between two instructions of the main thread, so not during a
-    compilation. Therefore the numbers of the signals go through a pipe to a thread.
+    compilation. Therefore a thread receives the signal numbers through a pipe.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -70,7 +70,7 @@ class StopRequest:
         return self.stopping
 
     def _ask(self) -> jax.Array:
-        """Start counting the devices whose process had a signal: int32 scalar."""
+        """Start counting the devices whose process received a signal: int32 scalar."""
         flags = np.full(self._local_devices, self._signalled, np.int32)
         return self._sum(jax.make_array_from_process_local_data(self._by_device, flags))
 
@@ -78,7 +78,7 @@ class StopRequest:
 def _announce(name: str) -> None:
     """Say that a signal has arrived.
 
-    A print may be under way in the main thread, so this goes around its buffers.
+    The main thread may be printing, so this bypasses the buffers of `print`.
     """
     with suppress(OSError, AttributeError):  # the console has gone away
         os.write(sys.stderr.fileno(), f"{name}: stopping after this step\n".encode())

@@ -1,4 +1,4 @@
-"""stdout and stderr that may go away, as with ``python train.py | tee log`` when tee is killed."""
+"""Lets a run outlive stdout and stderr, as in ``python train.py | tee log`` if tee is killed."""
 
 import os
 import sys
@@ -42,7 +42,7 @@ class LastingStream:
     def _try(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except OSError:  # a closed pipe or terminal; what is in the stream's buffer goes as well
+        except OSError:  # a closed pipe or terminal; the stream's buffer is discarded as well
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)

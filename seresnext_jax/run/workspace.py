@@ -22,7 +22,7 @@ _TAKEN = (errno.EAGAIN, errno.EACCES)
 
 @contextmanager
 def open_workspace(workspace: Path, console: Console) -> Iterator[None]:
-    """Keep a workspace for this run: make it, lock it, and log into it until the end.
+    """Create and lock a workspace for this run, and log into it until the end.
 
     A console that goes away does not end the run. All processes of a run must call this.
 
@@ -40,10 +40,10 @@ def open_workspace(workspace: Path, console: Console) -> Iterator[None]:
 
 
 def check_writable(workspace: Path) -> None:
-    """Refuse a workspace that can't be made or written, without making it.
+    """Refuse a workspace that can't be created or written, without creating it.
 
     Raises:
-      UserError: naming it.
+      UserError: it can't be created or written; the message names it.
     """
     folder = workspace.absolute()
     while not os.path.exists(folder):
@@ -59,7 +59,7 @@ def check_writable(workspace: Path) -> None:
 def locked(workspace: Path, console: Console) -> Iterator[None]:
     """Hold the lock of a workspace; the system frees it when the process ends in any way.
 
-    Process 0 locks for all processes of its run, and all of them learn whether it is taken.
+    Process 0 locks for all processes of its run, and all of them learn whether that failed.
 
     Raises:
       UserError: another run has the lock, or the lock file can't be written.
@@ -97,7 +97,7 @@ def _remove_if_unused(workspace: Path) -> None:
 
 
 def _lock(workspace: Path, console: Console) -> tuple[int | None, str]:
-    """The open and locked file, or None and who has it."""
+    """Lock the workspace: the open file, or None and the owner of the lock."""
     path = workspace / LOCK_NAME
     try:
         workspace.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def _lock(workspace: Path, console: Console) -> tuple[int | None, str]:
         return file, ""
     if not (path.exists() and os.path.samestat(os.fstat(file), path.stat())):
         os.close(file)
-        return None, ""  # the run that had it has just removed it
+        return None, ""  # the run that had the lock has just removed it
     os.ftruncate(file, 0)
     os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file, ""

@@ -30,7 +30,7 @@ def evaluate(
       variables: params and batch_stats.
       topk: the k of the second accuracy, for its name.
       max_bad_share: the share of the images that may be left out.
-      should_stop: asked after each batch; a yes abandons the pass.
+      should_stop: called after each batch; True ends the evaluation early.
 
     Returns:
       Metrics under the names of `report.metrics`, such as ``top1``, ``loss`` and ``total_ips``;

@@ -1,4 +1,4 @@
-"""Mixup (Zhang et al. 2018) as the original draws it: one coefficient for a device's batch."""
+"""Mixup (Zhang et al. 2018) as the original draws it: one coefficient per device batch."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 def mixup(
     key: jax.Array, images: jax.Array, targets: jax.Array, mask: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mix each image with a random other one of the batch; c ~ Beta(alpha, alpha).
+    """Mix each image with a random one of the same batch; c ~ Beta(alpha, alpha).
 
     NVIDIA: image_classification/mixup.py. Neither max(c, 1 - c) nor a probability is applied.
 
@@ -28,7 +28,7 @@ def mixup(
 def mix(
     images: jax.Array, targets: jax.Array, mask: jax.Array, c: jax.Array, order: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """c · x + (1 - c) · x[order], for images and targets alike."""
+    """c · x + (1 - c) · x[order], for images and targets."""
     images = c * images + (1 - c) * images[order]
     targets = c * targets + (1 - c) * targets[order]
     return images, targets, mask & mask[order]

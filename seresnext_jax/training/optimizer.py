@@ -1,4 +1,4 @@
-"""SGD with momentum, what it decays, and the learning rate of each step."""
+"""SGD with momentum, its weight decay, and the learning rate of each step."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def learning_rate(config: OptimConfig, plan: Plan, step: int) -> float:
     """The learning rate of optimizer step `step` (from 0).
 
     By default it changes once per epoch, and warm-up epoch e trains at lr · (e + 1) / warmup;
-    ``lr_update="step"`` is the same curve read at every step. NVIDIA: optimizers.py, lr_*_policy.
+    ``lr_update="step"`` evaluates the same curve at every step. NVIDIA: optimizers.py, lr_*_policy.
     """
     if config.lr_update == "epoch":
         epoch = float(step // plan.steps_per_epoch)
@@ -36,7 +36,7 @@ def learning_rate(config: OptimConfig, plan: Plan, step: int) -> float:
 
 
 def decay_mask(params: Tree, rule: DecayMask) -> Tree:
-    """A tree of booleans: which parameters are decayed (see `OptimConfig.decay_mask`)."""
+    """A tree of booleans: which parameters decay (see `OptimConfig.decay_mask`)."""
     paths = [_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
     batch_norms = {path[:-1] for path in paths if path[-1] == "scale"}
 
@@ -51,15 +51,16 @@ def decay_mask(params: Tree, rule: DecayMask) -> Tree:
 
 
 def backbone_mask(params: Tree) -> Tree:
-    """A tree of booleans: True everywhere but in the classifier."""
+    """A tree of booleans: True everywhere except in the classifier."""
     return jax.tree_util.tree_map_with_path(lambda p, _: _path(p)[0] != CLASSIFIER, params)
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     """Coupled weight decay, then momentum; the updates are not yet scaled by -learning_rate.
 
-    The rate is no part of the optimizer's state, so that a step skipped by the loss scaler leaves
-    the state alone and the schedule goes on. Equal to `torch.optim.SGD` (dampening 0).
+    The learning rate is not part of the optimizer's state. So a step that the loss scaler skips
+    leaves the state unchanged, and the schedule continues. Equal to `torch.optim.SGD` (dampening
+    0).
     """
     backbone_factor = 0.0 if config.freeze_backbone else config.backbone_lr_multiplier
     return optax.chain(
@@ -74,7 +75,7 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def get_momentum(opt_state: Tree) -> Tree:
-    """The momentum of each parameter in a state of `make_optimizer`, or in one read as arrays."""
+    """The momentum of each parameter in a state of `make_optimizer` or one read as plain arrays."""
     return optax.tree.get(opt_state, "trace")
 
 

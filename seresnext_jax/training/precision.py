@@ -11,10 +11,10 @@ from seresnext_jax.config import Precision
 
 @dataclass(frozen=True)
 class Policy:
-    """What the network computes in. Parameters, statistics and loss are float32 in each policy."""
+    """The types that the network computes in. Parameters, statistics, loss are always float32."""
 
     compute_dtype: jnp.dtype
-    """Type of activations and of the kernels they meet."""
+    """Type of the activations and of the kernels applied to them."""
     matmul_precision: str
     """`jax.default_matmul_precision` of float32 products: how many bits a GPU really uses."""
     scale_loss: bool
@@ -31,16 +31,16 @@ POLICIES: dict[Precision, Policy] = {
 
 @struct.dataclass
 class LossScale:
-    """State of `torch.amp.GradScaler`: ×2 after an interval of finite steps, ×0.5 at others."""
+    """State of `torch.amp.GradScaler`: ×2 after an interval of finite steps, ×0.5 after others."""
 
     scale: jax.Array
-    """float32 scalar; the loss is multiplied by it, the gradients are divided."""
+    """float32 scalar; the loss is multiplied by it, the gradients are divided by it."""
     good_steps: jax.Array
     """int32 scalar; finite steps since the last change."""
 
 
 def init_loss_scale(policy: Policy, initial: float) -> LossScale:
-    """The scaler's first state; without loss scaling a constant 1."""
+    """The scaler's initial state; without loss scaling, the scale is a constant 1."""
     scale = initial if policy.scale_loss else 1.0
     return LossScale(scale=jnp.float32(scale), good_steps=jnp.int32(0))
 
@@ -66,7 +66,7 @@ def update_loss_scale(
 
 
 def all_finite(tree: object) -> jax.Array:
-    """bool scalar: no leaf has an infinity or a NaN."""
+    """Whether no leaf contains infinity or NaN; bool scalar."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     # Without the barrier XLA copies the conjunction of all flags into every fusion that uses it: a
     # million instructions, and minutes of compilation.

@@ -1,4 +1,4 @@
-"""`TrainState`: everything a training step changes, as one pytree."""
+"""`TrainState`: everything that a training step changes, as one pytree."""
 
 from typing import Any
 
@@ -31,13 +31,13 @@ class TrainState:
     skipped_steps: jax.Array
     """int32 scalar; steps whose gradients were not finite."""
     bad_steps: jax.Array
-    """int32 scalar; how many of them in a row, up to now."""
+    """int32 scalar; the number of such steps in a row, up to now."""
     ema: Tree | None
     """Moving average of params and batch_stats, or None."""
 
     @property
     def variables(self) -> Tree:
-        """What the network is applied to."""
+        """The variables of the network."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -54,7 +54,7 @@ def create_train_state(config: Config, variables: Tree) -> TrainState:
         seed=jnp.int32(config.seed),
         params=params,
         batch_stats=batch_stats,
-        # In one program: each shape alone would be compiled on its own.
+        # In one program: otherwise each shape would be compiled separately.
         opt_state=jax.jit(make_optimizer(config.optim).init)(params),
         loss_scale=init_loss_scale(POLICIES[config.precision], config.loss_scale.init),
         skipped_steps=jnp.int32(0),

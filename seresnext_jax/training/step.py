@@ -33,16 +33,16 @@ Metrics = dict[str, jax.Array]
 
 
 class LocalMeans(NamedTuple):
-    """What one device computes of its images, as means over its images and forward passes."""
+    """What one device computes, as means over its images and forward passes."""
 
     grads: Tree
-    """Of the scaled loss; left-out images give 0."""
+    """Gradients of the scaled loss; images that were left out contribute 0."""
     batch_stats: Tree
     """The new running statistics."""
     loss: jax.Array
-    """float32 scalar; left-out images give 0."""
+    """float32 scalar; images that were left out contribute 0."""
     counted: jax.Array
-    """float32 scalar; the share of the images that are neither left out nor mixed with one."""
+    """float32 scalar; the share of the images not left out and not mixed with one that was."""
     readable: jax.Array
     """float32 scalar; the share of the images that are not left out."""
 
@@ -53,8 +53,8 @@ class LocalMeans(NamedTuple):
 def _forward_backward(
     state: TrainState, apply: Apply, config: Config, index: jax.Array, batch: Batch
 ) -> LocalMeans:
-    """One pass on this device."""
-    # Pass a of device d draws as device a · D + d of a larger machine would.
+    """One forward and backward pass on this device."""
+    # Pass a of device d draws what device a · D + d of a larger machine would draw.
     shard = index * jax.lax.axis_size(DATA_AXIS) + jax.lax.axis_index(DATA_AXIS)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), shard)
     images, mask = normalize(batch.images), batch.mask
@@ -81,8 +81,8 @@ def _forward_backward(
 def _accumulate(state: TrainState, batch: Batch, apply: Apply, config: Config) -> LocalMeans:
     """The means over the forward passes.
 
-    Each pass starts from the same running statistics, and their mean is kept: a step on one device
-    with accumulation 4 is the step of four devices.
+    Each pass starts from the same running statistics, and the mean of the results is kept. So a
+    step on one device with accumulation 4 equals a step on four devices.
     """
     one_pass = partial(_forward_backward, state, apply, config)
     passes = batch.labels.shape[0]
@@ -114,7 +114,7 @@ def make_train_step(apply: Apply, config: Config, mesh: Mesh) -> jax.stages.Wrap
         # means over the images of the step, on all devices.
         counted = jnp.maximum(means.counted, 1e-9)
         scale = state.loss_scale.scale
-        # A mean over no image is not a number, and the step then changes nothing.
+        # The mean over no image is NaN; the step then changes nothing.
         seen = means.counted > 0
         loss = jnp.where(seen, means.loss / counted, jnp.nan)
         grads = jax.tree.map(lambda g: g / (scale * counted), means.grads)
@@ -123,8 +123,8 @@ def make_train_step(apply: Apply, config: Config, mesh: Mesh) -> jax.stages.Wrap
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, optax.tree.scale(-lr, updates))
-        # An overflow costs the update. The running statistics go on, as in the original, but not
-        # to infinity.
+        # After an overflow the update is skipped. The running statistics are still updated, as in
+        # the original, but only with finite values.
         params = _select(finite, params, state.params)
         opt_state = _select(finite, opt_state, state.opt_state)
         keep_stats = seen & all_finite(means.batch_stats)
@@ -217,7 +217,7 @@ def make_eval_step(apply: Apply, config: EvaluationConfig, mesh: Mesh) -> jax.st
 def lower_train_step(
     apply: Apply, config: Config, mesh: Mesh, state: TrainState, *, passes: int
 ) -> jax.stages.Lowered:
-    """`make_train_step`, ready to be compiled.
+    """`make_train_step`, ready to compile.
 
     Args:
       state: placed on the mesh, or its shapes.
@@ -230,7 +230,7 @@ def lower_train_step(
 def lower_eval_step(
     apply: Apply, config: EvaluationConfig, mesh: Mesh, variables: Tree
 ) -> jax.stages.Lowered:
-    """`make_eval_step`, ready to be compiled.
+    """`make_eval_step`, ready to compile.
 
     Args:
       variables: placed on the mesh, or their shapes.

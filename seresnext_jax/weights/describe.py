@@ -1,4 +1,4 @@
-"""The content of a file in a few words, for people who don't know what it is."""
+"""Describes the content of a file in a few words, for people who don't know what it is."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,12 +12,12 @@ from seresnext_jax.weights.stored import StoredArray, dtype_of, is_tensor, shape
 from seresnext_jax.weights.tables import Table
 
 _LISTED = 40
-"""Entries of a container that are shown."""
+"""Number of entries of a container that are shown."""
 _LONGEST = 200
 
 
 def describe_table(table: Table) -> dict[str, Any]:
-    """A state dict in a few words: of which network it is, or why of none."""
+    """Describe a state dict: the network that it belongs to, or why it fits none."""
     shapes = table.shapes
     facts = {
         "name": table.name,
@@ -38,7 +38,7 @@ def describe_table(table: Table) -> dict[str, Any]:
 
 
 def describe_content(value: Any, tables: Iterable[Table]) -> dict[str, Any]:
-    """What a file has beside the tables of tensors and the optimizer's state."""
+    """Describe what a file contains besides the tables of tensors and the optimizer's state."""
     entries = {id(table.entries) for table in tables}
     if not isinstance(value, Mapping):
         return {}
@@ -52,7 +52,7 @@ def describe_content(value: Any, tables: Iterable[Table]) -> dict[str, Any]:
 
 
 def describe(value: Any) -> Any:
-    """A value of a file as plain values for JSON; large and deeply nested ones in a few words."""
+    """Describe a value as plain values for JSON; large and deeply nested ones are summarized."""
     return _describe(value, depth=2)
 
 
@@ -87,7 +87,7 @@ def _describe(value: Any, depth: int) -> Any:
 
 
 def _of_record(record: Record) -> Any:
-    """An object's attributes; for OmegaConf's types what they contain."""
+    """An object's attributes; for OmegaConf's types, their content."""
     for name in ("_content", "_val"):
         if record.name.startswith("omegaconf.") and name in record.state:
             inner = record.state[name]

@@ -1,4 +1,4 @@
-"""What a file is, told from its first bytes and never from its name."""
+"""Detects what a file is from its first bytes, never from its name."""
 
 import shlex
 import tarfile
@@ -14,7 +14,7 @@ FileKind = Literal["zip", "pickle", "safetensors"]
 WEIGHTS_SUFFIXES = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pkl")
 
 _COMPRESSED = {
-    # First bytes, name, and the command that unpacks.
+    # First bytes, name, and the command that unpacks it.
     b"\x1f\x8b": ("gzip", "gunzip -c"),
     b"BZh": ("bzip2", "bunzip2 -c"),
     b"\xfd7zXZ\0": ("xz", "unxz -c"),
@@ -39,7 +39,7 @@ def file_kind(path: Path) -> FileKind:
     """The format of a file that can contain weights.
 
     Raises:
-      UserError: there is no such file, or it is something else; the message says what to do.
+      UserError: the file is missing, or is something else; the message says what to do.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder without weights: {files_in(path)}")
@@ -69,7 +69,7 @@ def file_kind(path: Path) -> FileKind:
 
 
 def _other_kind(path: Path, head: bytes, tail: bytes) -> str | None:
-    """What a file is that does not contain weights as PyTorch keeps them, and what to do."""
+    """What a file is if it is not a file of PyTorch weights, and what to do about it."""
     if head.startswith(b"version https://git-lfs"):
         return (
             "a git-lfs pointer, not the weights themselves: run git lfs pull in the folder it "
@@ -122,7 +122,7 @@ def _tar_advice(path: Path) -> str:
 
 
 def files_in(folder: Path) -> str:
-    """What to give in place of a folder."""
+    """Advice on which file to give instead of a folder."""
     names = sorted(p.name for p in folder.iterdir())
     if "saved_model.pb" in names:
         return f"it is a TensorFlow model; {_EXPORT}"
@@ -134,7 +134,7 @@ def files_in(folder: Path) -> str:
 
 
 def hugging_face_file(folder: Path) -> Path | None:
-    """The weights in a folder of the Hugging Face hub; None: it is another kind of folder.
+    """The weights in a folder of the Hugging Face hub; None if it is another kind of folder.
 
     Raises:
       UserError: its weights are in several files.
@@ -152,7 +152,7 @@ def check_archive(path: Path) -> tuple[zipfile.ZipFile, str]:
 
     Raises:
       UserError: it was not written by torch.save; the message says what it is.
-      zipfile.BadZipFile: it is damaged, or cut off.
+      zipfile.BadZipFile: it is damaged or truncated.
     """
     archive = zipfile.ZipFile(path)
     entries = archive.infolist()

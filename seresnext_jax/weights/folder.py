@@ -41,8 +41,8 @@ def read_weights_folder(folder: Path) -> Weights:
     """Read a weights folder.
 
     Raises:
-      UserError: a file is missing or damaged, or the tensors are not of the architecture that the
-        metadata name.
+      UserError: a file is missing or damaged, or the tensors do not fit the architecture in the
+        metadata.
     """
     try:
         variables = unflatten_dict(load_file(folder / TENSORS), sep="/")
@@ -60,7 +60,7 @@ def read_weights_folder(folder: Path) -> Weights:
 
 
 def write_weights_folder(folder: Path, weights: Weights) -> None:
-    """Write a weights folder completely or not at all; an earlier one of that name is replaced.
+    """Write a weights folder completely or not at all; replaces an earlier one of that name.
 
     Raises:
       UserError: `folder` contains other files, or can't be written.

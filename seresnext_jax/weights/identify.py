@@ -1,4 +1,4 @@
-"""Which architecture a set of tensors belongs to, and how it differs from one."""
+"""Identifies the architecture of a set of tensors, or the differences from the nearest one."""
 
 import re
 from collections import Counter
@@ -21,10 +21,10 @@ from seresnext_jax.model.network import (
 from seresnext_jax.weights.info import Tree
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""The shape of each entry of a state dict, by its key in the current layout; no counters."""
+"""The shape of each entry of a state dict, by its key in the current layout, without counters."""
 
 _LISTED = 8
-"""Differences of each kind that a message names."""
+"""Number of differences of each kind that a message names."""
 _MOST_CLASSES = 10**7
 _BLOCK = re.compile(r"layers\.(\d+)\.(\d+)\.")
 _OTHER_GATE = re.compile(r"\.(?:se|se_module|se_layer|attn)\.(?:fc|conv)([12])\.")
@@ -53,10 +53,10 @@ def identify(shapes: Shapes, *, source: str, name: Callable[[str], str] = str) -
     """The architecture and number of classes that have these shapes.
 
     Args:
-      name: what the source calls a key, for the message.
+      name: returns the source's name for a key, for the message.
 
     Raises:
-      UserError: there is none; the message lists the differences from the nearest one.
+      UserError: none has them; the message lists the differences from the nearest one.
     """
     num_classes = _num_classes(shapes)
     candidates = _candidates(shapes)
@@ -73,7 +73,7 @@ def fits_an_architecture(shapes: Shapes) -> bool:
 
 
 def nearest_difference(shapes: Shapes, name: Callable[[str], str] = str) -> str:
-    """The architecture nearest to these shapes, and why they are not its."""
+    """The architecture nearest to these shapes, and how they differ from its shapes."""
     num_classes = _num_classes(shapes)
     as_ours = {_as_our_gate(key): _without_ones(key, shape) for key, shape in shapes.items()}
     wanted = {arch: expected_shapes(arch, num_classes) for arch in _candidates(shapes)}
@@ -96,7 +96,7 @@ def _num_classes(shapes: Shapes) -> int:
 
 
 def _candidates(shapes: Shapes) -> list[str]:
-    """The architectures of the same depth, or all, the likely ones first.
+    """The architectures of the same depth, or all if there are none; the likely ones come first.
 
     Computing an architecture's shapes takes a second.
     """
@@ -110,7 +110,7 @@ def _candidates(shapes: Shapes) -> list[str]:
 
 
 def _as_our_gate(key: str) -> str:
-    """A key of timm's SE gates, ``.se.fc1.``, as this network's."""
+    """Translate a key of timm's SE gates, such as ``.se.fc1.``, to this network's name."""
     return _OTHER_GATE.sub(
         lambda found: ".squeeze.squeeze." if found[1] == "1" else ".squeeze.expand.", key
     )
@@ -133,7 +133,7 @@ def check_variables(variables: Tree, architecture: str, num_classes: int, *, sou
     """Check that variables have the shapes of an architecture.
 
     Raises:
-      UserError: they have other shapes, or there is no such architecture.
+      UserError: they have other shapes, or the architecture is unknown.
     """
     if architecture not in ARCHITECTURES:
         raise UserError(

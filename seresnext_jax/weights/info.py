@@ -1,4 +1,4 @@
-"""Weights in memory: the variables of a network, and the facts recorded with them."""
+"""Weights in memory: the variables of a network, and the facts that are recorded with them."""
 
 import json
 import math
@@ -31,12 +31,12 @@ class WeightsInfo:
     source: str = ""
     """Name of the file or folder they were converted from."""
     sha256: str | None = None
-    """Of the source, if that is one file."""
+    """SHA-256 of the source, if it is a single file."""
     kind: str | None = None
-    """Of the source: ``torch state dict`` or ``torch checkpoint``. This and the next five are None
-    if it is not a torch file."""
+    """Kind of the source: ``torch state dict`` or ``torch checkpoint``. This and the next five are
+    None if the source is not a torch file."""
     layout: str | None = None
-    """Names in the source: ``ngc`` (layer1.) or ``current`` (layers.0.)."""
+    """Layout of the names in the source: ``ngc`` (layer1.) or ``current`` (layers.0.)."""
     prefix: str | None = None
     """Prefix of the names in the source: ``module.``, ``model.``, or nothing."""
     se_weights: str | None = None
@@ -45,7 +45,7 @@ class WeightsInfo:
     dtype: str | None = None
     """Floating-point types in the source, usually ``float32``."""
     batches_tracked: int | None = None
-    """The source's BatchNorm counters (the largest, if they differ); None: it has none."""
+    """The source's BatchNorm counter (the largest, if they differ); None: it has none."""
     ema: bool = False
     """Whether these are the moving average."""
     epoch: int | None = None
@@ -55,13 +55,13 @@ class WeightsInfo:
     table: str | None = None
     """The table of tensors in the source: ``state_dict``; ``.`` if the file is the table."""
     notes: tuple[str, ...] = ()
-    """What was left out or changed when they were read."""
+    """What was left out or changed when the weights were read."""
     versions: dict[str, str] = field(
         default_factory=lambda: {
             name: version(name) for name in ("jax", "flax", "numpy", "safetensors")
         }
     )
-    """Versions of the packages that wrote them."""
+    """Versions of the packages that wrote the weights."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Weights:
     """``{"params": ..., "batch_stats": ...}``: float32 numpy arrays."""
     info: WeightsInfo
     exact: Mapping[tuple[str, ...], Array] = field(default_factory=dict)
-    """The tensors, by their paths, that float32 can't represent exactly, as the source has them."""
+    """The source's original of each tensor that float32 can't represent exactly, by path."""
 
 
 def size_note(options: SizesOfWeights, info: WeightsInfo) -> str:
@@ -96,7 +96,7 @@ def check_info(info: WeightsInfo) -> None:
     """Check the fields that the programs rely on.
 
     Raises:
-      ValueError: naming the field that is wrong.
+      ValueError: a field is wrong; the message names it.
     """
     if not isinstance(info.architecture, str):
         raise ValueError(f"architecture is {info.architecture!r}")

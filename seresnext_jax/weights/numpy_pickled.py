@@ -1,4 +1,4 @@
-"""numpy's types, scalars and arrays out of a pickle, built from their bytes."""
+"""Builds the numpy types, scalars and arrays in a pickle from their bytes."""
 
 import re
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ _UNITS = {"Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as"}
 
 @dataclass(eq=False)
 class DType:
-    """A type of numpy while it is read."""
+    """A numpy type that is being read."""
 
     spec: str
-    """Its kind and item size, ``f4``."""
+    """Its kind and item size, such as ``f4``."""
     order: str = "|"
     unit: str = ""
-    """Of a date or duration, ``[ns]``."""
+    """Unit of a date or duration, such as ``[ns]``; otherwise empty."""
 
     def numpy(self) -> np.dtype[Any]:
-        """The type."""
+        """The complete numpy type."""
         return np.dtype(f"{self.order}{self.spec}{self.unit}")
 
 
@@ -41,7 +41,7 @@ def make_dtype(spec: Any, *_: Any) -> DType:
 
 
 def set_dtype(dtype: DType, state: Any) -> None:
-    """Give a type the rest of what was saved: its byte order, and the unit of a date.
+    """Set the rest of a type's saved state: its byte order, and the unit of a date.
 
     Raises:
       ValueError: it has fields, or the state is of another kind.

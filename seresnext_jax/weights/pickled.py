@@ -32,27 +32,27 @@ class DataUnpickler:
     """Reads the pickles of one file.
 
     Args:
-      find_storage: makes a storage of a persistent id.
+      find_storage: returns the storage of a persistent id.
     """
 
     def __init__(self, find_storage: Callable[[Any], Any]) -> None:
         self._find_storage = find_storage
         self._budget = Budget()
         self.refused: dict[str, None] = {}
-        """The names of objects that are not plain data, in the order of the file."""
+        """The names of objects that are not plain data, in file order."""
 
     def load(self, file: Any) -> Any:
         """The value of the pickle at the file's position, which moves past it.
 
         Args:
-          file: what has ``read``, ``readline`` and ``tell`` of a binary file.
+          file: a binary file; needs only ``read``, ``readline`` and ``tell``.
 
         Raises:
-          ValueError, IndexError, KeyError, TypeError, ...: it is damaged.
+          ValueError, IndexError, KeyError, TypeError, ...: the file is damaged.
         """
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
-        with warnings.catch_warnings(action="ignore"):  # of odd escapes in old texts
+        with warnings.catch_warnings(action="ignore"):  # about odd escapes in old strings
             return self._run(file)
 
     def _run(self, file: Any) -> Any:
@@ -80,7 +80,7 @@ class DataUnpickler:
         return Record(name)
 
     def _make(self, function: Any, args: Any) -> Any:
-        """The object that a call would give."""
+        """The object that a call would return."""
         if not isinstance(args, tuple):
             raise ValueError("arguments that are not a tuple")
         if isinstance(function, Record):
@@ -90,7 +90,7 @@ class DataUnpickler:
         if function.build is None:
             return self._refuse(function.name)
         for value in args:
-            # Builders copy.
+            # Builders copy their arguments.
             self._budget.spend(_size(value))
         try:
             return function.build(*args)
@@ -126,7 +126,7 @@ class DataUnpickler:
         self._stack.append(self._make(function, tuple(args)))
 
     def _build(self, _: Any) -> None:
-        """Give the object on the stack its state: only data is set, and no method called."""
+        """Set the state of the object on the stack: only data is set, no method is called."""
         state, target = self._stack.pop(), self._stack[-1]
         self._budget.spend(_size(state))
         if isinstance(target, Record):
@@ -138,7 +138,7 @@ class DataUnpickler:
             set_dtype(target, state)
         elif isinstance(target, StoredArray):
             set_array(target, state)
-        elif not isinstance(target, dict | StoredTensor):  # whose attributes are of no use here
+        elif not isinstance(target, dict | StoredTensor):  # ignore attributes of these
             raise ValueError("a state for what has none")
 
     def _binpersid(self, _: Any) -> None:
@@ -234,7 +234,7 @@ class DataUnpickler:
     # ---- the machine ---------------------------------------------------------------------------
 
     def _proto(self, _: Any) -> None:
-        """The version says nothing that the operations don't."""
+        """Ignore the version: the operations say everything."""
 
     _frame = _proto
 
@@ -270,10 +270,10 @@ class DataUnpickler:
 
 
 def checked_key(value: Any) -> Any:
-    """A key of a dictionary or member of a set: of a kind that is hashed at once.
+    """Check that a dictionary key or set member is of a kind that is quick to hash.
 
     Raises:
-      ValueError: it is of another kind, such as deeply nested tuples.
+      ValueError: it is of another kind, such as a deeply nested tuple.
     """
     if isinstance(value, tuple) and len(value) <= _MOST_KEY_ITEMS:
         if any(isinstance(item, tuple) for item in value):
@@ -291,7 +291,7 @@ def checked_key(value: Any) -> Any:
 
 
 def _size(value: Any) -> int:
-    """The work of copying a value, in steps."""
+    """The cost of copying a value, in steps."""
     if isinstance(value, str | bytes | bytearray):
         return len(value) // _BYTES_PER_STEP
     return len(value) if isinstance(value, list | tuple | dict | set | frozenset) else 1

@@ -17,7 +17,7 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "coll
 _RENAMED = {"numpy._core": "numpy.core", "pathlib._local": "pathlib"}
 
 _TYPES = (
-    # May be named: as the type of an option, or as a default.
+    # These may be named as the type of an option or as a default.
     "builtins.object", "builtins.str", "builtins.bool", "builtins.bytes", "builtins.NoneType",
     "typing.Any", "typing.Union", "typing.Optional", "typing.Dict", "typing.List",
     "typing.Tuple", "numpy.ndarray", "torch.Tensor", "torch.nn.parameter.Parameter",
@@ -27,7 +27,7 @@ _TYPES = (
     "numpy.random._sfc64.SFC64", "numpy.random._pcg64.PCG64DXSM",
 )  # fmt: skip
 _RECORDS = (
-    # Objects that are their attributes, or their arguments.
+    # Objects that consist of their attributes or their arguments.
     "argparse.Namespace", "types.SimpleNamespace", "builtins.slice", "builtins.range",
     "datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta",
     "datetime.timezone", "decimal.Decimal", "fractions.Fraction", "uuid.UUID",
@@ -69,7 +69,7 @@ def canonical_name(module: str, name: str) -> str:
 
 
 def find_name(canonical: str) -> Known | None:
-    """What a canonical name in a pickle is read as; None: it is not listed."""
+    """How a canonical name in a pickle is read; None: it is not listed."""
     return _NAMES.get(canonical)
 
 
@@ -85,7 +85,7 @@ def _attributes(args: tuple[Any, ...]) -> dict[Any, Any]:
 
 
 def _dict(*args: Any) -> dict[Any, Any]:
-    """A dictionary, of pairs or of another one."""
+    """A dictionary, from pairs or from another one."""
     if not args or args[0] is None:
         return {}
     pairs = list(args[0].items()) if isinstance(args[0], dict) else args[0]
@@ -95,7 +95,7 @@ def _dict(*args: Any) -> dict[Any, Any]:
 
 
 def _default_dict(factory: Any = None, *args: Any) -> dict[Any, Any]:
-    """A dictionary: its default is dropped."""
+    """A plain dictionary; the default is dropped."""
     if not (factory is None or isinstance(factory, Known)):
         raise ValueError("a default of another kind")
     return _dict(*args)
@@ -150,7 +150,7 @@ def _bytearray(data: Any = b"", *_: Any) -> bytes:
 
 
 def _bytes_or_empty(data: Any = b"", *_: Any) -> bytes:
-    """``builtins.bytes()``: protocol 2 saves empty bytes so."""
+    """``builtins.bytes()``: how protocol 2 saves empty bytes."""
     return _bytearray(data)
 
 
@@ -161,7 +161,7 @@ def _complex(real: Any = 0, imaginary: Any = 0) -> complex:
 
 
 def _rebuilt(kind: Any, base: Any = None, state: Any = None) -> Any:
-    """``copyreg._reconstructor``: an object of protocols 0 and 1."""
+    """``copyreg._reconstructor``: an object in protocols 0 and 1."""
     if isinstance(kind, Record):
         return kind
     if not isinstance(kind, Known) or kind.build is None:

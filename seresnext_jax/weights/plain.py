@@ -1,4 +1,4 @@
-"""A class or an object of a pickle as a name and data, without code."""
+"""Classes and objects of a pickle, as names and data without code."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 Build = Callable[..., Any]
 
 MOST_STEPS = 3_000_000
-"""Operations of one file. A checkpoint of a large network needs a few hundred thousand."""
+"""Most operations for one file. A checkpoint of a large network needs a few hundred thousand."""
 
 
 class NotPlainError(Exception):
@@ -35,7 +35,7 @@ class Record:
 
 
 class Budget:
-    """Counts the work for one file, so that a small file can't ask for much."""
+    """Counts the work for one file, so that a small file can't cause a lot of it."""
 
     def __init__(self, steps: int = MOST_STEPS) -> None:
         self._left = steps

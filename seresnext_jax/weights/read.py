@@ -1,4 +1,4 @@
-"""Weights from any source: a weights folder, a checkpoint or a torch file. None needs PyTorch."""
+"""Reads weights from a weights folder, a checkpoint or a torch file. PyTorch is not needed."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -28,13 +28,13 @@ def read_weights(path: Path | str, *, ema: bool = False, table: str = "") -> Wei
 
     Args:
       path: anything that `open_source` takes.
-      ema: the moving average instead of the weights. If there is nothing else, it is taken without
-        asking, and the info says so.
+      ema: read the moving average instead of the weights. If the source contains nothing else, it
+        is read in any case, and the info says so.
       table: the name of the state dict in a torch file that has several.
 
     Raises:
-      UserError: nothing there, damaged, of no known architecture, without a moving average, or
-        with NaN or infinity.
+      UserError: the source is missing or damaged, has no known architecture or no moving average,
+        or contains NaN or infinity.
     """
     if ema and table:
         raise UserError("--table names one set of weights: leave --ema out")
@@ -47,7 +47,8 @@ def read_weights(path: Path | str, *, ema: bool = False, table: str = "") -> Wei
 def inspect_weights(path: Path | str, *, table: str = "") -> Facts:
     """What a source contains, as plain values for JSON.
 
-    Weights of no known architecture, or with NaN, are described, too: ``problem`` has the reason.
+    Weights of an unknown architecture or with NaN are described, too; ``problem`` says why they
+    can't be used.
 
     Raises:
       UserError: the source can't be read.
@@ -81,7 +82,7 @@ def inspect_weights(path: Path | str, *, table: str = "") -> Facts:
 
 
 def open_source(path: Path | str, *, table: str = "") -> "Source":
-    """The source that a path means; its weights are not read yet.
+    """The source at a path; its weights are not read yet.
 
     Args:
       path: a weights folder or its file of tensors, a torch file, a folder of the Hugging Face hub
@@ -110,7 +111,7 @@ def open_source(path: Path | str, *, table: str = "") -> "Source":
 
 
 def has_table(path: Path, table: str) -> bool:
-    """Whether a path means a torch file with a state dict of this name."""
+    """Whether a path is a torch file that contains a state dict of this name."""
     source = open_source(path) if table else None
     return isinstance(source, TorchFileSource) and any(
         found.name == table for found in source.file.tables
@@ -128,7 +129,7 @@ class Source(ABC):
         """The weights; with `ema` their moving average, if there is one.
 
         Raises:
-          UserError: they are damaged, of no known architecture, or contain NaN or infinity.
+          UserError: they are damaged, have no known architecture, or contain NaN or infinity.
         """
 
     @abstractmethod
@@ -136,16 +137,16 @@ class Source(ABC):
         """What `inspect_weights` shows in addition to the weights' info."""
 
     def state_dict(self, *, ema: bool) -> StateDict | None:
-        """The tensors under the names of a torch file; None: the source is not a torch file."""
+        """The tensors, named as in the torch file; None: the source is not a torch file."""
         return None
 
     def is_readable(self) -> bool:
-        """Whether `facts` can describe the source though `read` refuses it."""
+        """Whether `facts` can describe the source even if `read` refuses it."""
         return False
 
 
 class WeightsFolderSource(Source):
-    """A folder of `write_weights_folder`."""
+    """A folder written by `write_weights_folder`."""
 
     def read(self, *, ema: bool = False) -> Weights:
         return _finite(read_weights_folder(self.path), self.path)
@@ -155,7 +156,7 @@ class WeightsFolderSource(Source):
 
 
 class CheckpointSource(Source):
-    """A checkpoint of train.py."""
+    """A checkpoint written by train.py."""
 
     @cached_property
     def _arrays(self) -> Tree:
@@ -194,7 +195,7 @@ class CheckpointSource(Source):
 
 @dataclass(frozen=True)
 class TorchFileSource(Source):
-    """A file that `open_torch_file` takes."""
+    """A file that `open_torch_file` accepts."""
 
     table: str = ""
     """The name of the state dict to take; empty: the only one."""
@@ -211,7 +212,7 @@ class TorchFileSource(Source):
 
     def read(self, *, ema: bool = False) -> Weights:
         file = self.file
-        if file.table is not None and file.table.is_average:  # named
+        if file.table is not None and file.table.is_average:  # the caller named the average
             ema = True
         ema = file.table is None or (ema and file.ema_table is not None)
         table = file.ema_table if ema else file.table

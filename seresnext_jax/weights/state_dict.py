@@ -22,7 +22,7 @@ class Spelling:
     """How a file names the entries of a state dict."""
 
     names: dict[str, str]
-    """Of each tensor: its key in the current layout → its name in the file."""
+    """The key of each tensor in the current layout → its name in the file."""
     counters: tuple[str, ...]
     extras: tuple[str, ...]
     """Names of known entries that are not weights."""
@@ -30,13 +30,13 @@ class Spelling:
     layout: Layout
 
     def name(self, key: str) -> str:
-        """What the file calls a key, or would call it."""
+        """The file's name for a key, even if the key is not in the file."""
         spell = torch_keys.to_ngc_layout if self.layout == "ngc" else torch_keys.to_current_layout
         return self.names.get(key) or self.prefix + spell(key)
 
 
 def find_spelling(names: Iterable[str], *, source: str) -> Spelling:
-    """How the names of a state dict are spelled.
+    """Find out how the names of a state dict are spelled.
 
     Raises:
       UserError: two names mean the same entry.
@@ -90,8 +90,8 @@ def from_state_dict(state: StateDict, *, source: str) -> Weights:
       layout, prefix, form of the SE weights, counters, and notes on what was left out or narrowed.
 
     Raises:
-      UserError: it is not one of the architectures, and the message lists the differences from the
-        nearest one; or it contains NaN or infinity, or a number too large for float32.
+      UserError: it fits none of the architectures (the message lists the differences from the
+        nearest one), or contains NaN, infinity, or a number too large for float32.
     """
     spelling = find_spelling(state, source=source)
     shapes = plain_shapes({name: x.shape for name, x in state.items()}, spelling)
@@ -132,7 +132,7 @@ def check_finite(name: str, array: Array, *, source: str) -> None:
     """Refuse a tensor with NaN or infinity.
 
     Raises:
-      UserError: naming the tensor and how many values.
+      UserError: it contains some; the message names the tensor and their number.
     """
     if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
         wrong = int(array.size - finite.sum())
@@ -169,7 +169,7 @@ def _notes(extras: tuple[str, ...], dtypes: set[str], narrowed: int) -> tuple[st
 def to_state_dict(
     variables: Tree, *, layout: Layout, prefix: str = "", batches_tracked: int = 0
 ) -> StateDict:
-    """The original's state dict of the network's variables, entries in its order.
+    """The network's variables as a state dict of the original, with entries in its order.
 
     Args:
       batches_tracked: forward passes trained, for the counter of each BatchNorm.

@@ -1,4 +1,4 @@
-"""Tensors that a file stores: what they are without reading them, and reading one as an array."""
+"""Tensors stored in a file: describes them without reading them, and reads one as an array."""
 
 import math
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ ITEM_SIZES = {
     "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1,
     "float8_e8m0fnu": 1, "float4_e2m1fn_x2": 1,
 }  # fmt: skip
-"""Bytes of a number of each of PyTorch's types."""
+"""Bytes per number for each of PyTorch's types."""
 
 _FLOATING = ("float", "bfloat")
 _MOST_AXES = 16
 
 
 class CannotConvertError(Exception):
-    """A tensor that is not a dense table of real numbers; the message is a part of a sentence."""
+    """A tensor that is not a dense array of real numbers; the message is a part of a sentence."""
 
 
 @dataclass(eq=False)
@@ -43,7 +43,7 @@ class StoredTensor:
 
     shape: tuple[int, ...]
     dtype: str
-    """PyTorch's name, ``bfloat16``."""
+    """PyTorch's name, such as ``bfloat16``."""
     layout: str = "strided"
     device: str = "cpu"
     storage: Storage | None = None
@@ -65,7 +65,7 @@ class StoredTensor:
         """Its numbers; bfloat16 as float32.
 
         Raises:
-          CannotConvertError: there are none, or numpy has no such kind.
+          CannotConvertError: it has no numbers, or numpy lacks their type.
         """
         if self.storage is None or self.layout != "strided" or not _is_real(self.dtype):
             raise CannotConvertError(f"a {self.layout} {self.dtype} tensor on {self.device}")
@@ -73,7 +73,7 @@ class StoredTensor:
         if row is None:
             raise ValueError("a tensor without its numbers")
         if self.size * item > row.nbytes:
-            # As an array it may fill the memory.
+            # An array of this shape could fill the memory.
             raise CannotConvertError(f"a tensor of shape {self.shape} that repeats fewer numbers")
         kind = "uint16" if self.dtype == "bfloat16" else self.dtype
         numbers = row.view(np.dtype(kind).newbyteorder(">" if self.storage.big_endian else "<"))
@@ -82,17 +82,17 @@ class StoredTensor:
         )
         if self.dtype == "bfloat16":
             return (array.astype(np.uint32) << 16).view(np.float32)
-        # PyTorch takes no array at an odd address.
+        # PyTorch only accepts aligned arrays.
         return np.require(array, array.dtype.newbyteorder("="), "A")
 
 
 def stored_tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, dtype: str | None = None
 ) -> StoredTensor:
-    """A tensor over a storage, checked.
+    """Create a tensor over a storage.
 
     Raises:
-      ValueError: it does not fit the storage.
+      ValueError: the tensor does not fit the storage.
     """
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without a storage")
@@ -109,7 +109,7 @@ def stored_tensor(
 
 
 def axes(value: Any) -> tuple[int, ...]:
-    """A tuple of sizes or strides.
+    """Check that a value is a tuple of sizes or strides, and return it.
 
     Raises:
       ValueError: it is something else.
@@ -135,7 +135,7 @@ class StoredArray:
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether a value out of a file is a tensor or a numeric array."""
+    """Whether a value from a file is a tensor or a numeric array."""
     if isinstance(value, StoredArray):
         return isinstance(value.array, np.ndarray) and value.array.dtype.kind in "biuf"
     return isinstance(value, StoredTensor)

@@ -1,4 +1,4 @@
-"""The tables of tensors in a file: which of its values are state dicts."""
+"""Finds the tables of tensors in a file: the values that are state dicts."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from seresnext_jax.weights.stored import StoredArray, StoredTensor, dtype_of, is
 Tensor = StoredTensor | StoredArray
 
 _DEPTH = 3
-"""Levels of dictionaries above a table."""
+"""Largest number of dictionary levels above a table."""
 _AVERAGE = {"ema", "averaged", "average", "swa", "shadow"}
 """Words in the name of a moving average."""
 _NO_WEIGHTS = re.compile(r"optim|sched|scaler|rng|random", re.IGNORECASE)
@@ -68,9 +68,9 @@ def _is_average(name: str) -> bool:
 
 
 def find_tables(value: Any) -> list[Table]:
-    """The state dicts in the content of a file, in its order.
+    """The state dicts in the content of a file, in file order.
 
-    A table with a matrix is taken before one with only vectors, such as a loss's class weights.
+    If any table has a matrix, those with only vectors, such as class weights, are left out.
     """
     found = [Table(path, entries) for path, entries in _dictionaries(value, (), set())]
     tables = [table for table in found if _has_matrix(table.entries)]

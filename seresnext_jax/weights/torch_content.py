@@ -1,7 +1,7 @@
-"""From the bytes of a PyTorch file to plain Python values and tensors.
+"""Reads the bytes of a PyTorch file as plain Python values and tensors.
 
-Reading never runs code of the file, and does not need PyTorch: pickled.py reads the pickles as
-data. Numbers are mapped from the file, and read when they are used.
+Reading never runs code from the file and does not need PyTorch: pickled.py reads the pickles as
+data. Numbers are memory-mapped, and read when they are used.
 """
 
 import json
@@ -26,7 +26,7 @@ from seresnext_jax.weights.plain import Known
 from seresnext_jax.weights.stored import ITEM_SIZES, Storage, StoredTensor, stored_tensor
 
 _DAMAGE = (
-    # What pickletools, zipfile and numpy raise for bytes that are not what they should be.
+    # What pickletools, zipfile and numpy raise for malformed bytes.
     AssertionError,
     AttributeError,
     EOFError,
@@ -56,14 +56,14 @@ class FileContent:
     """``torch zip``, ``torch legacy``, ``pickle`` or ``safetensors``."""
     value: Any
     refused: tuple[str, ...] = ()
-    """Names of objects in it that are not plain data, and were not read."""
+    """Names of objects that are not plain data and were not read."""
 
 
 def read_content(path: Path) -> FileContent:
     """What a file contains: nested containers of plain values and stored tensors.
 
     Raises:
-      UserError: it is missing, damaged or of another kind.
+      UserError: the file is missing, damaged or of another kind.
     """
     with explaining_damage(path):
         kind = file_kind(path)
@@ -78,7 +78,7 @@ def explaining_damage(path: Path) -> Iterator[None]:
     """Turn the errors of a damaged file into one line.
 
     Raises:
-      UserError: the block failed.
+      UserError: the block raised one of these errors.
     """
     try:
         yield
@@ -97,7 +97,7 @@ def explaining_damage(path: Path) -> Iterator[None]:
 
 def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
     with safe_open(path, framework="np"):
-        """Checks the header, the places of the tensors and the length of the file."""
+        """Checks the header, the offsets of the tensors and the length of the file."""
     data = _mapped(path)
     length = int.from_bytes(data[:8].tobytes(), "little")
     header = json.loads(data[8 : 8 + length].tobytes())
@@ -143,7 +143,7 @@ class _Storages:
         found = self.by_key.setdefault(str(key), new)
         if (found.dtype, found.numel) == (new.dtype, numel):
             return found
-        # The same bytes as another type.
+        # The pickle asks for the same bytes as another type.
         raise ValueError("a storage with two types")
 
 
@@ -164,7 +164,7 @@ def _read_zip(path: Path) -> FileContent:
 
 
 def _entry_bytes(data: Array, entry: zipfile.ZipInfo) -> Array:
-    """The bytes of an uncompressed entry, not copied."""
+    """The bytes of an uncompressed entry, without copying them."""
     at = entry.header_offset
     header = data[at : at + 30].tobytes()
     if header[:4] != b"PK\3\4":
@@ -214,5 +214,5 @@ def _fill(storage: Storage, row: Array, *, big_endian: bool) -> None:
 
 
 def _mapped(path: Path) -> Array:
-    """The bytes of a file; a change of the array does not change the file."""
+    """The memory-mapped bytes of a file; changing the array does not change the file."""
     return np.memmap(path, np.uint8, "c")

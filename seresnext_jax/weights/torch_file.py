@@ -1,4 +1,4 @@
-"""PyTorch files of the original and of others: the weights in one, and what is beside them."""
+"""PyTorch files of the original and of others: their weights, optimizer state and other content."""
 
 import math
 import shlex
@@ -28,9 +28,9 @@ _HARMFUL = {
     "runpy", "ctypes", "pty", "commands", "webbrowser", "code", "pickle", "_pickle", "urllib",
     "requests",
 }  # fmt: skip
-"""Modules whose functions are not in a file by accident."""
+"""Modules whose functions do not appear in a file by accident."""
 _DEEPEST = 6
-"""Levels of an optimizer's state."""
+"""Largest number of nested levels in an optimizer's state."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +69,12 @@ class TorchFile:
 
     @cached_property
     def weights(self) -> StateDict | None:
-        """Names as in the file; None in a checkpoint with only the moving average."""
+        """The weights, named as in the file; None in a checkpoint with only the moving average."""
         return None if self.table is None else self._state_dict(self.table)
 
     @cached_property
     def ema(self) -> StateDict | None:
-        """The moving average, names as in the file."""
+        """The moving average, named as in the file."""
         return None if self.ema_table is None else self._state_dict(self.ema_table)
 
     @property
@@ -96,12 +96,12 @@ class TorchFile:
 
     @property
     def best_prec1(self) -> float | None:
-        """Best validation accuracy, percent."""
+        """Best validation accuracy in percent."""
         return _number(self._values.get("best_prec1"))
 
     @property
     def arch(self) -> Any:
-        """The architecture as the original's 20.06 release noted it."""
+        """The architecture as the original's 20.06 release recorded it."""
         return self._values.get("arch")
 
     @cached_property
@@ -142,7 +142,7 @@ class TorchFile:
         raise UserError(f"{self.path} contains no table {shown(name)}: give --table one of {names}")
 
     def _only(self, tables: list[Table]) -> Table:
-        """The one table that can be meant."""
+        """The one table among `tables` that the caller can mean."""
         if not tables:
             raise self._without_table()
         if len(tables) > 1:
@@ -171,7 +171,7 @@ class TorchFile:
 
     def _state_dict(self, table: Table) -> StateDict:
         for key in table.tensors:
-            # Names go into one-line messages: no terminal codes.
+            # Names appear in one-line messages, so they must not contain terminal codes.
             if not (isinstance(key, str) and key.isascii() and key.isprintable()):
                 raise UserError(
                     f"{self.path} contains no state dict ({shown(ascii(_label(key)))} is not the "
@@ -190,7 +190,7 @@ class TorchFile:
             ) from error
 
     def _read(self, value: Any, budget: Budget, done: dict[int, Any], depth: int = 0) -> Any:
-        """Tensors in nested containers as arrays; what is nested too deeply is left out."""
+        """Convert tensors in nested containers to arrays; values nested too deeply are left out."""
         budget.spend(1)
         if is_tensor(value):
             return self._read_tensor(value)
@@ -230,7 +230,7 @@ def open_torch_file(path: Path, *, table: str = "") -> TorchFile:
 
 
 def read_torch_file(path: Path, *, table: str = "") -> TorchFile:
-    """As `open_torch_file`; the weights, their average and the optimizer are read and checked.
+    """Open a file as `open_torch_file` does; read and check weights, average and optimizer.
 
     Raises:
       UserError: as `open_torch_file`; or there is no state dict, or several.
@@ -254,7 +254,7 @@ def _refusal(path: Path, content: FileContent, tables: list[Table]) -> str:
 
 
 def _expression(value: Any, tables: list[Table]) -> str:
-    """Python for the state dict in ``c``, the content of a file."""
+    """A Python expression for the state dict in ``c``, the content of a file."""
     plain = [table for table in tables if not table.is_average] or tables
     if plain:
         return "c" + "".join(f"[{key!r}]" for key in plain[0].path)
@@ -268,7 +268,7 @@ def _expression(value: Any, tables: list[Table]) -> str:
 def _fits(table: Table) -> bool:
     try:
         return fits_an_architecture(plain_shapes(table.shapes))
-    except UserError:  # of two entries with one meaning
+    except UserError:  # two names mean the same entry
         return False
 
 
@@ -277,7 +277,7 @@ def _label(key: Any) -> Any:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, also as a tensor of one element; None for anything else."""
+    """A finite number, or the one in a tensor of one element; None for anything else."""
     if isinstance(value, StoredTensor) and value.size == 1:
         try:
             value = value.read().item()

@@ -1,8 +1,8 @@
-"""The original's network in PyTorch, run straight from the tensors of a file.
+"""The original's network in PyTorch, run directly from the tensors of a file.
 
-The yardstick of `convert verify`, so it shares neither the mapping of names and axes nor the
-network with the rest: blocks are told from the keys, groups from the shapes, strides from the
-place. NVIDIA: image_classification/models/resnet.py.
+This is the reference for `convert verify`, so it shares neither the mapping of names and axes nor
+the network with other code: it infers blocks from the keys, groups from the shapes, and strides
+from the position. NVIDIA: image_classification/models/resnet.py.
 """
 
 import re
@@ -59,7 +59,7 @@ def _plain(name: str) -> str:
 
 
 def _block(weights: State, at: str, x: Tensor, stride: int) -> Tensor:
-    """A residual block; the first 3x3 convolution strides."""
+    """A residual block; the first 3x3 convolution has the stride."""
     out, remaining = x, stride
     last = 3 if f"{at}.conv3.weight" in weights else 2
     for i in range(1, last + 1):
@@ -89,5 +89,5 @@ def _norm(weights: State, at: str, x: Tensor) -> Tensor:
 
 
 def _linear(weights: State, at: str, x: Tensor) -> Tensor:
-    """A linear layer, also where it is kept as a 1x1 convolution."""
+    """A linear layer, even if it is stored as a 1x1 convolution."""
     return F.linear(x, weights[f"{at}.weight"].flatten(1), weights[f"{at}.bias"])

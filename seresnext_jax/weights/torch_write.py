@@ -1,4 +1,4 @@
-"""Writing PyTorch files. Importing this file needs PyTorch."""
+"""Writes PyTorch files. Importing this module requires PyTorch."""
 
 import os
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def write_torch_file(path: Path, content: dict[str, Any]) -> None:
     """Write a state dict or a checkpoint that `torch.load` reads, completely or not at all.
 
     Args:
-      content: what the file contains, with numpy arrays for tensors.
+      content: the content of the file, with numpy arrays for tensors.
 
     Raises:
       UserError: `path` can't be written.
@@ -45,7 +45,7 @@ def write_safetensors(path: Path, weights: StateDict) -> None:
 
 
 def _to_torch(value: Any) -> Any:
-    """Arrays in nested containers as tensors."""
+    """Convert arrays in nested containers to tensors."""
     if isinstance(value, dict):
         return {key: _to_torch(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -57,7 +57,7 @@ def _to_torch(value: Any) -> Any:
 
 @contextmanager
 def _atomic(path: Path) -> Iterator[Path]:
-    """A file beside `path` that replaces it if the block succeeds and is deleted if not."""
+    """A file next to `path` that replaces it if the block succeeds, and is deleted otherwise."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part

@@ -1,4 +1,4 @@
-"""Whole training states: a checkpoint of the original ↔ one that train.py continues."""
+"""Converts complete training states: a checkpoint of the original ↔ one that train.py resumes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ _DECAYED = {
     "nvidia-names": "the BatchNorms of the shortcuts",
     "all": "every BatchNorm",
 }
-"""What each `OptimConfig.decay_mask` says about BatchNorm."""
+"""The BatchNorms that each `OptimConfig.decay_mask` decays."""
 
 
 # ---- momentum ----------------------------------------------------------------------------------
@@ -37,11 +37,11 @@ _DECAYED = {
 def parameter_groups(params: Tree, *, single: bool) -> list[list[str]]:
     """The torch names of each parameter group of the original's optimizer, in its order.
 
-    Group 0 is what it spares the weight decay, the names that contain "bn"; group 1 is the rest.
+    Group 0 has no weight decay: the names that contain "bn". Group 1 is the rest.
     NVIDIA: image_classification/optimizers.py, get_sgd_optimizer.
 
     Args:
-      single: all parameters in one group, as under ``--bn-weight-decay``.
+      single: all parameters in one group, as with ``--bn-weight-decay``.
     """
     keys = sorted(
         (torch_keys.torch_key(("params", *path)) for path in flatten_dict(params)),
@@ -55,15 +55,15 @@ def parameter_groups(params: Tree, *, single: bool) -> list[list[str]]:
 def momentum_from_torch(
     optimizer: dict[str, Any], params: Tree, *, source: str, before_training: bool = False
 ) -> Tree:
-    """The momentum of each parameter, float32; zero where the file has none before step 1.
+    """The momentum of each parameter, float32; zero if a file from before step 1 has none.
 
     Args:
       optimizer: the state dict of a `torch.optim.SGD`, arrays for tensors.
-      params: of the same network.
-      before_training: the file is of the time before the first step.
+      params: the parameters of the same network.
+      before_training: the file was written before the first step.
 
     Raises:
-      UserError: it is another optimizer, or its groups, buffers or shapes are not those of the
+      UserError: it is another optimizer, or its groups, buffers or shapes differ from the
         original's.
     """
 
@@ -87,7 +87,7 @@ def momentum_from_torch(
             if not isinstance(buffer, np.ndarray):
                 raise refuse(f"has no tensor as the momentum of {key}")
             path = torch_keys.flax_path(key)[1:]
-            # A momentum has its parameter's axes, the gate's weights included.
+            # A momentum has the axes of its parameter, also for the gates' weights.
             array = torch_keys.as_linear(buffer) if torch_keys.is_gate_weight(key) else buffer
             array = torch_keys.to_flax_array(array.astype(np.float32))
             if not np.isfinite(array).all():
@@ -104,7 +104,7 @@ def sgd_groups(optimizer: dict[str, Any], *, source: str) -> list[dict[str, Any]
     """The parameter groups of a `torch.optim.SGD`'s state dict, checked.
 
     Raises:
-      UserError: they, or the state, are another optimizer's or malformed.
+      UserError: they or the state are malformed or belong to another optimizer.
     """
     states, groups = optimizer["state"], optimizer["param_groups"]
     entries = list(states.values()) if isinstance(states, dict) else [None]
@@ -153,7 +153,7 @@ def momentum_to_torch(momentum: Tree, config: OptimConfig, *, lr: float) -> dict
     }
 
 
-# ---- whole states ------------------------------------------------------------------------------
+# ---- complete states ---------------------------------------------------------------------------
 
 
 def from_torch(
@@ -163,15 +163,15 @@ def from_torch(
 
     Args:
       path: a torch file.
-      config: the run that is to be continued.
-      steps_per_epoch: optimizer steps of the original's epochs.
+      config: the options of the run that will continue.
+      steps_per_epoch: optimizer steps per epoch of the original.
 
     Returns:
-      The state, its meta, what is known of its weights, and a line for each thing that is not
-      carried over as it was.
+      The state, its meta, the info of its weights, and a line for each thing that is not carried
+      over unchanged.
 
     Raises:
-      UserError: the file has no optimizer, or is not of the config's network.
+      UserError: the file has no optimizer, or does not fit the config's network.
     """
     source = TorchFileSource(path)
     file = source.file
@@ -224,7 +224,7 @@ def from_torch(
         config.optim,
         lr=learning_rate(config.optim, meta.plan, meta.step - 1) if meta.step else None,
     )
-    # The arrays are put into the state of a network without any, so that none is made twice.
+    # Start from the state of a network without arrays and insert them: nothing is allocated twice.
     nothing: Tree = {"params": {}, "batch_stats": {}}
     empty = create_train_state(replace(config, use_ema=None), nothing)
     state = replace(
@@ -246,8 +246,9 @@ def differences(
     """A line for each setting of the file's optimizer that the config would change.
 
     Args:
-      groups: as `sgd_groups` checked them.
-      lr: what the config sets for the step before the file was written, if there was one.
+      groups: the result of `sgd_groups`.
+      lr: the config's learning rate for the last step before the file was written; None if there
+        was no step.
     """
     notes = []
     decays = [group["weight_decay"] for group in groups]
@@ -279,13 +280,13 @@ def differences(
 
 
 def _meta(file: TorchFile, config: Config, steps_per_epoch: int) -> Meta:
-    """What train.py writes beside a state at the end of an epoch."""
+    """The meta that train.py writes with a state at the end of an epoch."""
     epoch = file.epoch
     assert epoch is not None
     plan = resolve(config, num_images=steps_per_epoch * config.optimizer_batch_size, num_devices=1)
     progress = Progress(finished_epochs=epoch)
-    if file.best_prec1:  # the original writes 0 where it never evaluated
-        # When is not known. As if in the last epoch, the patience of early stopping starts anew.
+    if file.best_prec1:  # the original writes 0 if it never evaluated
+        # The epoch is not known. Assume the last one, so the patience of early stopping restarts.
         progress.best_top1, progress.best_epoch = file.best_prec1, epoch - 1
     return Meta(epoch * steps_per_epoch, epoch, progress, config, plan)
 
@@ -303,11 +304,11 @@ def write_first_checkpoint(folder: Path, state: TrainState, meta: Meta) -> None:
 
 
 def to_torch(path: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, Any], list[str]]:
-    """The original's dictionary of the checkpoint that `path` means, arrays for tensors.
+    """The checkpoint at `path` as the original's dictionary, with arrays for tensors.
 
     Returns:
-      ``epoch, state_dict, best_prec1, optimizer`` and, where kept, ``state_dict_ema``; and a line
-      for each thing that the original will read differently.
+      ``epoch, state_dict, best_prec1, optimizer`` and, if it was kept, ``state_dict_ema``; and a
+      line for each thing that the original will read differently.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged.
@@ -327,7 +328,7 @@ def to_torch(path: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, Any]
         notes += ["the original will decay the downsample BatchNorms, which this run spared"]
 
     def state_dict(variables: Tree, kind: str) -> dict[str, Array]:
-        counter = meta.batches_tracked.get(kind)  # of a converted state, not trained since
+        counter = meta.batches_tracked.get(kind)  # set in a converted state without later training
         passes = step * plan.accumulation if counter is None else counter
         return to_state_dict(variables, layout=layout, prefix=prefix, batches_tracked=passes)
 

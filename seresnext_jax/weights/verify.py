@@ -1,7 +1,7 @@
-"""Whether two sets of weights are the same network: tensors, stage outputs and logits.
+"""Verifies that two sets of weights are the same network: tensors, stage outputs and logits.
 
-PyTorch runs the weights of a torch file, straight from the file; the Flax network runs all others.
-So a fault in the conversion shows as a difference.
+PyTorch runs the weights of a torch file directly from the file; the Flax network runs all others.
+So an error in the conversion shows up as a difference.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ class RunnableWeights:
     weights: Weights
     engine: Engine
     run: Callable[[Array], dict[str, Array]]
-    """The outputs, named by `FEATURES`, of pixels (N, H, W, 3) uint8; float32."""
+    """Maps pixels (N, H, W, 3) uint8 to float32 outputs, named by `FEATURES`."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class Comparison:
     """identical: outputs within `TOLERANCE` and every value of every tensor the same; equal: only
     the outputs; different: neither."""
     engines: tuple[Engine, Engine]
-    """What ran each of the two."""
+    """The engine that ran each of the two."""
     images: int
     tensors: int
     differing_tensors: int
     outputs: tuple[OutputDifference, ...]
     top1_agreement: float
-    """Share of the images that both put in the same class."""
+    """Share of the images that both assign to the same class."""
 
 
 def compare_weights(
@@ -81,12 +81,11 @@ def compare_weights(
       table: the state dict to take from a torch file that has one of this name.
 
     Raises:
-      UserError: weights or images can't be read, or the weights are of two architectures, or of
-        two numbers of classes.
+      UserError: weights or images can't be read, or the architectures or numbers of classes differ.
     """
     tables = [table if has_table(path, table) else "" for path in (path_a, path_b)]
     if table and not any(tables):
-        tables[0] = table  # refused with the names that there are
+        tables[0] = table  # refused with a list of the existing names
     a, b = (
         read_runnable_weights(path, table=name)
         for path, name in zip((path_a, path_b), tables, strict=True)
@@ -132,12 +131,12 @@ def compare_weights(
 
 
 def _exact_tensors(weights: Weights) -> dict[tuple[str, ...], Array]:
-    """The tensors as their source has them, where float32 can't represent them."""
+    """The tensors; if float32 can't represent one, it is as in its source."""
     return {**flatten_dict(weights.variables), **weights.exact}
 
 
 def _same(a: Array, b: Array) -> bool:
-    """Whether two arrays have the same values; those of one type, the same bits."""
+    """Whether two arrays have the same values, or the same bits if they have the same type."""
     a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
     return a.tobytes() == b.tobytes() if a.dtype == b.dtype else np.array_equal(a, b)
 
@@ -146,7 +145,7 @@ def read_runnable_weights(path: Path, *, table: str = "") -> RunnableWeights:
     """Read weights from any source; PyTorch runs a torch file, the Flax network all others.
 
     Raises:
-      UserError: nothing there, damaged, of no known architecture, or with NaN or infinity.
+      UserError: they are missing, damaged, of unknown architecture, or contain NaN or infinity.
     """
     source = open_source(path, table=table)
     weights = source.read()
@@ -176,7 +175,7 @@ def image_pixels(folder: Path, info: WeightsInfo) -> Iterator[Array]:
     """The images below a folder as evaluation of those weights sees them, in batches of eight.
 
     Raises:
-      UserError: there is none, or one can't be decoded.
+      UserError: there are no images, or one can't be decoded.
     """
     files = pictures_below(folder)
     if not files:
