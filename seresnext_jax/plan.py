@@ -79,21 +79,30 @@ def divide_batch(config: Config, num_devices: int) -> tuple[int, int]:
       UserError: the batch sizes do not divide, or BatchNorm would see a single value per channel;
         the message has a fix.
     """
-    forward = config.batch_size * num_devices
-    wanted = forward if config.optimizer_batch_size == -1 else config.optimizer_batch_size
-    if wanted % forward:
-        raise UserError(_batch_advice(config.batch_size, num_devices, wanted))
+    accumulation = passes_per_step(config, num_devices)
     group = config.model.bn_group_size or config.batch_size
     if config.batch_size % group:
         raise UserError(
             f"model.bn_group_size {group} does not divide batch_size {config.batch_size}: "
             "choose a divisor, or 0 for the whole per-device batch"
         )
-    accumulation = wanted // forward
     side = -(-config.data.image_size // TOTAL_STRIDE)
     if group * side**2 == 1 and not (config.evaluate or config.optim.freeze_backbone):
         raise UserError(_group_advice(config, accumulation))
     return accumulation, group
+
+
+def passes_per_step(config: Config, num_devices: int) -> int:
+    """Forward passes per optimizer step.
+
+    Raises:
+      UserError: the batch sizes do not divide; the message has a fix.
+    """
+    forward = config.batch_size * num_devices
+    wanted = forward if config.optimizer_batch_size == -1 else config.optimizer_batch_size
+    if wanted % forward:
+        raise UserError(_batch_advice(config.batch_size, num_devices, wanted))
+    return wanted // forward
 
 
 def _group_advice(config: Config, accumulation: int) -> str:

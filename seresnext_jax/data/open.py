@@ -29,7 +29,7 @@ from seresnext_jax.data.sampler import EvalSampler, Sampler, TrainSampler
 from seresnext_jax.data.synthetic import NUM_IMAGES, SyntheticLoader
 from seresnext_jax.data.transform import CentreCrop, TrainCrop
 from seresnext_jax.errors import UserError, printable
-from seresnext_jax.plan import divide_batch
+from seresnext_jax.plan import passes_per_step
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -67,7 +67,7 @@ def open_train(config: Config, mesh: Mesh) -> Loader:
     Raises:
       UserError: the batch sizes do not divide, or as `open_val`.
     """
-    accumulation, _ = divide_batch(config, mesh.size)
+    accumulation = passes_per_step(config, mesh.size)
     return _open(
         config,
         "train",
