@@ -24,7 +24,12 @@ sys.exit(75)
 """
 
 
-def begin(preexec: Callable[[], object] | None = None) -> "subprocess.Popen[str]":
+def accept_hangups() -> None:
+    """As in a terminal, even if the tests themselves run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def begin(preexec: Callable[[], object] = accept_hangups) -> "subprocess.Popen[str]":
     """A process that waits for a request to stop."""
     process = subprocess.Popen(
         [sys.executable, "-c", WAITER],
