@@ -24,7 +24,7 @@ def to_flax(options: argparse.Namespace) -> int:
     """Convert a torch file to a weights folder, or a complete training state to a checkpoint."""
     if options.training:
         return _training_to_flax(options)
-    weights = read_weights(options.file, ema=options.ema)
+    weights = read_weights(options.file, ema=options.ema, table=options.table)
     info = weights.info
     names = choose_names(options.class_names, info.class_names, info.num_classes)
     weights = replace(weights, info=replace(info, class_names=names))

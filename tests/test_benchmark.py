@@ -94,7 +94,7 @@ def test_the_training_step_is_that_of_the_whole_configuration(
     config = replace(config, optim=replace(config.optim, freeze_backbone=True))
     seen = []
 
-    def lower(config: Config, *rest: object, passes: int) -> None:
+    def lower(apply: object, config: Config, *rest: object, passes: int) -> None:
         seen.append((config, passes))
         raise UserError("seen")
 

@@ -140,7 +140,7 @@ def test_inspect(
     assert "weights folder" in capsys.readouterr().out
     absent = tmp_path / "absent" / "facts.json"
     with pytest.raises(
-        UserError, match="--json .*facts.json: there is no such folder; make it first"
+        UserError, match="--json .*facts.json: its folder does not exist; make it first"
     ):
         command("inspect", file, "--json", absent)
 

@@ -64,7 +64,7 @@ def test_the_loss_is_smoothed_as_the_training_validates() -> None:
 
 
 def test_a_result_without_a_folder_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--json .*absent/r.json: there is no such folder"):
+    with pytest.raises(UserError, match="--json .*absent/r.json: its folder does not exist"):
         program.main(["--weights", "w", "--json", str(tmp_path / "absent" / "r.json")])
 
 

@@ -79,10 +79,10 @@ class Saver:
             return state, Progress()
         for line in broken:
             self._console.warn(line)
+        self._check_same_run(meta)
         check_classes(
             self._config, start, meta.class_names, self._loader.class_names, self._console
         )
-        self._check_same_run(meta)
         if self._checkpoints is not None:
             suffix: Literal[".broken", ".later"] = ".broken" if start.newest_in else ".later"
             aside = self._checkpoints.set_aside_after(meta.step, suffix)
