@@ -50,7 +50,9 @@ def test_its_weights_are_read(
     out = tmp_path / "out.safetensors"
     words = [workspace, out, "--layout", "current", "--safetensors", *average]
     assert command("to-torch", *words) == 0
-    assert load_file(out)["fc.bias"] == pytest.approx(bias, rel=1e-6)
+    tensors = load_file(out)
+    assert tensors["fc.bias"] == pytest.approx(bias, rel=1e-6)
+    assert tensors["bn1.num_batches_tracked"] == EPOCHS * STEPS
 
 
 def test_its_training_state_is_read(workspace: Path, tmp_path: Path) -> None:

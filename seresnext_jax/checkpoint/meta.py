@@ -69,6 +69,11 @@ class Meta:
     crc32: dict[str, int] = field(default_factory=dict)
     """The checksum of each array by its name. Set by `Checkpoints.save`."""
 
+    def forward_passes(self, kind: Literal["weights", "ema"]) -> int:
+        """Forward passes trained: the value of PyTorch's BatchNorm counters."""
+        counter = self.batches_tracked.get(kind)
+        return self.step * self.plan.accumulation if counter is None else counter
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, independent of this object; JSON keeps floats exactly."""
         return asdict(self)

@@ -175,6 +175,7 @@ class CheckpointSource(Source):
             image_size=data.image_size,
             eval_margin=data.eval_margin,
             source=self.path.name,
+            batches_tracked=meta.forward_passes("ema" if ema else "weights"),
             ema=ema,
             epoch=meta.epoch,
             top1=meta.top1,

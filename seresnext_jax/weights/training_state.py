@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -327,9 +327,8 @@ def to_torch(path: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, Any]
     if optim.decay_mask == "no-bn":
         notes += ["the original will decay the downsample BatchNorms, which this run spared"]
 
-    def state_dict(variables: Tree, kind: str) -> dict[str, Array]:
-        counter = meta.batches_tracked.get(kind)  # set in a converted state without later training
-        passes = step * plan.accumulation if counter is None else counter
+    def state_dict(variables: Tree, kind: Literal["weights", "ema"]) -> dict[str, Array]:
+        passes = meta.forward_passes(kind)
         return to_state_dict(variables, layout=layout, prefix=prefix, batches_tracked=passes)
 
     momentum = get_momentum(training["opt_state"])
