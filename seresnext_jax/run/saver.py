@@ -79,10 +79,11 @@ class Saver:
             return state, Progress()
         for line in broken:
             self._console.warn(line)
-        self._check_same_run(meta)
+        self._check_plan(meta)
         check_classes(
             self._config, start, meta.class_names, self._loader.class_names, self._console
         )
+        self._warn_of_changes(meta)
         if self._checkpoints is not None:
             suffix: Literal[".broken", ".later"] = ".broken" if start.newest_in else ".later"
             aside = self._checkpoints.set_aside_after(meta.step, suffix)
@@ -92,7 +93,7 @@ class Saver:
         self._console.note(f"continuing after step {meta.step} (epoch {meta.epoch})")
         return state, meta.progress
 
-    def _check_same_run(self, meta: Meta) -> None:
+    def _check_plan(self, meta: Meta) -> None:
         for name in ("global_batch", "steps_per_epoch"):
             saved, here = getattr(meta.plan, name), getattr(self._plan, name)
             if saved != here:
@@ -101,6 +102,8 @@ class Saver:
                     "in the data would be lost; keep the dataset, --prof and the batch sizes (with "
                     f"fewer devices give --optimizer-batch-size {meta.plan.global_batch})"
                 )
+
+    def _warn_of_changes(self, meta: Meta) -> None:
         group = meta.plan.bn_group_size
         if group != self._plan.bn_group_size:
             self._console.warn(
