@@ -178,6 +178,13 @@ def test_groups_of_classes(root: Path) -> None:
     nest(root, "animals", "plants")
     message = refused(root)
     assert "the folders in animals, plants are 3 (a, c, b): move them into" in message
+    assert "and remove the empty folders" in message
+    for split in ("train", "val"):
+        for group in ("animals", "plants"):
+            for name in (root / split / group).iterdir():
+                name.rename(root / split / name.name)
+            (root / split / group).rmdir()
+    open_run(root)
 
 
 def test_folders_inside_classes_are_not_classes(root: Path) -> None:
