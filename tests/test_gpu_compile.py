@@ -229,7 +229,7 @@ def jobs_of(words: str) -> list[Job]:
 
 
 @pytest.mark.parametrize(
-    "line", re.findall(r"    python benchmark.py (compile.*)", DOCS.read_text("utf-8"))
+    "line", re.findall(r"^python benchmark.py (compile.*)", DOCS.read_text("utf-8"), re.MULTILINE)
 )
 def test_a_command_of_the_docs_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(gpu_compile.ROOT)
