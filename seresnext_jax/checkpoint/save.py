@@ -175,7 +175,7 @@ class Checkpoints:
         if jax.process_count() == 1:
             self._manager.reload()
         steps = step_folders(self.folder)
-        kept = f"checkpoint {steps[-1].name} is whole" if steps else "there is no earlier one"
+        kept = f"checkpoint {steps[-1].name} is complete" if steps else "there is no earlier one"
         return UserError(
             f"saving to {self.folder} failed ({first_line(error)}): {kept}; "
             "free space there and continue with --resume auto"

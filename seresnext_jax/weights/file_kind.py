@@ -89,7 +89,7 @@ def _other_kind(path: Path, head: bytes, tail: bytes) -> str | None:
     if text[:1] == b"<":
         return "a web page, not a PyTorch file: download the file itself"
     if text[:1] == b"{" and text[1:].lstrip()[:1] in (b'"', b"}"):
-        return "JSON text, not a PyTorch file: give the file of weights beside it"
+        return "JSON text, not a PyTorch file: give the file with the weights in the same folder"
     if head[4:8] == b"TFL3":
         return f"a TensorFlow Lite model: {_EXPORT}"
     if tail == (0xDB4775248B80FB57).to_bytes(8, "little"):

@@ -154,7 +154,7 @@ def test_a_step_that_is_saved_again_is_never_missing(
 
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints._manager, "save", full)
-            with pytest.raises(UserError, match="checkpoint 0 is whole"):
+            with pytest.raises(UserError, match="checkpoint 0 is complete"):
                 checkpoints.save(state, make_meta(epoch=2))
         assert checkpoints.steps() == [0]
         checkpoints.save(state, make_meta(epoch=2))
@@ -263,7 +263,7 @@ def test_second_signal_ends_the_program_at_once(second: signal.Signals, tmp_path
 
 
 def test_no_space_for_a_checkpoint(tmp_path: Path) -> None:
-    """Files may not grow to a checkpoint's size, as on a full disk: the one before is whole."""
+    """Files may not grow to a checkpoint's size, as on a full disk: the one before is complete."""
     workspace = copy_of_killed(tmp_path)
 
     def limit() -> None:
@@ -271,7 +271,7 @@ def test_no_space_for_a_checkpoint(tmp_path: Path) -> None:
 
     line = error_line(run(tiny(workspace, *OPTIONS, "--resume", "auto"), preexec=limit))
     assert f"saving to {workspace / 'checkpoints'} failed" in line
-    assert f"checkpoint {KILLED_AFTER} is whole" in line
+    assert f"checkpoint {KILLED_AFTER} is complete" in line
     assert "--resume auto" in line
     same_bits(arrays(workspace), arrays(whole(), KILLED_AFTER))
 
