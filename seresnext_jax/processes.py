@@ -274,7 +274,7 @@ def fails_alone(main: Main) -> Main:
 
 def _explain(error: Exception, *, debug: bool) -> int:
     """Print why this process ends before the others; returns its exit status."""
-    known, lost = fixable_by_the_user(error), _is_of_communication(error)
+    known, lost = fixable_by_the_user(error), is_of_communication(error)
     if debug or not (known or lost):
         traceback.print_exc()
     if known:
@@ -291,7 +291,7 @@ def _explain(error: Exception, *, debug: bool) -> int:
     return EXIT_OTHERS_LOST
 
 
-def _is_of_communication(error: Exception) -> bool:
+def is_of_communication(error: Exception) -> bool:
     """Whether the runtime failed to exchange arrays or messages with the other processes.
 
     JAX raises its own error or, for Gloo, a ValueError; both begin with XLA's name of the kind.

@@ -1,7 +1,8 @@
 """Saves checkpoints with orbax: asynchronously, atomically, and safe against a power loss."""
 
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from seresnext_jax.checkpoint.store import (
     step_folders,
 )
 from seresnext_jax.errors import UserError
-from seresnext_jax.processes import on_one_process
+from seresnext_jax.processes import is_of_communication, on_one_process
 from seresnext_jax.training.state import TrainState
 
 _REPLACED = ".replaced"
@@ -108,7 +109,7 @@ class Checkpoints:
         meta = replace(meta, bad_steps=int(state.bad_steps), crc32=crc32)
         self._metas[step] = meta
         self._saving = step
-        try:
+        with self._explaining_errors():
             if step in self.steps():
                 self._set_aside([step], _REPLACED)
             self._manager.save(
@@ -120,8 +121,6 @@ class Checkpoints:
                 ),
                 force=True,
             )
-        except (OSError, ValueError) as error:
-            raise self._save_error(error) from error
 
     def wait(self) -> None:
         """Wait until the last save is completely on disk.
@@ -129,13 +128,11 @@ class Checkpoints:
         Raises:
           UserError: it failed.
         """
-        try:
+        with self._explaining_errors():
             self._manager.wait_until_finished()
             if self._saving is not None:
                 on_one_process(self._finish_save)
                 self._manager.reload()
-        except (OSError, ValueError) as error:
-            raise self._save_error(error) from error
         self._saving = None
 
     def _sync_before_rename(self) -> None:
@@ -164,6 +161,17 @@ class Checkpoints:
         good = [step for step in steps if step not in metas or not metas[step].bad_steps]
         last = max(1, self._keep)
         return {*steps[-last:], *good[-last:], best_step(metas)}
+
+    @contextmanager
+    def _explaining_errors(self) -> Iterator[None]:
+        """Turn the errors of a save into a `UserError`, but not the loss of another process."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            # Errors of files name them; their kinds have the same names as those of communication.
+            if is_of_communication(error) and str(self.folder) not in str(error):
+                raise
+            raise self._save_error(error) from error
 
     def _save_error(self, error: Exception) -> UserError:
         # The other processes may have no error: nothing here waits for them.

@@ -91,3 +91,25 @@ def test_a_folder_that_is_removed_during_the_run(tmp_path: Path, back: bool) -> 
         with Checkpoints(folder, keep=-1) as again:
             again.save(state(2), make_meta(step=2))
         assert [path.name for path in step_folders(folder)] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("message", "raised"),
+    [
+        ("UNKNOWN: Gloo AllGather failed: Connection reset by peer", ValueError),
+        ("UNKNOWN: Error writing {folder}/1: No space left on device", UserError),
+    ],
+)
+def test_a_lost_process_is_not_called_a_full_disk(
+    message: str, raised: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(action: object) -> None:
+        raise ValueError(message.format(folder=tmp_path))
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), make_meta(step=1))
+    monkeypatch.setattr(save, "on_one_process", fail)
+    with pytest.raises(raised, match="reset" if raised is ValueError else "free space there"):
+        checkpoints.wait()
+    monkeypatch.undo()
+    checkpoints.close()
