@@ -22,6 +22,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Backend = Literal["dali-gpu", "dali-cpu", "folder", "synthetic"]
 ConvInit = Literal["fan_in", "fan_out", "classic", "fanin", "grp-fanin", "grp-fanout"]
 DecayMask = Literal["no-bn", "nvidia-names", "all"]
+Optimizer = Literal["sgd", "rmsprop", "adamw", "lamb"]
 
 
 @dataclass(frozen=True)
@@ -101,18 +102,30 @@ class DataConfig(InputConfig):
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """SGD with momentum and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
+    optimizer: Optimizer = "sgd"
+    """sgd and rmsprop as in PyTorch; adamw and lamb as in optax. All but sgd need their own
+    learning rate, and adamw and lamb their own weight decay."""
     lr: Annotated[float | None, Range(0, 1e6)] = None
     """Highest learning rate. None: lr_per_256 x optimizer batch / 256."""
     lr_per_256: Annotated[float, Range(0, 1e6)] = 0.256
     """Highest learning rate per 256 images of the optimizer batch; ignored if lr is given."""
     momentum: Annotated[float, Range(0, 1)] = 0.875
-    """Momentum of SGD (without dampening)."""
+    """Momentum of sgd (without dampening) and rmsprop."""
     nesterov: bool = False
-    """Use Nesterov momentum."""
+    """Use Nesterov momentum with sgd."""
+    rmsprop_alpha: Annotated[float, Range(0, 1)] = 0.9
+    """Decay of rmsprop's average of the squared gradients."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the averages of the gradients and the squared gradients of adamw and lamb."""
+    eps: Annotated[float | None, Range(0, 1)] = None
+    """Added to the root of the averaged squares. None: 1e-3 for rmsprop, 1e-8 for adamw, 1e-6 for
+    lamb."""
+    clip_norm: Annotated[float, Range(0, 1e6)] = 0.0
+    """Scale the gradient of a step down to this norm over all weights if it is longer; 0: never."""
     weight_decay: Annotated[float, Range(0, 1)] = 6.103515625e-05
-    """L2 weight decay; it is added to the gradient before the momentum."""
+    """Weight decay. sgd and rmsprop add it to the gradient, adamw and lamb to the update."""
     decay_mask: DecayMask = "no-bn"
     """Which parameters decay. no-bn: all except those of BatchNorm; nvidia-names: all except those
     with "bn" in their name (the original's rule; downsample BatchNorms decay); all: each one."""
@@ -305,6 +318,7 @@ def check(config: Config) -> None:
                 f"{option_name('data.' + name)} is {low:g} {high:g}: "
                 f"give two numbers with 0 < first <= second <= {upper}"
             )
+    _check_optimizer(config.optim)
     if config.optim.lr_schedule != "step" and config.optim.warmup >= config.epochs:
         raise UserError(
             f"--optim.warmup {config.optim.warmup} leaves no epoch of --epochs {config.epochs} "
@@ -317,6 +331,22 @@ def check(config: Config) -> None:
         raise UserError(
             "--early-stopping-patience needs the evaluation that --training-only turns off: give "
             "only one of them"
+        )
+
+
+def _check_optimizer(optim: OptimConfig) -> None:
+    if optim.optimizer == "sgd":
+        return
+    if optim.nesterov:
+        raise UserError("--optim.nesterov is an option of sgd: use --optim.no-nesterov")
+    if not all(0 <= beta < 1 for beta in optim.betas):
+        first, second = optim.betas
+        raise UserError(f"--optim.betas is {first:g} {second:g}: give two numbers from 0 to <1")
+    if optim.lr is None and optim.lr_per_256 == OptimConfig.lr_per_256:
+        usual = {"rmsprop": 0.016, "adamw": 2.5e-4, "lamb": 6.25e-4}[optim.optimizer]
+        raise UserError(
+            f"the default learning rate is for sgd: with --optim.optimizer {optim.optimizer} also "
+            f"give a learning rate, such as --optim.lr-per-256 {usual:g}"
         )
 
 

@@ -159,6 +159,9 @@ BAD_VALUES = {
     "--optim.lr": Config(optim=OptimConfig(lr=math.nan)),
     "--optim.lr-per-256": Config(optim=OptimConfig(lr_per_256=math.inf)),
     "--optim.momentum": Config(optim=OptimConfig(momentum=-0.5)),
+    "--optim.no-nesterov": Config(optim=OptimConfig(optimizer="adamw", lr=1e-3, nesterov=True)),
+    "--optim.betas": Config(optim=OptimConfig(optimizer="lamb", lr=1e-3, betas=(0.9, 1.0))),
+    "--optim.lr-per-256 0.016": Config(optim=OptimConfig(optimizer="rmsprop")),
     "--optim.weight-decay": Config(optim=OptimConfig(weight_decay=2.0)),
     "--data.image-size": Config(data=DataConfig(image_size=0)),
     "--data.workers": Config(data=DataConfig(workers=0)),
@@ -212,6 +215,16 @@ def test_a_value_out_of_range_is_named(option: str) -> None:
     with pytest.raises(UserError, match=re.escape(option) + r"\b") as error:
         check(BAD_VALUES[option])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adamw", "lamb"])
+def test_the_learning_rate_of_sgd_is_for_no_other_optimizer(optimizer: Any) -> None:
+    optim = OptimConfig(optimizer=optimizer)
+    with pytest.raises(UserError, match="learning rate is for sgd") as error:
+        check(Config(optim=optim))
+    rate = float(str(error.value).rpartition(" ")[2])
+    check(Config(optim=replace(optim, lr_per_256=rate)))
+    check(Config(optim=replace(optim, lr=0.256)))
 
 
 def test_not_a_number_in_a_crop() -> None:

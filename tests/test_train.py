@@ -21,6 +21,7 @@ from tests.programs import (
     done,
     error_line,
     event,
+    keep_until,
     records,
     run,
     same_bits,
@@ -155,6 +156,20 @@ def test_one_epoch_at_a_time_equals_an_uninterrupted_run() -> None:
     done(tiny(parts, "--resume", "auto"))
     same_bits(arrays(parts), arrays(workspace))
     assert records(parts) == records(workspace)
+
+
+def test_a_run_with_every_augmentation_continues_within_an_epoch(tmp_path: Path) -> None:
+    """Bit for bit, with an optimizer that has a state of its own."""
+    options = [
+        *("--optim.optimizer", "adamw", "--optim.lr", "0.001", "--optim.clip-norm", "0.5"),
+        *("--epochs", "2", "--checkpoint.every-steps", "2", "--checkpoint.keep", "-1"),
+    ]
+    done(tiny(tmp_path / "run", *options))
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    keep_until(tmp_path / "again", STEPS + 2)
+    out = done(tiny(tmp_path / "again", *options, "--resume", "auto")).stdout
+    assert f"continuing after step {STEPS + 2} " in out
+    same_bits(arrays(tmp_path / "again"), arrays(tmp_path / "run"))
 
 
 def test_resuming_a_finished_run_only_writes_a_summary_that_is_missing() -> None:

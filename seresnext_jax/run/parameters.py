@@ -37,7 +37,7 @@ def original_parameters(config: Config, plan: Plan) -> dict[str, Any]:
         "warmup": optim.warmup,
         "label_smoothing": config.label_smoothing,
         "mixup": config.mixup,
-        "optimizer": "sgd",
+        "optimizer": optim.optimizer,
         "momentum": optim.momentum,
         "weight_decay": optim.weight_decay,
         "bn_weight_decay": optim.decay_mask == "all",

@@ -1,4 +1,4 @@
-"""SGD with momentum, its weight decay, and the learning rate of each step."""
+"""The optimizers, gradient clipping, weight decay, and the learning rate of each step."""
 
 from typing import Any
 
@@ -56,26 +56,58 @@ def backbone_mask(params: Tree) -> Tree:
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Coupled weight decay, then momentum; the updates are not yet scaled by -learning_rate.
+    """Clip the gradients, then compute the updates, not yet scaled by -learning_rate.
 
     The learning rate is not part of the optimizer's state. So a step that the loss scaler skips
-    leaves the state unchanged, and the schedule continues. Equal to `torch.optim.SGD` (dampening
-    0).
+    leaves the state unchanged, and the schedule continues. sgd and rmsprop are equal to
+    `torch.optim.SGD` (dampening 0) and `torch.optim.RMSprop`, adamw to `torch.optim.AdamW`.
+
+    The parts are nested so that the names of SGD's arrays in a checkpoint stay the same.
     """
-    backbone_factor = 0.0 if config.freeze_backbone else config.backbone_lr_multiplier
-    return optax.chain(
-        optax.add_decayed_weights(
-            config.weight_decay, mask=lambda params: decay_mask(params, config.decay_mask)
-        ),
-        optax.trace(decay=config.momentum, nesterov=config.nesterov),
-        optax.masked(optax.scale(backbone_factor), backbone_mask)
-        if backbone_factor != 1.0
-        else optax.identity(),
+    decay = optax.add_decayed_weights(
+        config.weight_decay, mask=lambda params: decay_mask(params, config.decay_mask)
     )
+    eps = _DEFAULT_EPS.get(config.optimizer, 0.0) if config.eps is None else config.eps
+    match config.optimizer:
+        case "sgd":
+            first, second = decay, optax.trace(config.momentum, config.nesterov)
+        case "rmsprop":
+            first = decay
+            second = optax.chain(
+                optax.scale_by_rms(config.rmsprop_alpha, eps, eps_in_sqrt=False),
+                optax.trace(config.momentum),
+            )
+        case "adamw":
+            first, second = optax.scale_by_adam(*config.betas, eps=eps), decay
+        case "lamb":
+            first = optax.scale_by_adam(*config.betas, eps=eps)
+            second = optax.chain(decay, optax.scale_by_trust_ratio())
+    return optax.chain(optax.chain(_clip(config), first), second, _scale_backbone(config))
+
+
+_DEFAULT_EPS = {"rmsprop": 1e-3, "adamw": 1e-8, "lamb": 1e-6}
+
+
+def _clip(config: OptimConfig) -> optax.GradientTransformation:
+    """Clip by the norm of the gradients of all parameters that are trained."""
+    if not config.clip_norm:
+        return optax.identity()
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    if not config.freeze_backbone:
+        return clip
+    return optax.chain(optax.masked(optax.set_to_zero(), backbone_mask), clip)
+
+
+def _scale_backbone(config: OptimConfig) -> optax.GradientTransformation:
+    """Train everything except the classifier more slowly or not at all."""
+    factor = 0.0 if config.freeze_backbone else config.backbone_lr_multiplier
+    if factor == 1.0:
+        return optax.identity()
+    return optax.masked(optax.scale(factor), backbone_mask)
 
 
 def get_momentum(opt_state: Tree) -> Tree:
-    """The momentum of each parameter in a state of `make_optimizer` or one read as plain arrays."""
+    """The momentum of each parameter in a state of sgd, also one read as plain arrays."""
     return optax.tree.get(opt_state, "trace")
 
 

@@ -171,7 +171,8 @@ def from_torch(
       over unchanged.
 
     Raises:
-      UserError: the file has no optimizer, or does not fit the config's network.
+      UserError: the file has no optimizer, does not fit the config's network, or the config has
+        another optimizer than sgd.
     """
     source = TorchFileSource(path)
     file = source.file
@@ -179,6 +180,7 @@ def from_torch(
         raise UserError(
             f"{path} contains no training state (weights, epoch, optimizer): leave --training out"
         )
+    _check_sgd(config.optim, "the config", option="--training")
     if file.epoch > config.epochs:
         raise UserError(
             f"{path} was written after epoch {file.epoch} of a run, the config has "
@@ -279,6 +281,14 @@ def differences(
     return notes
 
 
+def _check_sgd(config: OptimConfig, whose: str, *, option: str) -> None:
+    if config.optimizer != "sgd":
+        raise UserError(
+            f"{whose} has the optimizer {config.optimizer}, and only training states of sgd can be "
+            f"converted: leave {option} out to convert the weights"
+        )
+
+
 def _meta(file: TorchFile, config: Config, steps_per_epoch: int) -> Meta:
     """The meta that train.py writes with a state at the end of an epoch."""
     epoch = file.epoch
@@ -311,13 +321,14 @@ def to_torch(path: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, Any]
       line for each thing that the original will read differently.
 
     Raises:
-      UserError: there is no checkpoint, or it is damaged.
+      UserError: there is no checkpoint, it is damaged, or its optimizer is not sgd.
     """
     folder = find_checkpoint(path)
     if folder is None:
         raise UserError(f"{path} is not a checkpoint: leave --checkpoint out")
-    weights, training = read_arrays(folder, "weights"), read_arrays(folder, "training")
     meta = read_meta(folder)
+    _check_sgd(meta.config.optim, f"the run of {folder}", option="--checkpoint")
+    weights, training = read_arrays(folder, "weights"), read_arrays(folder, "training")
     plan, optim = meta.plan, meta.config.optim
     step = int(training["step"])
     epoch, extra = divmod(step, plan.steps_per_epoch)

@@ -1,6 +1,6 @@
 """The learning-rate tables and the decay groups of the original."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from seresnext_jax.checkpoint.arrays import by_name
 from seresnext_jax.config import Config, ModelConfig, OptimConfig
 from seresnext_jax.model.network import make_network
 from seresnext_jax.plan import Plan, resolve
@@ -104,6 +107,137 @@ def test_updates_are_torchs_coupled_decay_and_momentum_in_numbers() -> None:
         buffer = 0.9 * buffer + gradient + 0.1 * p
         p -= 0.5 * buffer
         np.testing.assert_allclose(params["fc"]["kernel"], [p], rtol=1e-6)
+
+
+# ---- against torch.optim -------------------------------------------------------------------------
+
+SHAPES = {
+    ("conv1", "kernel"): (3, 3, 2, 4),
+    ("bn1", "scale"): (4,),
+    ("bn1", "bias"): (4,),
+    ("fc", "kernel"): (4, 5),
+    ("fc", "bias"): (5,),
+}
+RATES = (0.05, 0.05, 0.02, 0.1, 0.01, 0.03, 0.03)
+"""Learning rate of each step."""
+
+
+def random_tree(seed: int, scale: float = 1.0) -> Any:
+    rng = np.random.default_rng(seed)
+    flat = {path: jnp.float32(scale * rng.normal(size=s)) for path, s in SHAPES.items()}
+    return unflatten_dict(flat)
+
+
+def gradients(step: int) -> Any:
+    """Some shorter than the limits of the tests, some longer."""
+    return random_tree(100 + step, scale=0.02 if step % 2 else 3.0)
+
+
+def trained(config: OptimConfig) -> dict[tuple[str, ...], np.ndarray]:
+    """The parameters after a step for each of `RATES`."""
+    optimizer = make_optimizer(config)
+    params = random_tree(0)
+    state = optimizer.init(params)
+    for step, rate in enumerate(RATES):
+        updates, state = optimizer.update(gradients(step), state, params)
+        params = optax.apply_updates(params, optax.tree.scale(-rate, updates))
+    return {path: np.asarray(x) for path, x in flatten_dict(params).items()}
+
+
+def trained_by_torch(
+    make: Any, *, weight_decay: float, clip_norm: float = 0.0, train: Any = tuple(SHAPES)
+) -> dict[tuple[str, ...], np.ndarray]:
+    """The same in float64, by `make(groups)`; no BatchNorm decays."""
+    params = {
+        path: torch.tensor(np.float64(x), requires_grad=path in train)
+        for path, x in flatten_dict(random_tree(0)).items()
+    }
+    spared = [p for path, p in params.items() if path in train and path[0] == "bn1"]
+    others = [p for path, p in params.items() if path in train and path[0] != "bn1"]
+    groups = [{"params": others, "weight_decay": weight_decay}]
+    groups += [{"params": spared, "weight_decay": 0.0}] if spared else []
+    optimizer = make(groups)
+    for step, rate in enumerate(RATES):
+        for path, gradient in flatten_dict(gradients(step)).items():
+            params[path].grad = torch.tensor(np.float64(gradient)) if path in train else None
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_(list(params.values()), clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    return {path: p.detach().numpy() for path, p in params.items()}
+
+
+def assert_alike(found: Any, wanted: Any) -> None:
+    for path in SHAPES:
+        np.testing.assert_allclose(found[path], wanted[path], rtol=2e-5, atol=2e-6, err_msg=path)
+
+
+@pytest.mark.parametrize(("momentum", "alpha", "eps"), [(0.9, 0.9, None), (0.0, 0.99, 1e-8)])
+def test_rmsprop_is_torchs(momentum: float, alpha: float, eps: float | None) -> None:
+    found = trained(
+        OptimConfig(
+            optimizer="rmsprop", momentum=momentum, rmsprop_alpha=alpha, eps=eps, weight_decay=0.1
+        )
+    )
+    wanted = trained_by_torch(
+        partial(torch.optim.RMSprop, lr=1.0, alpha=alpha, momentum=momentum, eps=eps or 1e-3),
+        weight_decay=0.1,
+    )
+    assert_alike(found, wanted)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_adamw_is_torchs(clip_norm: float) -> None:
+    config = OptimConfig(
+        optimizer="adamw", betas=(0.8, 0.95), weight_decay=0.3, clip_norm=clip_norm
+    )
+    wanted = trained_by_torch(
+        partial(torch.optim.AdamW, lr=1.0, betas=(0.8, 0.95), eps=1e-8),
+        weight_decay=0.3,
+        clip_norm=clip_norm,
+    )
+    assert_alike(trained(config), wanted)
+
+
+def test_clipping_is_torchs() -> None:
+    """Before weight decay and momentum, by the norm over all parameters."""
+    config = OptimConfig(weight_decay=0.1, momentum=0.875, nesterov=True, clip_norm=2.0)
+    make = partial(torch.optim.SGD, lr=1.0, momentum=0.875, nesterov=True)
+    wanted = trained_by_torch(make, weight_decay=0.1, clip_norm=2.0)
+    assert_alike(trained(config), wanted)
+
+
+def test_a_frozen_backbone_is_not_part_of_the_norm() -> None:
+    head = [path for path in SHAPES if path[0] == "fc"]
+    config = OptimConfig(weight_decay=0.1, clip_norm=2.0, freeze_backbone=True)
+    make = partial(torch.optim.SGD, lr=1.0, momentum=0.875)
+    wanted = trained_by_torch(make, weight_decay=0.1, clip_norm=2.0, train=head)
+    assert_alike(trained(config), wanted)
+
+
+def test_lamb_is_the_papers() -> None:
+    """You et al. 2020, algorithm 2: Adam's update plus decay, as long as the weights are."""
+    wanted = {path: np.float64(x) for path, x in flatten_dict(random_tree(0)).items()}
+    m = {path: np.zeros(shape) for path, shape in SHAPES.items()}
+    v = {path: np.zeros(shape) for path, shape in SHAPES.items()}
+    for step, rate in enumerate(RATES, start=1):
+        for path, gradient in flatten_dict(gradients(step - 1)).items():
+            g = np.float64(gradient)
+            m[path] = 0.9 * m[path] + 0.1 * g
+            v[path] = 0.999 * v[path] + 0.001 * g**2
+            update = m[path] / (1 - 0.9**step) / (np.sqrt(v[path] / (1 - 0.999**step)) + 1e-6)
+            update += (0.05 if path[0] != "bn1" else 0.0) * wanted[path]
+            ratio = np.linalg.norm(wanted[path]) / np.linalg.norm(update)
+            wanted[path] = wanted[path] - rate * ratio * update
+    assert_alike(trained(OptimConfig(optimizer="lamb", weight_decay=0.05)), wanted)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_the_arrays_of_sgd_keep_their_names(clip_norm: float) -> None:
+    """Older checkpoints have them; clipping can be switched on or off at a resume."""
+    state = make_optimizer(OptimConfig(clip_norm=clip_norm)).init(random_tree(0))
+    assert set(by_name(state)) == {f"1/trace/{'/'.join(path)}" for path in SHAPES}
 
 
 def test_the_backbone_can_learn_slower_or_not_at_all() -> None:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from seresnext_jax.config import Config, LossScaleConfig, ModelConfig, OptimConfig, Precision
@@ -137,6 +138,19 @@ def test_a_step_of_the_real_block_is_the_same_on_any_division() -> None:
     text = runs[-1].step.as_text()
     assert "all-gather" not in text and "all-to-all" not in text
     assert len(re.findall(r" all-reduce\(", text)) == 1, "all gradients travel together"
+
+
+def test_gradients_are_clipped_once_per_step_and_without_the_loss_scale() -> None:
+    """After the mean over devices and passes; the length of plain SGD's first update shows it."""
+    optim = OptimConfig(weight_decay=0.0, momentum=0.0, clip_norm=0.01)
+    config = replace(CONFIG, optim=optim, use_ema=None)
+    runs = [Run(*division, config) for division in [(1, 1), (4, 1), (1, 4), (2, 2)]]
+    scaled = Run(config=replace(config, precision="fp16"))
+    before = jax.device_get(scaled.state.params)
+    assert_same_runs(runs)
+    scaled.train(steps=1, lr=1.0)
+    moved = jax.tree.map(lambda a, b: a - b, jax.device_get(scaled.state.params), before)
+    assert float(optax.tree.norm(moved)) == pytest.approx(0.01, rel=1e-4)
 
 
 def test_a_nan_loss_skips_the_update_even_with_finite_gradients() -> None:

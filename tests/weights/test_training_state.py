@@ -1,6 +1,7 @@
 """Whole training states between PyTorch and here: one step on either side is the same."""
 
 import copy
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -302,6 +303,28 @@ def test_optimizers_that_are_not_the_originals() -> None:
     assert "no tensor as the momentum of bn1.weight" in refusal(
         lambda s: s["state"][0].update(momentum_buffer="x")
     )
+
+
+def test_states_of_other_optimizers_are_refused_with_a_fix(tmp_path: Path) -> None:
+    model, optimizer = trained("nvidia-names")
+    file = tmp_path / "a.pth.tar"
+    torch_training.save_training_checkpoint(
+        file, model, optimizer, epoch=3, best_prec1=0, ema=average_of(model)
+    )
+    adamw = ("--optim.optimizer", "adamw", "--optim.lr", "0.001")
+    with pytest.raises(UserError, match="the config has the optimizer adamw.*leave --training out"):
+        to_checkpoint(tmp_path, *adamw)
+    assert command("to-flax", file, tmp_path / "weights") == 0
+
+    to_checkpoint(tmp_path)
+    (meta,) = (tmp_path / "run" / "checkpoints").glob("*/meta/metadata")
+    saved = json.loads(meta.read_text())
+    saved["config"]["optim"]["optimizer"] = "adamw"
+    meta.write_text(json.dumps(saved))
+    words = ("to-torch", tmp_path / "run", tmp_path / "b.pth.tar", "--layout", "current")
+    with pytest.raises(UserError, match="has the optimizer adamw.*leave --checkpoint out"):
+        command(*words, "--checkpoint")
+    assert command(*words) == 0
 
 
 def test_an_average_of_another_network(tmp_path: Path) -> None:
