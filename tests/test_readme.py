@@ -89,7 +89,7 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("text", options_in_tables(README))
 def test_an_option_exists(text: str) -> None:
     words = shlex.split(text.replace("…", ""))
-    if words[0] in ("--weights", "--ema", "--against", "--class-names"):
+    if words[0] in ("--weights", "--ema", "--against", "--class-names", "--details"):
         return  # of the other programs; their commands are checked above
     if len(words) == 1:
         assert words[0] in map(option_name, flatten(Config()))

@@ -33,6 +33,8 @@ class Loader(Protocol):
     """Number of images in the split."""
     num_steps: int
     """Number of steps in one epoch or evaluation."""
+    paths: tuple[str, ...]
+    """Path of each image in file order, below the split's folder; empty for synthetic data."""
     class_names: tuple[str, ...]
     """Class folder names in label order; empty for synthetic data."""
     fingerprint: str

@@ -28,6 +28,7 @@ class FolderLoader:
     ) -> None:
         self.num_images = sampler.num_images
         self.num_steps = sampler.num_steps
+        self.paths = reader.files.paths
         self.class_names = reader.files.class_names
         self.fingerprint = fingerprint
         self.bad_files = reader.bad_files

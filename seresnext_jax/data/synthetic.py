@@ -23,6 +23,7 @@ class SyntheticLoader:
     ) -> None:
         self.num_images = sampler.num_images
         self.num_steps = sampler.num_steps
+        self.paths: tuple[str, ...] = ()
         self.class_names: tuple[str, ...] = ()
         self.fingerprint = f"synthetic {seed} {sampler.images_per_step} {image_size}"
         self.bad_files: list[str] = []

@@ -43,3 +43,25 @@ def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
     lower = (own > logits) | ((own == logits) & (labels[:, None] < classes))
     others = classes != labels[:, None]
     return jnp.sum(others & ~lower, axis=-1)
+
+
+def image_results(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array, *, topk: int
+) -> dict[str, jax.Array]:
+    """What a network predicts for each image: the fields of `Predictions`, and ``mask``.
+
+    Args:
+      logits: (N, K) float32, K >= `topk`.
+      labels: (N,) int32.
+      mask: (N,) bool.
+    """
+    probabilities = jax.nn.softmax(logits)
+    best, classes = jax.lax.top_k(probabilities, topk)
+    return {
+        "mask": mask,
+        "labels": labels,
+        "rank": label_rank(logits, labels),
+        "label_probability": jnp.take_along_axis(probabilities, labels[:, None], axis=-1)[:, 0],
+        "classes": classes,
+        "probabilities": best,
+    }

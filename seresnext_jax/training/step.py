@@ -20,7 +20,7 @@ from seresnext_jax.data.normalize import normalize
 from seresnext_jax.data.place import abstract_batch
 from seresnext_jax.mesh import BATCH_SPEC, DATA_AXIS, local_value_and_grad, vary
 from seresnext_jax.training.losses import smoothed_cross_entropy
-from seresnext_jax.training.metrics import evaluation_sums
+from seresnext_jax.training.metrics import evaluation_sums, image_results
 from seresnext_jax.training.mixup import mixup
 from seresnext_jax.training.optimizer import make_optimizer
 from seresnext_jax.training.precision import POLICIES, Policy, all_finite, update_loss_scale
@@ -191,22 +191,50 @@ def make_eval_step(apply: Apply, config: EvaluationConfig, mesh: Mesh) -> jax.st
     """Build ``step(variables, batch) -> sums`` of `evaluation_sums` over all devices."""
 
     def device_step(variables: Tree, batch: Batch) -> Metrics:
-        # `conv2d` takes arrays that are all replicated or all varying.
-        logits = apply(vary(variables), normalize(batch.images[0]), train=False)
-        sums = evaluation_sums(
-            logits,
-            batch.labels[0],
-            batch.mask[0],
-            topk=config.topk,
-            smoothing=config.validation_smoothing,
-        )
-        return jax.lax.psum(sums, DATA_AXIS)
+        return _summed(config, _logits(apply, variables, batch), batch)
 
+    return _evaluating(device_step, config, mesh, out_specs=PartitionSpec())
+
+
+def make_detailed_eval_step(
+    apply: Apply, config: EvaluationConfig, mesh: Mesh
+) -> jax.stages.Wrapped:
+    """Build ``step(variables, batch) -> (sums, results)``: also the `image_results` of each image.
+
+    The results are sharded as the batch is. Their order is the batch's.
+    """
+
+    def device_step(variables: Tree, batch: Batch) -> tuple[Metrics, Metrics]:
+        logits = _logits(apply, variables, batch)
+        results = image_results(logits, batch.labels[0], batch.mask[0], topk=config.topk)
+        return _summed(config, logits, batch), results
+
+    return _evaluating(
+        device_step, config, mesh, out_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS))
+    )
+
+
+def _logits(apply: Apply, variables: Tree, batch: Batch) -> Any:
+    # `conv2d` takes arrays that are all replicated or all varying.
+    return apply(vary(variables), normalize(batch.images[0]), train=False)
+
+
+def _summed(config: EvaluationConfig, logits: jax.Array, batch: Batch) -> Metrics:
+    sums = evaluation_sums(
+        logits,
+        batch.labels[0],
+        batch.mask[0],
+        topk=config.topk,
+        smoothing=config.validation_smoothing,
+    )
+    return jax.lax.psum(sums, DATA_AXIS)
+
+
+def _evaluating(
+    device_step: Callable[..., Any], config: EvaluationConfig, mesh: Mesh, *, out_specs: Any
+) -> jax.stages.Wrapped:
     sharded = jax.shard_map(
-        device_step,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), BATCH_SPEC),
-        out_specs=PartitionSpec(),
+        device_step, mesh=mesh, in_specs=(PartitionSpec(), BATCH_SPEC), out_specs=out_specs
     )
     return jax.jit(_with_precision(sharded, POLICIES[config.precision]))
 
@@ -236,6 +264,14 @@ def lower_eval_step(
       variables: placed on the mesh, or their shapes.
     """
     step = make_eval_step(apply, config, mesh)
+    return step.lower(variables, _batch_shapes(config, mesh, passes=1))
+
+
+def lower_detailed_eval_step(
+    apply: Apply, config: EvaluationConfig, mesh: Mesh, variables: Tree
+) -> jax.stages.Lowered:
+    """`make_detailed_eval_step`, ready to compile; arguments as for `lower_eval_step`."""
+    step = make_detailed_eval_step(apply, config, mesh)
     return step.lower(variables, _batch_shapes(config, mesh, passes=1))
 
 

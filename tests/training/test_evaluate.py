@@ -19,6 +19,7 @@ class Masks:
     """A loader of ten images, of which some are left out."""
 
     num_images, num_steps = 10, 3
+    paths: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     fingerprint = not_listed = ""
 

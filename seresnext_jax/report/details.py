@@ -1,0 +1,235 @@
+"""An evaluation in detail: classes, confusions, mistakes and calibration, as tables and files."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seresnext_jax.errors import UserError, printable, shown
+from seresnext_jax.report.predictions import Predictions
+from seresnext_jax.report.statistics import calibration_error, reliability, wilson_interval
+
+_PRINTED = 5
+"""Classes and pairs that are printed; the files have all."""
+
+Row = dict[str, Any]
+"""A row of a table; the numbers are plain Python, None for one that is not finite."""
+
+
+@dataclass(frozen=True)
+class Details:
+    """An evaluation in detail. Accuracies are in percent, probabilities between 0 and 1."""
+
+    summary: Row
+    """Accuracy with its 95 % confidence interval, and the expected calibration error."""
+    calibration: list[Row]
+    """A row for each bin of the probability of the predicted class."""
+    classes: list[Row]
+    """A row for each class, the least accurate first; those without images last."""
+    confusions: list[Row]
+    """A row for each pair of a label and a wrong prediction, the most frequent first."""
+    mistakes: list[Row]
+    """A row for each wrong image, the one with the least probable label first."""
+
+
+def explain(predictions: Predictions, names: Sequence[str], paths: Sequence[str]) -> Details:
+    """Compute the tables.
+
+    Args:
+      names: the name of each class, in label order.
+      paths: the path of each image of the split; empty: the images have no files.
+    """
+    table = reliability(predictions.probabilities[:, 0], predictions.right)
+    images, right = len(predictions.index), int(predictions.right.sum())
+    low, high = wilson_interval(right, images)
+    summary = {
+        "images": images,
+        "right": right,
+        "top1": 100 * right / images,
+        "top1_low": 100 * low,
+        "top1_high": 100 * high,
+        "calibration_error": number(calibration_error(table)),
+    }
+    bins = [
+        {
+            "low": round(row.low, 6),
+            "high": round(row.high, 6),
+            "images": row.images,
+            "confidence": number(row.confidence),
+            "accuracy": number(100 * row.accuracy),
+        }
+        for row in table
+    ]
+    return Details(
+        summary,
+        bins,
+        _class_rows(predictions, names),
+        _confusion_rows(predictions, names),
+        [_mistake_row(predictions, i, names, paths) for i in predictions.worst().tolist()],
+    )
+
+
+def _class_rows(predictions: Predictions, names: Sequence[str]) -> list[Row]:
+    images = np.bincount(predictions.labels, minlength=len(names))
+    right = np.bincount(predictions.labels[predictions.right], minlength=len(names))
+    predicted = np.bincount(predictions.classes[:, 0], minlength=len(names))
+    rows = []
+    for label, name in enumerate(names):
+        accuracy = number(100 * right[label] / images[label]) if images[label] else None
+        rows.append(
+            {
+                "class": label,
+                "name": name,
+                "images": int(images[label]),
+                "right": int(right[label]),
+                "predicted": int(predicted[label]),
+                "accuracy": accuracy,
+            }
+        )
+    return sorted(rows, key=lambda row: math.inf if row["accuracy"] is None else row["accuracy"])
+
+
+def _confusion_rows(predictions: Predictions, names: Sequence[str]) -> list[Row]:
+    wrong = ~predictions.right
+    pairs = np.stack([predictions.labels[wrong], predictions.classes[wrong, 0]], axis=1)
+    found, counts = np.unique(pairs, axis=0, return_counts=True)
+    return [
+        {
+            "label": label,
+            "label_name": names[label],
+            "predicted": predicted,
+            "predicted_name": names[predicted],
+            "images": int(counts[i]),
+        }
+        for i in np.argsort(-counts, kind="stable").tolist()
+        for label, predicted in [found[i].tolist()]
+    ]
+
+
+def _mistake_row(
+    predictions: Predictions, row: int, names: Sequence[str], paths: Sequence[str]
+) -> Row:
+    label = int(predictions.labels[row])
+    best = zip(predictions.classes[row].tolist(), predictions.probabilities[row], strict=True)
+    return {
+        "image": image_name(paths, int(predictions.index[row])),
+        "label": label,
+        "label_name": names[label],
+        "label_probability": number(predictions.label_probability[row]),
+        "classes": [
+            {"index": index, "name": names[index], "probability": number(probability)}
+            for index, probability in best
+        ],
+    }
+
+
+def image_name(paths: Sequence[str], index: int) -> str:
+    """The path of image `index` of a split, or a name if it has no file."""
+    return printable(paths[index]) if paths else f"image {index}"
+
+
+def number(value: Any) -> float | None:
+    """A float for JSON and CSV, with six digits after the point."""
+    return round(float(value), 6) if math.isfinite(value) else None
+
+
+def detail_rows(details: Details) -> list[tuple[str, str]]:
+    """The accuracy with its interval, the calibration, and the worst classes and pairs."""
+    summary = details.summary
+    error = summary["calibration_error"]
+    rows = [
+        (
+            "top-1, 95 % interval",
+            f"{summary['top1']:.2f} % ({summary['top1_low']:.2f} to {summary['top1_high']:.2f} %)",
+        ),
+        ("calibration error", "-" if error is None else f"{error:.4f}"),
+    ]
+    for row in details.classes[:_PRINTED]:
+        if row["accuracy"] is not None and row["accuracy"] < 100:
+            text = f"{row['accuracy']:.1f} % of {row['images']} images"
+            rows.append((f"class {shown(row['name'])}", text))
+    for row in details.confusions[:_PRINTED]:
+        pair = f"{shown(row['label_name'])} → {shown(row['predicted_name'])}"
+        rows.append((pair, f"{row['images']} images"))
+    return rows
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def make_folder(folder: Path) -> None:
+    """Create the folder of the details.
+
+    Raises:
+      UserError: it can't be created, or there are files in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    if not empty:
+        raise UserError(
+            f"--details {printable(folder)} has files in it: give a new folder, so that two "
+            "evaluations are not mixed"
+        )
+
+
+def write_details(folder: Path, details: Details, header: Mapping[str, Any]) -> None:
+    """Write ``details.json`` and one CSV file per table.
+
+    Args:
+      folder: an existing folder.
+      header: what was evaluated and how; it comes first in the JSON file.
+
+    Raises:
+      UserError: a file can't be written.
+    """
+    tables = {
+        "calibration": details.calibration,
+        "classes": details.classes,
+        "confusions": details.confusions,
+        "mistakes": details.mistakes,
+    }
+    text = json.dumps({**header, **details.summary, **tables}, indent=1) + "\n"
+    try:
+        (folder / "details.json").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    for name, rows in tables.items():
+        write_csv(folder / f"{name}.csv", [_flat(row) for row in rows])
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write a table; the columns are the keys of the first row.
+
+    Raises:
+      UserError: the file can't be written.
+    """
+    try:
+        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _flat(row: Row) -> Row:
+    """A row whose list of classes is spread over columns."""
+    flat = {name: value for name, value in row.items() if name != "classes"}
+    for i, found in enumerate(row.get("classes", ()), start=1):
+        flat |= {f"{name}_{i}": value for name, value in found.items()}
+    return flat
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"--details: {printable(path)} can't be written ({error.strerror}): free space there, "
+        "change its permissions or give another folder"
+    )

@@ -1,0 +1,88 @@
+"""Intervals of an accuracy, the calibration of probabilities, and a test of two networks."""
+
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+
+Z_95 = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution."""
+BINS = 15
+"""Bins of the calibration, as in Guo et al., On Calibration of Modern Neural Networks, 2017."""
+
+
+def wilson_interval(right: int, images: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share, by Wilson's score.
+
+    Raises:
+      ValueError: there are no images.
+    """
+    if images < 1:
+        raise ValueError("no images")
+    share, z2 = right / images, Z_95**2
+    centre = (share + z2 / (2 * images)) / (1 + z2 / images)
+    half = Z_95 / (1 + z2 / images) * sqrt(share * (1 - share) / images + z2 / (4 * images**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+class Bin(NamedTuple):
+    """The images whose most probable class has a probability in (low, high]."""
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    """Mean probability of the most probable class; NaN without images."""
+    accuracy: float
+    """Share of the images that are right; NaN without images."""
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> list[Bin]:
+    """The reliability table: bins of equal width over the probability of the predicted class.
+
+    Args:
+      confidence: (M,) float; the probability of the most probable class, in [0, 1] or NaN.
+      right: (M,) bool.
+    """
+    edges = np.linspace(0, 1, bins + 1)
+    # 0 belongs to the first bin; NaN gets the number of none.
+    number = np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
+    table = []
+    for i in range(bins):
+        inside = number == i
+        images = int(inside.sum())
+        means = (
+            (float(confidence[inside].mean(dtype=np.float64)), float(right[inside].mean()))
+            if images
+            else (np.nan, np.nan)
+        )
+        table.append(Bin(float(edges[i]), float(edges[i + 1]), images, *means))
+    return table
+
+
+def calibration_error(table: list[Bin]) -> float:
+    """The expected calibration error: mean of |confidence - accuracy| over the images of all bins.
+
+    NaN if no bin has an image.
+    """
+    images = sum(row.images for row in table)
+    gaps = (row.images * abs(row.confidence - row.accuracy) for row in table if row.images)
+    return sum(gaps) / images if images else float("nan")
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """The p-value of McNemar's exact two-sided test of two networks on the same images.
+
+    It is the probability that two equally good networks differ at least this much, if a fair coin
+    decides which of them is right wherever only one is.
+
+    Args:
+      only_first, only_second: images that only one of the networks gets right.
+    """
+    differing, fewer = only_first + only_second, min(only_first, only_second)
+    # Whole numbers of any size: exact for every number of images.
+    tail, term = 0, 1
+    for k in range(fewer + 1):
+        tail += term
+        term = term * (differing - k) // (k + 1)
+    return min(1.0, 2 * tail / 2**differing)
