@@ -10,12 +10,11 @@ from configs import digits
 from seresnext_jax.config import Config
 from seresnext_jax.model.network import ARCHITECTURES, Architecture
 
-ARCHITECTURES["one-block"] = Architecture(
-    "bottleneck", (1, 0, 0, 0), (64, 64, 64, 64), 2, 4, squeeze=4
-)
+NAME = "one-block"
+ARCHITECTURES[NAME] = Architecture("bottleneck", (1, 0, 0, 0), (64, 64, 64, 64), 2, 4, squeeze=4)
 
 
 def get_config() -> Config:
     """`configs/digits.py` with another network."""
     config = digits.get_config()
-    return replace(config, model=replace(config.model, arch="one-block"))
+    return replace(config, model=replace(config.model, arch=NAME))

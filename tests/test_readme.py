@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import benchmark
 import classify
@@ -20,6 +21,7 @@ from convert.__main__ import parse as parse_conversion
 from eval import options_from as eval_options
 from seresnext_jax.cli import parse, parse_config, parse_over_config
 from seresnext_jax.config import Config, flatten, option_name
+from seresnext_jax.data.normalize import normalize
 from seresnext_jax.weights.folder import write_weights_folder
 from seresnext_jax.weights.read import read_weights
 from tests.reference import torch_model, torch_training
@@ -78,6 +80,8 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> 
         parse_over_config(eval_options, words[2:], program="eval.py", description="")
     elif words[:2] == ["python", "check_data.py"]:
         parse_over_config(check_data_options, words[2:], program="check_data.py", description="")
+    elif words[0] == "python" and words[1].startswith("examples/"):
+        assert f"    {shlex.join(words)}\n" in (ROOT / words[1]).read_text(encoding="utf-8")
     elif words[:2] == ["python", "classify.py"]:
         parse(classify.ClassifyConfig(), words[2:], program="classify.py", description="")
     elif words[:2] == ["python", "benchmark.py"]:
@@ -120,18 +124,18 @@ def test_the_five_lines_of_python_give_pytorchs_logits(
         model = torch_model.ResNet(torch_model.ARCHITECTURES["resnet18"]).eval()
     torch.save(model.state_dict(), "file.pth")
     write_weights_folder(Path("weights"), read_weights("file.pth"))
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+    Image.fromarray(pixels).save("photo.jpg")
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(code.partition("\n\n")[2].splitlines()) == 5
-    names: dict[str, Any] = {
-        "pixels": np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    }
+    names: dict[str, Any] = {}
     exec(code, names)
-    outputs = {name: np.asarray(array) for name, array in names["outputs"].items()}
-    assert outputs["layer4"].shape == (2, 2, 2, 512)
-    images = torch.from_numpy(np.array(names["normalize"](names["pixels"]))).permute(0, 3, 1, 2)
+    assert names["stages"]["layer4"].shape == (1, 7, 7, 512)
+    assert len(names["best"][0]) == 5
+    images = torch.from_numpy(np.array(normalize(names["pixels"]))).permute(0, 3, 1, 2)
     with torch.no_grad():
         logits = model(images).numpy()
-    np.testing.assert_allclose(outputs["classifier"], logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(names["logits"], logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_section_on_weights_word_for_word(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ FLOORS: tuple[set[str], ...] = (
     {"training", "cli"},
     {"checkpoint"},
     {"weights"},
-    {"run"},
+    {"run", "api"},
     {"train", "eval", "classify", "check_data", "benchmark", "convert"},
 )
 """The rooms, folders or files, of each floor, from the ground up."""
