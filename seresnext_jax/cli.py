@@ -30,8 +30,10 @@ T = TypeVar("T")
 
 _CONFIG_HELP = """
 --config FILE: a Python file whose get_config() gives the defaults of the options below, or the name
-of one in configs/. The defaults shown are those of """
+of one in configs/, or of a recipe of another architecture such as resnet50/dgxa100_amp_90e. The
+defaults shown are those of """
 _CONFIGS = Path(__file__).parent.parent / "configs"
+_TABLE = _CONFIGS / "base.py"
 
 _OF_THE_ORIGINAL = {
     "-a": "--model.arch",
@@ -228,20 +230,16 @@ def load_config(file: str) -> Config:
       UserError: the file is missing or fails, or does not return a well-typed `Config`.
     """
     path = _find_config(file)
-    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
         source = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        names = difflib.get_close_matches(path.stem, [p.stem for p in _CONFIGS.glob("*.py")], n=1)
-        near = f" (did you mean {names[0]}?)" if names else ""
-        raise UserError(
-            f"--config {file}: {reason}{near}; give the path of a Python file with get_config()"
-        ) from error
+        raise UserError(f"--config {file}: {reason}{_known_configs(file)}") from error
     try:
         with _importable(path.resolve().parent.parent):
-            exec(compile(source, str(path), "exec"), namespace)
-            get_config = namespace.get("get_config")
+            namespace = _execute(path, source)
+            named = namespace["NAMED"] if path == _TABLE else {}
+            get_config = named.get(file, namespace.get("get_config"))
             config = get_config() if callable(get_config) else None
     except Exception as error:
         where = _line_in(path, error)
@@ -260,14 +258,45 @@ def load_config(file: str) -> Config:
     return config
 
 
+def _execute(path: Path, source: bytes) -> dict[str, Any]:
+    """Run the source of a config file; returns its global names."""
+    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    exec(compile(source, str(path), "exec"), namespace)
+    return namespace
+
+
 def _find_config(file: str) -> Path:
-    """The config file that a path or name means: ``digits`` and ``configs/digits.py`` anywhere."""
+    """The file of a path or a name: ``digits`` and ``configs/digits.py`` are found anywhere.
+
+    For the name of a recipe, ``ARCHITECTURE/NAME``, it is the file with the table of all of them.
+    """
     path = Path(file)
-    if not os.path.isfile(file) and str(path.parent) in (".", "configs"):
+    if os.path.isfile(file):
+        return path
+    if str(path.parent) in (".", "configs"):
         known = _CONFIGS / f"{path.name.removesuffix('.py')}.py"
-        if os.path.isfile(known):
-            return known
-    return path
+        return known if os.path.isfile(known) else path
+    return _TABLE if file in _recipes() else path
+
+
+def _recipes() -> list[str]:
+    """The names of the recipes of all architectures."""
+    return list(_execute(_TABLE, _TABLE.read_bytes())["NAMED"])
+
+
+def _known_configs(file: str) -> str:
+    """The end of a message on a config that does not exist: the nearest name, and the list."""
+    recipes = _recipes()
+    files = sorted(p.stem for p in _CONFIGS.glob("*.py") if p.stem not in ("__init__", "base"))
+    names = [file, file.removesuffix(".py"), Path(file).stem]
+    near = [x for name in names for x in difflib.get_close_matches(name, files + recipes, n=1)]
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    arch = file.partition("/")[0]
+    archs = dict.fromkeys(f"{name.partition('/')[0]}/..." for name in recipes)
+    listed = [name for name in recipes if name.startswith(f"{arch}/")] or [*files, *archs]
+    return (
+        f"{hint}; give the path of a Python file with get_config(), or a name: {', '.join(listed)}"
+    )
 
 
 @contextlib.contextmanager

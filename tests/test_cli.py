@@ -435,6 +435,26 @@ def test_a_config_name_with_a_typo() -> None:
     assert read("--config", "dgxa100_amp_90e").epochs == 90
 
 
+@pytest.mark.parametrize("arch", ["se-resnext101-32x4d", "resnext101-32x4d", "resnet50"])
+def test_a_recipe_of_another_architecture_is_found_by_its_name(
+    arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = read("--config", f"{arch}/dgxa100_amp_90e", "--data.root", "X")
+    assert (config.model.arch, config.epochs, config.data.root) == (arch, 90, "X")
+
+
+def test_a_wrong_name_of_a_recipe_gets_the_nearest_and_the_list() -> None:
+    said = complaint("--config", "resnet50/dgxa100_amp")
+    assert "did you mean resnet50/dgxa100_amp_90e?" in said
+    assert "resnet50/t4_fp32_250e" in said and "resnext101" not in said
+    assert read("--config", "resnet50/dgxa100_amp_90e").batch_size == 256
+    assert "resnet50/dgx2v_amp_90e" in complaint("--config", "resnet50")
+    every = complaint("--config", "no-such-name")
+    assert "benchmark_inference" in every and "t4_fp32_90e" in every and "resnet50/..." in every
+    assert "base" not in every and "__init__" not in every
+
+
 def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "No such file or directory" in complaint("--config", str(tmp_path / "none.py"))
     assert "Is a directory" in complaint("--config", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The recipes: each file against the table of NVIDIA's configs.yml, written out here."""
+"""The recipes: each file and name against the table of NVIDIA's configs.yml, written out here."""
 
 import json
 from dataclasses import asdict
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from configs import base
 from seresnext_jax.cli import load_config
 from seresnext_jax.config import Config, check, flatten
 from seresnext_jax.errors import UserError
@@ -34,6 +35,25 @@ t4_fp32_250e        fp32       64     1024             2       1.024  1251   250
 batches. The backend is the one that the original's README recommends (configs/base.py)."""
 HEAD, *ROWS = TABLE.strip().splitlines()
 RECIPES = [row.split()[0] for row in ROWS]
+
+OTHER_ARCHITECTURES = """
+recipe                         precision  batch  optimizer batch  lr     decay  workers  prefetch
+resnext101-32x4d/dgxa100_amp   fp16       128    1024             1.024  2^-14  10       4
+resnext101-32x4d/dgxa100_tf32  tf32       128    1024             1.024  2^-14  10       4
+resnext101-32x4d/dgx1v_amp     fp16       128    1024             1.024  2^-14  8        4
+resnext101-32x4d/dgx1v_fp32    fp32       64     1024             1.024  2^-14  8        4
+resnext101-32x4d/t4_amp        fp16       128    1024             1.024  2^-14  8        2
+resnext101-32x4d/t4_fp32       fp32       64     1024             1.024  2^-14  8        2
+resnet50/dgxa100_amp           fp16       256    2048             2.048  2^-15  10       4
+resnet50/dgxa100_tf32          tf32       256    2048             2.048  2^-15  10       4
+resnet50/dgx1v_amp             fp16       256    2048             2.048  2^-15  8        4
+resnet50/dgx1v_fp32            fp32       112    896              0.896  2^-14  8        4
+resnet50/dgx2v_amp             fp16       256    4096             4.096  2^-15  8        4
+resnet50/dgx2v_fp32            fp32       256    4096             4.096  2^-15  8        4
+resnet50/t4_amp                fp16       256    2048             2.048  2^-15  8        2
+resnet50/t4_fp32               fp32       128    2048             2.048  2^-15  8        2
+"""
+OTHER_ROWS = [line.split() for line in OTHER_ARCHITECTURES.strip().splitlines()[1:]]
 
 SHARED: dict[str, Any] = {
     "model.arch": "se-resnext101-32x4d",
@@ -104,6 +124,33 @@ def test_the_table() -> None:
     rows = [row(name) for name in RECIPES]
     print("\n".join([HEAD, *rows]))
     assert rows == ROWS
+
+
+@pytest.mark.parametrize("row", OTHER_ROWS, ids=lambda row: row[0])
+@pytest.mark.parametrize("epochs", [90, 250])
+def test_the_recipes_of_other_architectures(row: list[str], epochs: int) -> None:
+    name, precision, batch, optimizer_batch, lr, decay, workers, prefetch = row
+    config = load_config(f"{name}_{epochs}e")
+    check(config)
+    plan = resolve(config, num_images=IMAGENET, num_devices=16 if "dgx2v" in name else 8)
+    assert (config.precision, plan.batch_size) == (precision, int(batch))
+    assert (plan.global_batch, f"{plan.lr:.12g}") == (int(optimizer_batch), lr)
+    assert config.optim.weight_decay == 2.0 ** int(decay.removeprefix("2^"))
+    assert (config.data.workers, config.data.prefetch) == (int(workers), int(prefetch))
+    found = flatten(config)
+    own = {"model.arch": name.partition("/")[0], "optim.weight_decay": config.optim.weight_decay}
+    assert {path: found[path] for path in SHARED} == SHARED | own
+    assert (config.epochs, config.mixup) == (epochs, 0.0 if epochs == 90 else 0.2)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_name_with_the_architecture_is_the_same_recipe(name: str) -> None:
+    assert load_config(f"se-resnext101-32x4d/{name}") == load(name)
+
+
+def test_every_name_is_one_of_these() -> None:
+    others = {f"{row[0]}_{epochs}e" for row in OTHER_ROWS for epochs in (90, 250)}
+    assert set(base.NAMED) == others | {f"se-resnext101-32x4d/{name}" for name in RECIPES}
 
 
 @pytest.mark.parametrize("name", RECIPES)
