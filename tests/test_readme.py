@@ -19,6 +19,7 @@ import classify
 from check_data import options_from as check_data_options
 from convert.__main__ import parse as parse_conversion
 from eval import options_from as eval_options
+from seresnext_jax import show
 from seresnext_jax.cli import parse, parse_config, parse_over_config
 from seresnext_jax.config import Config, flatten, option_name
 from seresnext_jax.data.normalize import normalize
@@ -84,6 +85,8 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert f"    {shlex.join(words)}\n" in (ROOT / words[1]).read_text(encoding="utf-8")
     elif words[:2] == ["python", "classify.py"]:
         parse(classify.ClassifyConfig(), words[2:], program="classify.py", description="")
+    elif words[:3] == ["python", "-m", "seresnext_jax.show"]:
+        parse(show.ShowConfig(), words[3:], program="show", description="")
     elif words[:2] == ["python", "benchmark.py"]:
         parse(benchmark.BenchmarkConfig(), words[2:], program="benchmark.py", description="")
     else:

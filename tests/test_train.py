@@ -53,7 +53,8 @@ def test_run_prints_its_outcome_and_writes_every_file() -> None:
     table = out[out.index("Outcome") :]
     assert f"{best['metrics']['val.top1']:.2f} % (epoch {best['epoch'] + 1})" in table
     assert str(workspace / "checkpoints") in table
-    assert str(workspace / "report.png") in table
+    assert str(workspace / "report.png") in table and str(workspace / "report.html") in table
+    assert f"{EPOCHS} of {EPOCHS} epochs" in (workspace / "report.html").read_text()
 
     config = json.loads((workspace / "config.json").read_text())
     assert (config["model"]["arch"], config["epochs"]) == ("se-resnext-tiny", EPOCHS)

@@ -26,7 +26,7 @@ _OVER_RUN: dict[OverRun, Callable[[Sequence[float]], float]] = {
 
 @dataclass(frozen=True)
 class Metric:
-    """One row; ``{n}`` in a name and its label stands for a number."""
+    """One row; ``{n}`` in a name, its label and its panel stands for a number."""
 
     name: str
     """The last part of the name: ``loss`` of ``train.loss`` and ``val.loss``."""
@@ -47,7 +47,10 @@ class Metric:
     verbose: bool = False
     """Written in a second record of the same step, as in the original."""
     panel: str = ""
-    """Title of the plot's panel that shows it; empty: it is not plotted."""
+    """Title of the chart that shows it, with the unit of `shown`; empty: it has no chart.
+    ``{split}`` stands for train or val, which then have a chart each."""
+    log2: bool = False
+    """Its chart has a logarithmic axis."""
     over_run: OverRun = "mean"
     """How the run's summary combines its values of the epochs."""
 
@@ -62,13 +65,14 @@ METRICS = (
            over_run="smallest"),
     Metric("top{n}", "top-{n}", "{:.2f} %", "%", ":.2f", "val",
            "accuracy: n is 1 and that of `--topk`, at most the number of classes",
-           panel="accuracy (%)", over_run="largest"),
+           panel="top-{n} (%)", over_run="largest"),
     Metric("lr", "lr", "{:.4g}", None, None, "train",
            "learning rate of the last step", panel="learning rate", over_run="last"),
     Metric("grad_scale", "loss scale", "{:g}", None, ":.5f", "train",
-           "loss scale of the last step", over_run="last"),
+           "loss scale of the last step", panel="loss scale", log2=True, over_run="last"),
     Metric("skipped_steps", "skipped", "{:.0f}", None, ":.0f", "train",
-           "steps since the run began whose loss or gradients were not finite", over_run="last"),
+           "steps since the run began whose loss or gradients were not finite",
+           panel="skipped steps", over_run="last"),
     Metric("bad_images", "left out", "{:.0f}", None, ":.0f", "train",
            "images of the epoch that could not be decoded, over all processes", over_run="sum"),
     Metric("count", "images", "{:.0f}", None, ":.0f", "val", "images evaluated",
@@ -77,11 +81,12 @@ METRICS = (
            "images of the evaluation: those evaluated and those that could not be decoded",
            over_run="last"),
     Metric("total_ips", "throughput", "{:.1f} img/s", "images/s", ":.2f", "train val",
-           "images over wall time"),
+           "images over wall time", panel="{split} throughput (img/s)"),
     Metric("compute_ips", "throughput without data wait", "{:.1f} img/s", "images/s", ":.2f",
            "train val", "the same without the wait for data"),
     Metric("data_time", "data wait", "{:.2f} ms", "s", ":.5f", "train val",
-           "per step or batch: time in which the device had no data", 1000, verbose=True),
+           "per step or batch: time in which the device had no data", 1000, verbose=True,
+           panel="{split} data wait (ms)"),
     Metric("compute_time", "compute time", "{:.2f} ms", "s", ":.5f", "train",
            "per step: the rest of the time", 1000, verbose=True),
     Metric("compute_latency", "latency", "{:.2f} ms", "s", ":.5f", "val",
@@ -116,8 +121,25 @@ def find_metric(name: str) -> Metric:
             break
     else:
         metric, match = Metric(last, last), None
-    label = metric.label.replace("{n}", match[1]) if match and match.groups() else metric.label
-    return replace(metric, name=name, label=SPLITS.get(split, "{}").format(label))
+    number = match[1] if match and match.groups() else ""
+    label, panel = (text.replace("{n}", number) for text in (metric.label, metric.panel))
+    panel = panel.replace("{split}", split.removesuffix("_ema"))
+    return replace(metric, name=name, label=SPLITS.get(split, "{}").format(label), panel=panel)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The names in the order of the table; of one metric, by its number and by its split."""
+    rows = {metric.meaning: row for row, metric in enumerate(METRICS)}
+    splits = list(SPLITS)
+
+    def place(name: str) -> tuple[int, int, int]:
+        split, _, last = name.rpartition(".")
+        row = rows.get(find_metric(name).meaning, len(rows))
+        number = re.search(r"\d+$", last)
+        at = splits.index(split) if split in splits else len(splits)
+        return row, int(number[0]) if number else 0, at
+
+    return sorted(names, key=place)
 
 
 def summarize(epochs: Sequence[Mapping[str, float | None]]) -> dict[str, float]:

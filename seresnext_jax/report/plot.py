@@ -1,58 +1,73 @@
-"""The plot of a run, drawn from its report."""
+"""The plots of a run as PNG files: one with every chart, and the three that the original shows."""
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from seresnext_jax.report.metrics import METRICS, find_metric
-from seresnext_jax.report.sinks import read_report, writing
+from seresnext_jax.report.history import read_history
+from seresnext_jax.report.names import PLOT_NAME
+from seresnext_jax.report.panels import Panel, run_panels
+from seresnext_jax.report.sinks import writing
 
-_COLOURS = {"train": "C0", "val": "C1", "val_ema": "C2"}
-"""The colour of a curve, by the first part of the metric's name."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_DASHES = "-", "--", ":"
+_COLUMNS = 3
 
 
-def plot_report(report: Path, png: Path) -> None:
-    """Draw the metrics of each panel over the epochs, with a gap where a value is missing.
+def plot_report(report: Path, folder: Path) -> None:
+    """Write ``report.png``, ``loss_plot.png``, ``top1_plot.png`` and ``top5_plot.png``.
+
+    A line has a gap where a value is missing. There is no chart of what did not change, and
+    without an evaluation no plot of the accuracy.
 
     Args:
       report: a run's ``report.jsonl``.
-      png: the image file to write.
+      folder: gets the images.
 
     Raises:
-      UserError: the report is damaged, or the image file can't be written.
+      UserError: the report is damaged, or an image can't be written.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    panels = run_panels(read_history(report))
+    changing = [panel for panel in panels if panel.constant is None]
+    _save(changing, folder / PLOT_NAME, columns=max(1, min(_COLUMNS, len(changing))))
+    for panel in panels:
+        if panel.title == "loss" or panel.title.startswith("top-"):
+            name = panel.title.partition(" ")[0].replace("-", "")
+            _save([panel], folder / f"{name}_plot.png", columns=1)
 
-    epochs = [record for record in read_report(report) if record["event"] == "epoch"]
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    panels = list(dict.fromkeys(metric.panel for metric in METRICS if metric.panel))
-    for axis, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        for name in _names(epochs, panel):
-            split, metric = name.split(".")
-            axis.plot(
-                [record["epoch"] + 1 for record in epochs],
-                [_number(record["metrics"].get(name)) for record in epochs],
-                color=_COLOURS[split],
-                linestyle="--" if metric.startswith("top") and metric != "top1" else "-",
-                marker="." if len(epochs) <= 40 else "",
-                label=find_metric(name).label,
-            )
-        axis.set_title(panel)
-        axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-        if len(axis.lines) > 1:
-            axis.legend(frameon=False)
+
+def _save(panels: list[Panel], png: Path, *, columns: int) -> None:
+    from matplotlib.figure import Figure
+
+    rows = max(1, math.ceil(len(panels) / columns))
+    size = (4.4 * columns, 3.4 * rows) if len(panels) > 1 else (6.4, 4.4)
+    figure = Figure(figsize=size, layout="constrained")
+    for number, panel in enumerate(panels, start=1):
+        _draw(panel, figure.add_subplot(rows, columns, number))
     with writing(png):
         figure.savefig(png, dpi=120)
 
 
-def _names(epochs: list[dict[str, Any]], panel: str) -> list[str]:
-    """The metrics of a panel in the order train, val, val_ema."""
-    names = {name for record in epochs for name in record["metrics"]}
-    drawn = sorted(name for name in names if find_metric(name).panel == panel)
-    return [name for split in _COLOURS for name in drawn if name.split(".")[0] == split]
+def _draw(panel: Panel, axis: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
 
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+    for line in panel.lines:
+        values = [math.nan if y is None else y for _, y in line.points]
+        axis.plot(
+            [x for x, _ in line.points],
+            values,
+            color=f"C{line.style}",
+            linestyle=_DASHES[line.style % len(_DASHES)],
+            marker="." if len(values) <= 40 else "",
+            label=line.label,
+        )
+    if panel.log2:
+        axis.set_yscale("log", base=2)
+    axis.set_title(panel.title)
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.3)
+    if len(axis.lines) > 1:
+        axis.legend(frameon=False)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seresnext_jax.errors import UserError
+from seresnext_jax.report.names import HTML_NAME, JSONL_NAME, dllogger_path
+from seresnext_jax.report.run_page import RunPage
 from seresnext_jax.report.sinks import (
     DLLoggerFile,
     Event,
@@ -17,28 +18,7 @@ from seresnext_jax.report.sinks import (
     writing,
 )
 
-JSONL_NAME, PLOT_NAME = "report.jsonl", "report.png"
-LOG_NAME, LOCK_NAME = "log.txt", "lock"
-OWN_NAMES = (
-    *(JSONL_NAME, PLOT_NAME, LOG_NAME, LOCK_NAME),
-    *("config.json", "plan.json", "checkpoints"),
-)
-"""What a run writes into its workspace besides the DLLogger file."""
 Metrics = Mapping[str, float]
-
-
-def dllogger_path(workspace: Path, raport_file: str) -> Path:
-    """The path of the DLLogger file.
-
-    Raises:
-      UserError: `raport_file` is a folder or another file of the run.
-    """
-    path = workspace / raport_file
-    if path == workspace or path.is_dir():  # a new run would rename the entire folder
-        raise UserError(f"--raport-file {raport_file!r} is a folder: give a file's name")
-    if path in [workspace / name for name in OWN_NAMES]:
-        raise UserError(f"--raport-file {raport_file} is taken by the run: choose another name")
-    return path
 
 
 class Report:
@@ -53,7 +33,7 @@ class Report:
         keep_until_step: int | None,
         enabled: bool = True,
     ) -> None:
-        """Open the files ``raport_file`` and ``report.jsonl`` in a run's folder.
+        """Open the files ``raport_file`` and ``report.jsonl`` in a run's folder; add its page.
 
         Args:
           steps_per_epoch: to count steps over the whole run.
@@ -83,7 +63,7 @@ class Report:
             else:
                 for file in files:
                     file.keep(lambda at: at == () or self._step(at) <= keep_until_step)
-        self.sinks += files
+        self.sinks += [*files, RunPage(self.jsonl_path, folder / HTML_NAME)]
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Record the configuration."""

@@ -12,8 +12,9 @@ from seresnext_jax.errors import printable
 from seresnext_jax.plan import Plan
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.metrics import metric_rows, summarize
+from seresnext_jax.report.names import HTML_NAME, PLOT_NAME
 from seresnext_jax.report.plot import plot_report
-from seresnext_jax.report.report import PLOT_NAME, Report
+from seresnext_jax.report.report import Report
 from seresnext_jax.report.sinks import read_report
 from seresnext_jax.run.parameters import report_parameters
 from seresnext_jax.run.start import checkpoints_folder
@@ -51,7 +52,7 @@ def epoch_line(config: Config, epoch: int, results: dict[str, float], *, best: b
 
 
 def report_outcome(config: Config, progress: Progress, report: Report, console: Console) -> None:
-    """Finish the report of a run, draw the plot and print the outcome.
+    """Finish the report of a run, draw the plots and print the outcome.
 
     Raises:
       UserError: a file can't be written.
@@ -64,14 +65,14 @@ def report_outcome(config: Config, progress: Progress, report: Report, console: 
         rows = [(label, f"{value} (epoch {progress.best_epoch + 1})")]
     if progress.results:
         report.summary(run_summary(progress, report))
-    plot = report.folder / PLOT_NAME
-    plot_report(report.jsonl_path, plot)
+    plot_report(report.jsonl_path, report.folder)
     names = ["val.top1", f"val.top{config.topk}", "val_ema.top1"]
     names += ["train.total_ips", "train.compute_ips"]
     rows += metric_rows(progress.results, names)
     if not config.no_checkpoints:
         rows.append(("checkpoint", str(checkpoints_folder(config))))
-    rows += [("report", str(report.dlll_path)), ("plot", str(plot))]
+    page, plot = (report.folder / name for name in (HTML_NAME, PLOT_NAME))
+    rows += [("report", str(report.dlll_path)), ("page", str(page)), ("plot", str(plot))]
     console.table("Outcome", rows)
 
 

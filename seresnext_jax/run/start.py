@@ -13,7 +13,7 @@ from seresnext_jax.errors import UserError
 from seresnext_jax.model.initial import init_variables
 from seresnext_jax.model.network import ResNet
 from seresnext_jax.report.console import Console
-from seresnext_jax.report.report import dllogger_path
+from seresnext_jax.report.names import dllogger_path
 from seresnext_jax.weights.read import open_source, read_weights
 
 Tree = Any

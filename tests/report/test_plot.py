@@ -23,29 +23,39 @@ def add_epoch(report: Report, epoch: int, loss: float, top1: float) -> None:
     report.epoch(epoch, {"train.loss": loss, "train.lr": 0.1, "val.loss": loss, "val.top1": top1})
 
 
-def test_the_plot_is_a_picture_of_the_epochs(report: Report, tmp_path: Path) -> None:
+def plots(report: Report, folder: Path) -> dict[str, np.ndarray]:
+    """The grey pictures that are drawn into a new folder, by their names."""
+    folder.mkdir()
+    plot_report(report.jsonl_path, folder)
+    pictures = {}
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+            pictures[path.stem] = np.asarray(image.convert("L"))
+    return pictures
+
+
+def test_the_plots_are_pictures_of_the_epochs(report: Report, tmp_path: Path) -> None:
     add_epoch(report, 0, loss=6.9, top1=10.0)
-    plot_report(report.jsonl_path, tmp_path / "one.png")
+    one = plots(report, tmp_path / "one")
     add_epoch(report, 1, loss=6.5, top1=12.0)
     add_epoch(report, 2, loss=math.nan, top1=3.0)
-    plot_report(report.jsonl_path, tmp_path / "three.png")
-    pictures = []
-    for name in ("one.png", "three.png"):
-        with Image.open(tmp_path / name) as image:
-            assert image.format == "PNG" and image.width > 2 * image.height > 600
-            pictures.append(np.asarray(image.convert("L")))
-    assert pictures[0].std() > 5  # something is drawn
-    assert not np.array_equal(pictures[0], pictures[1])
+    three = plots(report, tmp_path / "three")
+    assert one.keys() == three.keys() == {"report", "loss_plot", "top1_plot"}
+    for name, picture in one.items():
+        assert picture.shape[1] > 600 and picture.std() > 5  # something is drawn
+        assert not np.array_equal(picture, three[name])
 
 
-def test_a_plot_before_the_first_epoch(report: Report, tmp_path: Path) -> None:
-    report.train(0, 2, {"train.loss": 6.9, "train.lr": 0.1})
-    plot_report(report.jsonl_path, tmp_path / "none.png")
-    with Image.open(tmp_path / "none.png") as image:
-        assert image.format == "PNG"
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_plot_before_the_first_epoch(report: Report, tmp_path: Path, steps: int) -> None:
+    report.parameters({})
+    for _ in range(steps):
+        report.train(0, 2, {"train.loss": 6.9, "train.lr": 0.1})
+    assert "report" in plots(report, tmp_path / "none")
 
 
 def test_a_plot_that_cannot_be_written(report: Report, tmp_path: Path) -> None:
     add_epoch(report, 0, loss=6.9, top1=10.0)
     with pytest.raises(UserError, match="nowhere/report.png can't be written"):
-        plot_report(report.jsonl_path, tmp_path / "nowhere/report.png")
+        plot_report(report.jsonl_path, tmp_path / "nowhere")

@@ -238,7 +238,8 @@ def test_files_moved_aside_share_a_number(tmp_path: Path) -> None:
     (tmp_path / f"{RAPORT}.1").write_text("of a run before this program\n")
     open_report(tmp_path).epoch(0, TRAIN)
     open_report(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {f"{RAPORT}.1", f"{RAPORT}.2", "report.jsonl.2"}
+    moved = {f"{RAPORT}.1", f"{RAPORT}.2", "report.jsonl.2"}
+    assert {p.name for p in tmp_path.iterdir()} == moved | {"report.html"}
 
 
 @pytest.mark.parametrize("until", [0, 2, 4, 6, 8, 10])
@@ -404,7 +405,9 @@ def test_a_report_beside_a_new_workspace(tmp_path: Path) -> None:
     assert [r["event"] for r in plain(tmp_path / "run")] == ["epoch"]
 
 
-@pytest.mark.parametrize("name", ["report.jsonl", "report.png", "config.json", "checkpoints"])
+@pytest.mark.parametrize(
+    "name", ["report.jsonl", "report.html", "report.png", "config.json", "checkpoints"]
+)
 def test_the_file_needs_a_name_of_its_own(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"--raport-file {name} is taken"):
         Report(tmp_path, name, steps_per_epoch=1, keep_until_step=None)

@@ -1,0 +1,198 @@
+"""A run as its report tells it: what the pages, the plots and the comparison are made from."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from seresnext_jax.errors import UserError
+from seresnext_jax.report.metrics import summarize
+from seresnext_jax.report.names import JSONL_NAME, PLAN_NAME
+from seresnext_jax.report.sinks import PREFIX, Position, read_report
+
+Metrics = Mapping[str, float | None]
+"""None: a value that was not finite."""
+
+_OLD_NAMES = {"lr": "train.lr"}
+"""Metrics that the original's version of 2020 calls by another name."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run: the first one, or a later one that resumed it."""
+
+    time: float
+    """Seconds since 1970."""
+    last_time: float
+    """Time of the last record before the next start."""
+    options: Mapping[str, Any]
+    recipe: str = ""
+    """The config file; empty: there was none, or an older version wrote the report."""
+    deviations: Mapping[str, Any] | None = None
+    """Options that differ from the recipe: ``{"epochs": {"recipe": 90, "run": 3}}``."""
+    environment: Mapping[str, str] | None = None
+    """Hardware and versions."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Metrics at one moment of a run."""
+
+    epochs: float
+    """Epochs trained until then."""
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class History:
+    """Everything that a report tells about a run."""
+
+    path: Path
+    """The report."""
+    name: str
+    """The workspace's name."""
+    starts: tuple[Start, ...]
+    steps: tuple[Sample, ...]
+    """Means over the last few training steps."""
+    epochs: tuple[Sample, ...]
+    """Means of the finished epochs, with their evaluations."""
+    ended: bool
+    """The run wrote its summary."""
+    plan: Mapping[str, Any]
+    """What the options led to; empty if only the report file is there."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options of the last start."""
+        return self.starts[-1].options if self.starts else {}
+
+    @property
+    def seconds(self) -> float:
+        """Wall time from each start to its last record."""
+        return sum(start.last_time - start.time for start in self.starts)
+
+    @cached_property
+    def summary(self) -> dict[str, float]:
+        """The metrics of the run from those of its epochs; see `metrics.summarize`."""
+        return summarize([sample.metrics for sample in self.epochs])
+
+    @property
+    def names(self) -> dict[str, None]:
+        """Every metric that the report has, as the keys of a dictionary."""
+        return dict.fromkeys(name for s in (*self.steps, *self.epochs) for name in s.metrics)
+
+
+def read_history(path: Path) -> History:
+    """Read a workspace or a report file, of this project or of the original.
+
+    Raises:
+      UserError: there is no report, or it is damaged.
+    """
+    report = _find_report(path)
+    plan = _read_plan(report.parent / PLAN_NAME)
+    parameters: list[tuple[float, Mapping[str, Any]]] = []
+    times: list[float] = []
+    found: dict[Position, dict[str, float | None]] = {}
+    for time, position, data in _entries(report):
+        times.append(time)
+        if position is None:
+            parameters.append((time, data))
+        else:
+            known = {_OLD_NAMES.get(name, name): _finite(value) for name, value in data.items()}
+            found.setdefault(position, {}).update(known)
+    if not parameters and not found:
+        raise UserError(f"{report} has no records of a run: name a workspace or another report")
+    iterations = [position[1] for position in found if len(position) > 1]
+    per_epoch = plan.get("steps_per_epoch") or max([1, *iterations])
+    return History(
+        path=report,
+        name=report.absolute().parent.name,
+        starts=_starts(parameters, times),
+        steps=_samples({p: m for p, m in found.items() if len(p) == 2}, per_epoch),
+        epochs=_samples(_with_evaluations(found, per_epoch), per_epoch),
+        ended=() in found,
+        plan=plan,
+    )
+
+
+def _find_report(path: Path) -> Path:
+    """The report file of a workspace; a file is its own."""
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(f"{path} does not exist: name a workspace or a report file")
+        return path
+    if (path / JSONL_NAME).exists():
+        return path / JSONL_NAME
+    for file in sorted(path.glob("*.json")):
+        with file.open("rb") as opened:
+            if opened.read(len(PREFIX)) == PREFIX.encode():
+                return file
+    raise UserError(f"{path} has no report ({JSONL_NAME}): name a workspace or a report file")
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
+
+
+def _entries(report: Path) -> Iterator[tuple[float, Position | None, Mapping[str, Any]]]:
+    """Time, position (None: the options) and data of the records of either format."""
+    for record in read_report(report):
+        data = record.get("metrics", record.get("data"))
+        if not isinstance(data, dict):
+            continue
+        if "event" in record:
+            keys = ("epoch", "iteration", "val_iteration")
+            at = tuple(record[key] for key in keys if key in record)
+            yield record["time"], None if record["event"] == "parameters" else at, data
+        elif "step" in record:
+            step = record["step"]
+            yield float(record["timestamp"]), tuple(step) if isinstance(step, list) else None, data
+
+
+def _starts(
+    parameters: list[tuple[float, Mapping[str, Any]]], times: list[float]
+) -> tuple[Start, ...]:
+    """One for each record of this project's options; the original writes two at its only start."""
+    if any("model.arch" not in data for _, data in parameters):
+        merged = {name: value for _, data in parameters for name, value in data.items()}
+        parameters = [(parameters[0][0], merged)]
+    starts = []
+    for (time, data), (end, _) in pairwise([*parameters, (math.inf, {})]):
+        last = max((t for t in times if time <= t < end), default=time)
+        extra = {name: data.get(name) for name in ("deviations", "environment")}
+        options = {name: value for name, value in data.items() if name not in (*extra, "recipe")}
+        starts.append(Start(time, last, options, str(data.get("recipe") or ""), **extra))
+    return tuple(starts)
+
+
+def _with_evaluations(
+    found: dict[Position, dict[str, float | None]], per_epoch: int
+) -> dict[Position, dict[str, float | None]]:
+    """The records of epochs, and the evaluations after which there is none."""
+    epochs: dict[Position, dict[str, float | None]]
+    epochs = {p: m for p, m in found.items() if len(p) == 1}
+    ends = {_epochs(p, per_epoch) for p in epochs}
+    alone = {p: m for p, m in found.items() if len(p) == 3 and _epochs(p, per_epoch) not in ends}
+    return epochs | alone
+
+
+def _samples(found: dict[Position, dict[str, float | None]], per_epoch: int) -> tuple[Sample, ...]:
+    samples = (Sample(_epochs(position, per_epoch), metrics) for position, metrics in found.items())
+    return tuple(sorted(samples, key=lambda sample: sample.epochs))
+
+
+def _epochs(position: Position, per_epoch: int) -> float:
+    """Epochs trained until a position."""
+    return position[0] + 1 if len(position) == 1 else position[0] + position[1] / per_epoch
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

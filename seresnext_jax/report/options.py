@@ -1,0 +1,45 @@
+"""Options as text, and what differs between the options of several runs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_PLACES = ("workspace", "raport_file", "resume", "compilation_cache", "debug")
+"""Options of one start of a run, which tell nothing about its training."""
+
+
+def show_value(value: Any) -> str:
+    """The value of an option for people."""
+    if value is None or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(show_value, value))
+    return str(value)
+
+
+def find_differences(options: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The options that all runs have, with different values: their values by name.
+
+    A run of the original has only the original's names. An option that is recorded under its path,
+    such as ``optim.lr``, and the original's name, such as ``lr``, is given once if it has the same
+    values under both.
+    """
+    first, *others = options
+    found = {}
+    for name in first:
+        if name not in _PLACES and all(name in other for other in others):
+            values = [_plain(run[name]) for run in options]
+            if any(value != values[0] for value in values):
+                found[name] = values
+    repeated = {
+        name
+        for path, values in found.items()
+        if (name := path.rpartition(".")[2]) != path and found.get(name) == values
+    }
+    return {name: values for name, values in found.items() if name not in repeated}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has lists where Python has tuples."""
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,84 @@
+"""What is drawn: charts with their lines, for the pages and the plots."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from seresnext_jax.report.history import History
+from seresnext_jax.report.metrics import SPLITS, find_metric, in_order
+
+Point = tuple[float, float | None]
+"""Epochs trained, and a value in the unit of the panel; None is a gap in the line."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve."""
+
+    label: str
+    style: int
+    """Number of its colour and dashes."""
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart; its x axis is the number of epochs trained."""
+
+    title: str
+    lines: tuple[Line, ...]
+    log2: bool = False
+
+    @property
+    def constant(self) -> float | None:
+        """The value of all points, if it is the same one and there are at least two."""
+        values = [value for line in self.lines for _, value in line.points]
+        return values[0] if len(values) > 1 and len(set(values)) == 1 else None
+
+
+def run_panels(history: History) -> list[Panel]:
+    """One panel for each metric that has a chart, with a line for each split."""
+    panels: dict[str, list[str]] = {}
+    for name in in_order(history.names):
+        panels.setdefault(find_metric(name).panel, []).append(name)
+    panels.pop("", None)
+    return [
+        Panel(
+            title,
+            tuple(
+                Line(find_metric(name).label, _style(name), _curve(history, name)) for name in names
+            ),
+            log2=find_metric(names[0]).log2,
+        )
+        for title, names in panels.items()
+    ]
+
+
+def compared_panels(runs: Sequence[tuple[str, History]]) -> list[Panel]:
+    """One panel for each metric that has a chart, with a line for each of the labelled runs."""
+    names = in_order(dict.fromkeys(name for _, history in runs for name in history.names))
+    panels = []
+    for metric in map(find_metric, names):
+        if metric.panel:
+            lines = [
+                Line(label, style, _curve(history, metric.name))
+                for style, (label, history) in enumerate(runs)
+                if metric.name in history.names
+            ]
+            unit = metric.panel.partition(" (")[2]
+            title = metric.label + (f" ({unit}" if unit else "")
+            panels.append(Panel(title, tuple(lines), log2=metric.log2))
+    return panels
+
+
+def _curve(history: History, name: str) -> tuple[Point, ...]:
+    """Means over a few steps where there are more of them than epochs, otherwise over epochs."""
+    factor = find_metric(name).factor
+    found = (
+        [(s.epochs, s.metrics[name]) for s in samples if name in s.metrics]
+        for samples in (history.steps, history.epochs)
+    )
+    return tuple((x, None if y is None else factor * y) for x, y in max(found, key=len))
+
+
+def _style(name: str) -> int:
+    return list(SPLITS).index(name.rpartition(".")[0])

@@ -1,0 +1,95 @@
+"""Runs read from reports of both formats and of the original."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from seresnext_jax.errors import UserError
+from seresnext_jax.report.history import read_history
+from tests.report.runs import ENVIRONMENT, NVIDIA, OPTIONS, STEPS, add_epoch, open_run, write_run
+
+
+def test_a_workspace(tmp_path: Path) -> None:
+    write_run(tmp_path / "one", 10.0, 40.0)
+    history = read_history(tmp_path / "one")
+    assert history.name == "one" and history.ended
+    assert [s.epochs for s in history.steps] == [0.5, 1.0, 1.5, 2.0]
+    assert [s.epochs for s in history.epochs] == [1, 2]
+    assert [s.metrics["val.top1"] for s in history.epochs] == [10.0, 40.0]
+    assert history.epochs[0].metrics["val.top5"] is None  # not finite
+    assert history.summary["val.top1"] == 40.0
+    assert history.summary["train.total_ips"] == pytest.approx((110.0 + 102.5) / 2)
+    (start,) = history.starts
+    assert (start.recipe, start.deviations, start.environment) == ("configs/a.py", {}, ENVIRONMENT)
+    assert history.options == OPTIONS | {"epochs": 2, "workspace": str(tmp_path / "one")}
+
+
+def test_both_files_of_a_run_tell_the_same(tmp_path: Path) -> None:
+    write_run(tmp_path, 10.0, 40.0)
+    plain = read_history(tmp_path / "report.jsonl")
+    dlll = read_history(tmp_path / "raport.json")
+    assert replace(dlll, path=plain.path, starts=plain.starts) == plain
+    assert [s.options for s in dlll.starts] == [s.options for s in plain.starts]
+
+
+def test_the_originals_report(tmp_path: Path) -> None:
+    (tmp_path / "raport.json").write_text(NVIDIA)
+    history = read_history(tmp_path)  # a folder without report.jsonl
+    (step,) = history.steps
+    assert step.epochs == 0.5  # of 40 iterations
+    assert step.metrics == {"train.loss": 6.9, "train.lr": 0.032, "train.data_time": 0.25}
+    (epoch,) = history.epochs  # the evaluation's own records are of parts of it
+    assert epoch.metrics == {"train.loss": 6.5, "val.top1": 12.0, "val.loss": None}
+    (start,) = history.starts
+    assert start.options == {
+        "lr": 0.256,
+        "arch": "resnet18",
+        "epochs": 2,
+        "model.num_classes": 1000,
+    }
+    assert start.deviations is None and history.seconds == 4.0
+
+
+def test_a_resumed_run_has_two_starts(tmp_path: Path) -> None:
+    add_epoch(open_run(tmp_path), 0, 2.0, 50.0)
+    add_epoch(open_run(tmp_path, resumed_at=STEPS, batch_size=7), 1, 1.0, 60.0)
+    history = read_history(tmp_path)
+    first, second = history.starts
+    assert first.time <= first.last_time <= second.time <= second.last_time
+    assert second.options["batch_size"] == 7 and not history.ended
+    assert [s.epochs for s in history.epochs] == [1, 2]
+
+
+def test_an_evaluation_without_training(tmp_path: Path) -> None:
+    open_run(tmp_path).evaluation(0, 0, 3, {"val.top1": 70.0})
+    (sample,) = read_history(tmp_path).epochs
+    assert (sample.epochs, sample.metrics) == (0.0, {"val.top1": 70.0})
+
+
+def test_the_plan_tells_the_length_of_an_unfinished_first_epoch(tmp_path: Path) -> None:
+    open_run(tmp_path).train(0, 2, {"train.loss": 1.0})
+    (tmp_path / "plan.json").write_text(json.dumps({"steps_per_epoch": 8}))
+    assert read_history(tmp_path).steps[0].epochs == 0.25
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "message"),
+    [
+        ({}, "none", "none does not exist: name a workspace"),
+        ({"config.json": "{}"}, "", r"has no report \(report.jsonl\): name a workspace"),
+        ({"config.json": "{}"}, "config.json", "config.json has no records of a run: name"),
+        ({"report.jsonl": ""}, "", "report.jsonl has no records of a run"),
+        ({"report.jsonl": "x\n{}"}, "", "report.jsonl, line 1 is not a report record"),
+    ],
+)
+def test_what_is_not_a_report(
+    tmp_path: Path, files: dict[str, str], name: str, message: str
+) -> None:
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_history(tmp_path / name)
+    write_run(tmp_path / "run", 50.0)
+    assert read_history(tmp_path / "run").ended  # a workspace, as the message says
