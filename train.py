@@ -79,7 +79,8 @@ def train(argv: list[str], config: Config, mesh: Mesh, stop: StopRequest, consol
     saver = Saver(config, plan, train_loader, console)
     state, progress = saver.resume(start, state)
     resumed_step = int(state.step)
-    report = open_report(config, plan, console, resumed_step=resumed_step if config.resume else 0)
+    resumed = resumed_step if config.resume else 0
+    report = open_report(argv, config, plan, console, resumed_step=resumed)
 
     # ---- evaluate only -------------------------------------------------------------------------
     if val_loader is not None:

@@ -220,6 +220,15 @@ def write_output(option: str, path: str, text: str) -> None:
 # ---- config files ------------------------------------------------------------------------------
 
 
+def load_recipe(argv: Sequence[str]) -> tuple[str, Config]:
+    """The file that ``--config`` names, and its options before the command line overrides them.
+
+    Without ``--config``: "" and the default options.
+    """
+    file, _ = _split_config(argv)
+    return file, load_config(file) if file else Config()
+
+
 def load_config(file: str) -> Config:
     """Run a config file and return the result of its ``get_config()``.
 

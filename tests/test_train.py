@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from seresnext_jax.cli import load_config
+from seresnext_jax.report.history import read_history
 from seresnext_jax.report.metrics import find_metric
 from seresnext_jax.report.sinks import read_report
 from tests.programs import (
@@ -55,6 +57,17 @@ def test_run_prints_its_outcome_and_writes_every_file() -> None:
     assert str(workspace / "checkpoints") in table
     assert str(workspace / "report.png") in table and str(workspace / "report.html") in table
     assert f"{EPOCHS} of {EPOCHS} epochs" in (workspace / "report.html").read_text()
+    assert "configs/digits.py, except for" in table
+    assert f"--epochs: {EPOCHS} (recipe: 20)" in table and "--optim.warmup: 1 (recipe: 2)" in table
+    assert "--workspace" not in table and "--data.root" not in table
+    start = read_history(workspace).start
+    assert start.deviations == {
+        "prof": {"recipe": -1, "run": STEPS},
+        "optim.warmup": {"recipe": 2, "run": 1},
+        "epochs": {"recipe": 20, "run": EPOCHS},
+    }
+    assert start.environment is not None and start.environment["devices"] == "1 x cpu"
+    assert shlex.split(start.command)[:3] == ["python", "train.py", "--config"]
 
     config = json.loads((workspace / "config.json").read_text())
     assert (config["model"]["arch"], config["epochs"]) == ("se-resnext-tiny", EPOCHS)

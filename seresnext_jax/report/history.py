@@ -20,6 +20,9 @@ Metrics = Mapping[str, float | None]
 _OLD_NAMES = {"lr": "train.lr"}
 """Metrics that the original's version of 2020 calls by another name."""
 
+_ABOUT_THE_START = "recipe", "command", "deviations", "environment"
+"""What is recorded with the options, besides them; fields of `Start`."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -32,6 +35,7 @@ class Start:
     options: Mapping[str, Any]
     recipe: str = ""
     """The config file; empty: there was none, or an older version wrote the report."""
+    command: str = ""
     deviations: Mapping[str, Any] | None = None
     """Options that differ from the recipe: ``{"epochs": {"recipe": 90, "run": 3}}``."""
     environment: Mapping[str, str] | None = None
@@ -66,9 +70,10 @@ class History:
     """What the options led to; empty if only the report file is there."""
 
     @property
-    def options(self) -> Mapping[str, Any]:
-        """The options of the last start."""
-        return self.starts[-1].options if self.starts else {}
+    def start(self) -> Start:
+        """The last start that trained; in a report without one, the last start."""
+        training = [start for start in self.starts if not start.options.get("evaluate")]
+        return (training or self.starts)[-1]
 
     @property
     def seconds(self) -> float:
@@ -160,16 +165,20 @@ def _entries(report: Path) -> Iterator[tuple[float, Position | None, Mapping[str
 def _starts(
     parameters: list[tuple[float, Mapping[str, Any]]], times: list[float]
 ) -> tuple[Start, ...]:
-    """One for each record of this project's options; the original writes two at its only start."""
+    """One for each record of this project's options; the original writes two at its only start.
+
+    A report without options has one start, too.
+    """
+    parameters = parameters or [(min(times), {})]
     if any("model.arch" not in data for _, data in parameters):
         merged = {name: value for _, data in parameters for name, value in data.items()}
         parameters = [(parameters[0][0], merged)]
     starts = []
     for (time, data), (end, _) in pairwise([*parameters, (math.inf, {})]):
         last = max((t for t in times if time <= t < end), default=time)
-        extra = {name: data.get(name) for name in ("deviations", "environment")}
-        options = {name: value for name, value in data.items() if name not in (*extra, "recipe")}
-        starts.append(Start(time, last, options, str(data.get("recipe") or ""), **extra))
+        about = {name: data[name] for name in _ABOUT_THE_START if name in data}
+        options = {name: value for name, value in data.items() if name not in about}
+        starts.append(Start(time, last, options, **about))
     return tuple(starts)
 
 

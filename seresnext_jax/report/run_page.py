@@ -39,8 +39,8 @@ def run_page(history: History) -> str:
     if history.epochs:
         parts += ["<h2>Epochs</h2>", _epoch_table(history)]
     parts += ["<h2>Recipe</h2>", _recipe(history)]
-    if history.starts and history.starts[-1].environment:
-        rows = history.starts[-1].environment.items()
+    if history.start.environment:
+        rows = history.start.environment.items()
         parts += ["<h2>Hardware and versions</h2>"]
         parts += [table("Hardware and versions", ("what", "value"), rows)]
     if len(history.starts) > 1:
@@ -79,15 +79,14 @@ def best_epoch(history: History) -> tuple[float, float] | None:
 
 
 def _headline(history: History) -> str:
-    options = history.options
+    options = history.start.options
     done = history.epochs[-1].epochs if history.epochs else 0
     state = f"{done:g} of {options.get('epochs', '?')} epochs"
     facts = [str(options.get("arch", "")), state + ("" if history.ended else " so far")]
     if "global_batch" in history.plan:
         plan = history.plan
         facts.append(f"{plan['global_batch']} images per step on {plan['num_devices']} device(s)")
-    if history.starts:
-        facts.append(f"started {show_time(history.starts[0].time)}")
+    facts.append(f"started {show_time(history.starts[0].time)}")
     return f'<p class="weak">{escape(" · ".join(filter(None, facts)))}</p>'
 
 
@@ -125,9 +124,11 @@ def _epoch_table(history: History) -> str:
 
 
 def _recipe(history: History) -> str:
-    options = [(name, show_value(value)) for name, value in history.options.items()]
+    options = [(name, show_value(value)) for name, value in history.start.options.items()]
     plan = [(name, show_value(value)) for name, value in history.plan.items()]
-    parts = [deviation_text(history)]
+    parts = [_deviations(history)]
+    if history.start.command:
+        parts.append(f"<p>Command: <code>{escape(history.start.command)}</code></p>")
     for title, rows in {"What the options led to": plan, "Every option": options}.items():
         if rows:
             body = table(title, ("name", "value"), rows)
@@ -135,10 +136,10 @@ def _recipe(history: History) -> str:
     return "\n".join(parts)
 
 
-def deviation_text(history: History) -> str:
+def _deviations(history: History) -> str:
     """What differs from the recipe, as a table or a sentence."""
-    start = history.starts[-1] if history.starts else None
-    if start is None or start.deviations is None:
+    start = history.start
+    if start.deviations is None:
         return '<p class="weak">The report does not tell which recipe was used.</p>'
     name = f"<code>{escape(start.recipe)}</code>" if start.recipe else "the default options"
     if not start.deviations:

@@ -1,27 +1,34 @@
 """The outcome of a run: what it prints and writes at its start, after an epoch and at its end."""
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from seresnext_jax.checkpoint.meta import Progress
+from seresnext_jax.cli import load_recipe
 from seresnext_jax.config import Config
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import printable
 from seresnext_jax.plan import Plan
 from seresnext_jax.report.console import Console
+from seresnext_jax.report.history import read_history
 from seresnext_jax.report.metrics import metric_rows, summarize
 from seresnext_jax.report.names import HTML_NAME, PLOT_NAME
 from seresnext_jax.report.plot import plot_report
 from seresnext_jax.report.report import Report
 from seresnext_jax.report.sinks import read_report
+from seresnext_jax.run.environment import describe_environment
 from seresnext_jax.run.parameters import report_parameters
+from seresnext_jax.run.recipe import find_deviations, recipe_rows
 from seresnext_jax.run.start import checkpoints_folder
 
 
-def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: int) -> Report:
-    """Open the report, and write the options and the plan into the workspace.
+def open_report(
+    argv: list[str], config: Config, plan: Plan, console: Console, *, resumed_step: int
+) -> Report:
+    """Open the report, and write the options, how they differ from the recipe, and the plan.
 
     With --evaluate an existing report is continued, and no other file is written.
     """
@@ -32,7 +39,13 @@ def open_report(config: Config, plan: Plan, console: Console, *, resumed_step: i
         keep_until_step=sys.maxsize if config.evaluate else resumed_step or None,
         enabled=console.enabled,
     )
-    report.parameters(report_parameters(config, plan))
+    recipe, options = load_recipe(argv)
+    report.parameters(
+        report_parameters(config, plan)
+        | {"recipe": recipe, "deviations": find_deviations(options, config)}
+        | {"command": shlex.join(["python", "train.py", *argv])}
+        | {"environment": describe_environment()}
+    )
     if not config.evaluate:
         for name, value in {"config": asdict(config), "plan": asdict(plan)}.items():
             report.attach(f"{name}.json", json.dumps(value, indent=2) + "\n")
@@ -69,6 +82,7 @@ def report_outcome(config: Config, progress: Progress, report: Report, console: 
     names = ["val.top1", f"val.top{config.topk}", "val_ema.top1"]
     names += ["train.total_ips", "train.compute_ips"]
     rows += metric_rows(progress.results, names)
+    rows += recipe_rows(read_history(report.jsonl_path).start)
     if not config.no_checkpoints:
         rows.append(("checkpoint", str(checkpoints_folder(config))))
     page, plot = (report.folder / name for name in (HTML_NAME, PLOT_NAME))

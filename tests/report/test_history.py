@@ -23,7 +23,7 @@ def test_a_workspace(tmp_path: Path) -> None:
     assert history.summary["train.total_ips"] == pytest.approx((110.0 + 102.5) / 2)
     (start,) = history.starts
     assert (start.recipe, start.deviations, start.environment) == ("configs/a.py", {}, ENVIRONMENT)
-    assert history.options == OPTIONS | {"epochs": 2, "workspace": str(tmp_path / "one")}
+    assert history.start.options == OPTIONS | {"epochs": 2, "workspace": str(tmp_path / "one")}
 
 
 def test_both_files_of_a_run_tell_the_same(tmp_path: Path) -> None:
@@ -66,6 +66,13 @@ def test_an_evaluation_without_training(tmp_path: Path) -> None:
     open_run(tmp_path).evaluation(0, 0, 3, {"val.top1": 70.0})
     (sample,) = read_history(tmp_path).epochs
     assert (sample.epochs, sample.metrics) == (0.0, {"val.top1": 70.0})
+
+
+def test_the_options_are_those_of_the_last_start_that_trained(tmp_path: Path) -> None:
+    add_epoch(open_run(tmp_path), 0, 2.0, 50.0)
+    open_run(tmp_path, resumed_at=STEPS, evaluate=True, batch_size=7)
+    history = read_history(tmp_path)
+    assert len(history.starts) == 2 and "batch_size" not in history.start.options
 
 
 def test_the_plan_tells_the_length_of_an_unfinished_first_epoch(tmp_path: Path) -> None:
