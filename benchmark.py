@@ -31,8 +31,9 @@ from benchmarks.measure import Effort, measure
 from benchmarks.process import Task, Work
 from benchmarks.suite import run_suite
 from benchmarks.table import installed_version, print_header, print_table
-from seresnext_jax.cli import load_config, parse, run
+from seresnext_jax.cli import parse, run
 from seresnext_jax.config import Config, Precision
+from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import find_architecture
 

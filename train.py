@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from seresnext_jax.cli import parse_config, run
+from seresnext_jax.commands import command
 from seresnext_jax.config import Config
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.data.open import open_splits
@@ -199,7 +200,7 @@ def command_to_continue(argv: list[str]) -> str:
     if "--resume" in words:
         at = words.index("--resume")
         del words[at : at + 2]
-    return shlex.join(["python", "train.py", *words, "--resume", "auto"])
+    return f"{command('train')} {shlex.join([*words, '--resume', 'auto'])}"
 
 
 if __name__ == "__main__":

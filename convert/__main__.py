@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from seresnext_jax.cli import check_output, parse_config, run, write_output
+from seresnext_jax.commands import command
 from seresnext_jax.data.class_names import choose_names
 from seresnext_jax.errors import UserError, shown
 from seresnext_jax.weights import training_state as training
@@ -54,7 +55,7 @@ def _training_to_flax(options: argparse.Namespace) -> int:
     root = [] if config.data.root else ["--data.root", "DATA"]
     more = ["--workspace", str(options.out), *root, "--resume", "auto"]
     print(f"{options.out}: a training state after epoch {meta.epoch}, step {meta.step}")
-    print(f"go on with: {shlex.join(['python', 'train.py', *words, *more])}")
+    print(f"go on with: {command('train')} {shlex.join([*words, *more])}")
     return 0
 
 
@@ -189,12 +190,12 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    parser = _Parser(prog="python -m convert", description=__doc__, allow_abbrev=False)
+    parser = _Parser(prog=command("convert"), description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    def command(name: str, function: Any) -> argparse.ArgumentParser:
+    def add_command(name: str, function: Any) -> argparse.ArgumentParser:
         text = function.__doc__
         added = commands.add_parser(
             name, help=text, description=text, parents=[common], allow_abbrev=False
@@ -202,7 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    add = command("to-flax", to_flax)
+    add = add_command("to-flax", to_flax)
     add.add_argument("file", type=Path, help="torch file (.pth.tar, .pt, .safetensors)")
     add.add_argument("out", type=Path, help="folder to write")
     add.add_argument("--ema", action="store_true", help="take the moving average")
@@ -227,7 +228,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_table(add)
 
-    add = command("to-torch", to_torch)
+    add = add_command("to-torch", to_torch)
     add.add_argument("source", type=Path, help="weights folder, checkpoint or torch file")
     add.add_argument("out", type=Path, help="file to write")
     add.add_argument(
@@ -248,12 +249,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--ema", action="store_true", help="take the moving average")
 
-    add = command("inspect", inspect)
+    add = add_command("inspect", inspect)
     add.add_argument("file", type=Path, help="weights folder, checkpoint or torch file")
     _add_table(add)
     add.add_argument("--json", default="", metavar="FILE", help="also write JSON to this file")
 
-    add = command("verify", verify)
+    add = add_command("verify", verify)
     add.add_argument("a", type=Path, help="weights folder, checkpoint or torch file")
     add.add_argument("b", type=Path, help="another one")
     _add_table(add)

@@ -13,16 +13,16 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar
 
-import typeguard
 import tyro
 
+from seresnext_jax.commands import program_name
 from seresnext_jax.config import Config, check, check_ranges, flatten, option_name
+from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError, fixable_by_the_user
 from seresnext_jax.model.network import find_architecture
 
@@ -32,8 +32,6 @@ _CONFIG_HELP = """
 --config FILE: a Python file whose get_config() gives the defaults of the options below, or the name
 of one in configs/, or of a recipe of another architecture such as resnet50/dgxa100_amp_90e. The
 defaults shown are those of """
-_CONFIGS = Path(__file__).parent.parent / "configs"
-_TABLE = _CONFIGS / "base.py"
 
 _OF_THE_ORIGINAL = {
     "-a": "--model.arch",
@@ -161,6 +159,7 @@ def parse(
       UserError: an unknown option, or a value of the wrong type or out of range.
       SystemExit: ``--help`` was given and printed.
     """
+    program = program_name(program)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -189,6 +188,36 @@ def parse(
     raise UserError(f"{problem} ({program} --help explains every option)")
 
 
+def load_recipe(argv: Sequence[str]) -> tuple[str, Config]:
+    """The file that ``--config`` names, and its options before the command line overrides them.
+
+    Without ``--config``: "" and the default options.
+    """
+    file, _ = _split_config(argv)
+    return file, load_config(file) if file else Config()
+
+
+def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Separate ``--config FILE`` or ``--config=FILE`` from a command line; the last one counts.
+
+    Returns:
+      The file, or "" if none is given, and the other words.
+
+    Raises:
+      UserError: no file follows ``--config``.
+    """
+    file, rest, words = "", [], iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name != "--config":
+            rest.append(word)
+            continue
+        file = value if equals else next(words, "")
+        if not file or file.startswith("--"):
+            raise UserError("--config needs a file, such as --config configs/dgxa100_amp_90e.py")
+    return file, rest
+
+
 # ---- output files ------------------------------------------------------------------------------
 
 
@@ -215,159 +244,6 @@ def write_output(option: str, path: str, text: str) -> None:
             Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror}; name another file") from error
-
-
-# ---- config files ------------------------------------------------------------------------------
-
-
-def load_recipe(argv: Sequence[str]) -> tuple[str, Config]:
-    """The file that ``--config`` names, and its options before the command line overrides them.
-
-    Without ``--config``: "" and the default options.
-    """
-    file, _ = _split_config(argv)
-    return file, load_config(file) if file else Config()
-
-
-def load_config(file: str) -> Config:
-    """Run a config file and return the result of its ``get_config()``.
-
-    Meanwhile the parent of the file's folder is on the import path, so that ``configs/a.py`` can
-    use ``from configs.base import recipe`` wherever the program was started.
-
-    Raises:
-      UserError: the file is missing or fails, or does not return a well-typed `Config`.
-    """
-    path = _find_config(file)
-    try:
-        source = path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--config {file}: {reason}{_known_configs(file)}") from error
-    try:
-        with _importable(path.resolve().parent.parent):
-            namespace = _execute(path, source)
-            named = namespace["NAMED"] if path == _TABLE else {}
-            get_config = named.get(file, namespace.get("get_config"))
-            config = get_config() if callable(get_config) else None
-    except Exception as error:
-        where = _line_in(path, error)
-        reason = str(getattr(error, "msg", error)).partition("\n")[0]
-        raise UserError(f"--config {file}{where}: {type(error).__name__}: {reason}") from error
-    if not callable(get_config):
-        raise UserError(f"--config {file}: it defines no get_config(): add one that gives a Config")
-    if not isinstance(config, Config):
-        raise UserError(
-            f"--config {file}: get_config() gives a {type(config).__name__}: return a Config"
-        )
-    try:
-        _check_types(config)
-    except typeguard.TypeCheckError as error:
-        raise UserError(f"--config {file}: {error}") from error
-    return config
-
-
-def _execute(path: Path, source: bytes) -> dict[str, Any]:
-    """Run the source of a config file; returns its global names."""
-    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
-    exec(compile(source, str(path), "exec"), namespace)
-    return namespace
-
-
-def _find_config(file: str) -> Path:
-    """The file of a path or a name: ``digits`` and ``configs/digits.py`` are found anywhere.
-
-    For the name of a recipe, ``ARCHITECTURE/NAME``, it is the file with the table of all of them.
-    """
-    path = Path(file)
-    if os.path.isfile(file):
-        return path
-    if str(path.parent) in (".", "configs"):
-        known = _CONFIGS / f"{path.name.removesuffix('.py')}.py"
-        return known if os.path.isfile(known) else path
-    return _TABLE if file in _recipes() else path
-
-
-def _recipes() -> list[str]:
-    """The names of the recipes of all architectures."""
-    return list(_execute(_TABLE, _TABLE.read_bytes())["NAMED"])
-
-
-def _known_configs(file: str) -> str:
-    """The end of a message on a config that does not exist: the nearest name, and the list."""
-    recipes = _recipes()
-    files = sorted(p.stem for p in _CONFIGS.glob("*.py") if p.stem not in ("__init__", "base"))
-    names = [file, file.removesuffix(".py"), Path(file).stem]
-    near = [x for name in names for x in difflib.get_close_matches(name, files + recipes, n=1)]
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    arch = file.partition("/")[0]
-    archs = dict.fromkeys(f"{name.partition('/')[0]}/..." for name in recipes)
-    listed = [name for name in recipes if name.startswith(f"{arch}/")] or [*files, *archs]
-    return (
-        f"{hint}; give the path of a Python file with get_config(), or a name: {', '.join(listed)}"
-    )
-
-
-@contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Put a folder at the front of the import path for a while."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-
-
-def _line_in(path: Path, error: Exception) -> str:
-    """`` line N`` of the file at `path` for an error raised there or below it; otherwise ""."""
-    if isinstance(error, SyntaxError) and error.filename == str(path):
-        return f" line {error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-    return f" line {lines[-1]}" if lines else ""
-
-
-def _check_types(config: Any, prefix: str = "") -> None:
-    """Check the types of a config's fields, which Python does not do.
-
-    Raises:
-      typeguard.TypeCheckError: a field has the wrong type; the message names it.
-    """
-    hints = get_type_hints(type(config))
-    for item in fields(config):
-        value = getattr(config, item.name)
-        try:
-            typeguard.check_type(
-                value,
-                hints[item.name],
-                collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS,
-            )
-        except typeguard.TypeCheckError as error:
-            reason = re.sub(r"\s*\n\s*", "; ", str(error))
-            raise typeguard.TypeCheckError(f"{prefix}{item.name} is {value!r}: {reason}") from error
-        if is_dataclass(value):
-            _check_types(value, f"{prefix}{item.name}.")
-
-
-def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """Separate ``--config FILE`` or ``--config=FILE`` from a command line; the last one counts.
-
-    Returns:
-      The file, or "" if none is given, and the other words.
-
-    Raises:
-      UserError: no file follows ``--config``.
-    """
-    file, rest, words = "", [], iter(argv)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name != "--config":
-            rest.append(word)
-            continue
-        file = value if equals else next(words, "")
-        if not file or file.startswith("--"):
-            raise UserError("--config needs a file, such as --config configs/dgxa100_amp_90e.py")
-    return file, rest
 
 
 # ---- messages ----------------------------------------------------------------------------------

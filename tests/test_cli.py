@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seresnext_jax.cli import load_config, parse, parse_config, parse_over_config, run
+from seresnext_jax.cli import parse, parse_config, parse_over_config, run
 from seresnext_jax.config import Config, DataConfig, OptimConfig, flatten, option_name, ranges
+from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError
 from seresnext_jax.plan import Plan, resolve
 

@@ -26,8 +26,9 @@ from benchmarks.gpu.compile import (
 from benchmarks.gpu.targets import GPUS, target_config
 from benchmarks.gpu.traffic import Kernel, by_kind, describe_collectives, read_kernels
 from benchmarks.gpu.worker import lower
-from seresnext_jax.cli import load_config, parse
+from seresnext_jax.cli import parse
 from seresnext_jax.config import Config, ModelConfig
+from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import ARCHITECTURES
 from seresnext_jax.training.precision import POLICIES

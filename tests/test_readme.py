@@ -19,7 +19,7 @@ import classify
 from check_data import options_from as check_data_options
 from convert.__main__ import parse as parse_conversion
 from eval import options_from as eval_options
-from seresnext_jax import show
+from seresnext_jax import __version__, show
 from seresnext_jax.cli import parse, parse_config, parse_over_config
 from seresnext_jax.config import Config, flatten, option_name
 from seresnext_jax.data.normalize import normalize
@@ -70,6 +70,8 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> 
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         wanted = words[3].removeprefix(".").strip("[]").split(",")
         assert set(wanted) <= project["optional-dependencies"].keys()
+    elif words[0] == "pip":  # tests/test_wheel.py does the same
+        assert words[1] == "wheel" or f"-{__version__}-" in words[2]
     elif words[:3] == ["python", "-m", "convert"]:
         options = parse_conversion(words[3:])
         if options.overrides:

@@ -11,14 +11,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS: tuple[set[str], ...] = (
-    {"ops", "mesh", "errors", "torch_keys"},
+    {"ops", "mesh", "errors", "torch_keys", "commands"},
     {"config", "report", "processes"},
-    {"model", "data"},
+    {"model", "data", "config_files"},
     {"training", "cli"},
     {"checkpoint"},
     {"weights"},
     {"run", "api"},
-    {"train", "eval", "classify", "check_data", "benchmark", "convert", "show"},
+    {"train", "eval", "classify", "check_data", "benchmark", "convert", "setup", "show"},
 )
 """The rooms, folders or files, of each floor, from the ground up."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from seresnext_jax.cli import load_config
+from seresnext_jax.config_files import load_config
 from seresnext_jax.report.history import read_history
 from seresnext_jax.report.metrics import find_metric
 from seresnext_jax.report.sinks import read_report

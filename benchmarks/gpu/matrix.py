@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from benchmarks.gpu.compile import ROOT, Job, ProgramName, compile_jobs, compiler_versions
 from benchmarks.gpu.targets import GpuName
 from benchmarks.table import print_header
-from seresnext_jax.cli import load_config, parse, run
+from seresnext_jax.cli import parse, run
 from seresnext_jax.config import Config, ModelConfig, Precision
+from seresnext_jax.config_files import load_config
 
 FULL, TINY = "se-resnext101-32x4d", "se-resnext-tiny"
 TRAIN: tuple[ProgramName, ...] = ("train",)

@@ -7,6 +7,7 @@ from typing import Any
 
 from seresnext_jax.checkpoint.save import settle_replaced
 from seresnext_jax.checkpoint.store import explain_choice, find_checkpoint, step_folders
+from seresnext_jax.commands import command
 from seresnext_jax.config import Config
 from seresnext_jax.data.class_names import Names, difference, order_warning
 from seresnext_jax.errors import UserError
@@ -79,8 +80,8 @@ def _why_not(path: Path) -> str:
         return "there is no checkpoint; check the path"
     return (
         f"a file is not a checkpoint of this program; give --init-from {path} to start from its "
-        f"weights, or convert a training state of the original first: python -m convert to-flax "
-        f"{path} WORKSPACE --training CONFIG --steps-per-epoch N"
+        f"weights, or convert a training state of the original first: {command('convert')} "
+        f"to-flax {path} WORKSPACE --training CONFIG --steps-per-epoch N"
     )
 
 
@@ -115,7 +116,7 @@ def check_classes(
     source = start.checkpoint or start.newest_in
     fix = f"fine-tune with --init-from {source} and another --workspace"
     if config.evaluate:
-        fix = f"name them with python eval.py --weights {source} --class-names FILE"
+        fix = f"name them with {command('eval')} --weights {source} --class-names FILE"
     raise UserError(
         f"the class folders of the data are not those of the checkpoint ({different}): rename the "
         f"folders as in the checkpoint's run, or {fix}"
@@ -125,7 +126,9 @@ def check_classes(
 def _warn_of_order(folders: Names, console: Console) -> None:
     """Warn which order decides the labels of weights without class names, if it can matter."""
     if warning := order_warning(folders):
-        console.warn(f"{warning}; eval.py --class-names FILE evaluates them in another order")
+        console.warn(
+            f"{warning}; {command('eval')} --class-names FILE evaluates them in another order"
+        )
 
 
 def initial_variables(
@@ -166,8 +169,8 @@ def initial_variables(
         raise UserError(
             f"--evaluate: {start.weights} has a classifier for other classes "
             f"({names or f'{info.num_classes}, not {here}'}): train a new one without --evaluate, "
-            f"or evaluate with python eval.py --weights {start.weights}, and --class-names FILE if "
-            "the folders are not called as the classes"
+            f"or evaluate with {command('eval')} --weights {start.weights}, and --class-names FILE "
+            "if the folders are not called as the classes"
         )
     else:
         loaded["params"]["fc"] = fresh["params"]["fc"]
