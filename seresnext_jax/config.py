@@ -22,6 +22,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Backend = Literal["dali-gpu", "dali-cpu", "folder", "synthetic"]
 ConvInit = Literal["fan_in", "fan_out", "classic", "fanin", "grp-fanin", "grp-fanout"]
 DecayMask = Literal["no-bn", "nvidia-names", "all"]
+Augmentation = Literal["none", "autoaugment", "randaugment"]
 Optimizer = Literal["sgd", "rmsprop", "adamw", "lamb"]
 
 
@@ -98,6 +99,15 @@ class DataConfig(InputConfig):
     """Smallest and largest aspect ratio (width / height) of the random training crop."""
     flip: bool = True
     """Mirror half of the training images, chosen at random."""
+    augmentation: Augmentation = "none"
+    """autoaugment: AutoAugment's policy for ImageNet, as the original has it; randaugment: random
+    operations of equal strength. Both work on the cropped image, in every backend alike."""
+    randaugment_num_ops: Annotated[int, Range(1, 16)] = 2
+    """Operations of randaugment per image."""
+    randaugment_magnitude: Annotated[int, Range(0, 30)] = 9
+    """Strength of randaugment's operations, 0 to 30."""
+    random_erasing: Annotated[float, Range(0, 1)] = 0.0
+    """Probability that a random rectangle of an image is replaced by the mean colour."""
 
 
 @dataclass(frozen=True)
@@ -228,11 +238,14 @@ class Config(EvaluationConfig):
     passes to reach it. -1: batch_size x devices, one pass."""
     mixup: Annotated[float, Range(0, 100)] = 0.0
     """Strength of mixup: alpha of its Beta distribution; 0: no mixup."""
+    cutmix: Annotated[float, Range(0, 100)] = 0.0
+    """Strength of CutMix: alpha of its Beta distribution, usually 1; 0: no CutMix. With both, each
+    batch of a device gets mixup or CutMix, with equal probability."""
     use_ema: Annotated[float | None, Range(0, 1)] = None
     """Also keep and evaluate an exponential moving average of the weights with this decay, such as
     0.9999. It is updated once per optimizer step. None: no average."""
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
-    """Seed for everything random: initial weights, image order, crops, flips, mixup."""
+    """Seed for everything random: initial weights, image order, crops, augmentation."""
     early_stopping_patience: Annotated[int, Range(-1, 10**5)] = -1
     """Stop after N epochs without a better top-1 accuracy; -1: never."""
     max_bad_steps: Annotated[int, Range(1, 10**9)] = 20
@@ -262,8 +275,8 @@ class Config(EvaluationConfig):
 
     @property
     def validation_smoothing(self) -> float:
-        """Label smoothing of the validation loss; with mixup none, as in the original."""
-        return 0.0 if self.mixup else self.label_smoothing
+        """Label smoothing of the validation loss; as in the original, none with mixed images."""
+        return 0.0 if self.mixup or self.cutmix else self.label_smoothing
 
 
 def option_name(path: str) -> str:

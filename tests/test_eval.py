@@ -61,6 +61,7 @@ def test_the_size_of_a_torch_file_is_assumed_and_named() -> None:
 def test_the_loss_is_smoothed_as_the_training_validates() -> None:
     assert Config(label_smoothing=0.1).validation_smoothing == 0.1
     assert Config(label_smoothing=0.1, mixup=0.2).validation_smoothing == 0.0
+    assert Config(label_smoothing=0.1, cutmix=1.0).validation_smoothing == 0.0
 
 
 def test_a_result_without_a_folder_is_refused_at_once(tmp_path: Path) -> None:

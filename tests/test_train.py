@@ -176,6 +176,8 @@ def test_a_run_with_every_augmentation_continues_within_an_epoch(tmp_path: Path)
     """Bit for bit, with an optimizer that has a state of its own."""
     options = [
         *("--optim.optimizer", "adamw", "--optim.lr", "0.001", "--optim.clip-norm", "0.5"),
+        *("--mixup", "0.2", "--cutmix", "1"),
+        *("--data.augmentation", "randaugment", "--data.random-erasing", "0.5"),
         *("--epochs", "2", "--checkpoint.every-steps", "2", "--checkpoint.keep", "-1"),
     ]
     done(tiny(tmp_path / "run", *options))

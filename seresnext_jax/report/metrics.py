@@ -60,7 +60,7 @@ METRICS = (
     Metric("loss", "loss", "{:.4f}", None, ":.5f", "train val",
            "`train`: mean over the images trained on (the original's is divided by the "
            "accumulation); `val`: the original's validation loss (label-smoothed where training "
-           "does not use mixup)", panel="loss", over_run="smallest"),
+           "uses neither mixup nor CutMix)", panel="loss", over_run="smallest"),
     Metric("ce", "cross-entropy", "{:.4f}", None, ":.5f", "val", "plain cross-entropy",
            over_run="smallest"),
     Metric("top{n}", "top-{n}", "{:.2f} %", "%", ":.2f", "val",

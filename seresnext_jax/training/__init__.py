@@ -1,1 +1,1 @@
-"""Training: the step, the state, the optimizer, loss, mixup, precision and metrics."""
+"""Training: the step, the state, the optimizer, augmentation, loss, mixup, precision, metrics."""

@@ -1,34 +1,85 @@
-"""Mixup (Zhang et al. 2018) as the original draws it: one coefficient per device batch."""
+"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019): one draw per device batch."""
 
 import jax
 import jax.numpy as jnp
 
 
-def mixup(
-    key: jax.Array, images: jax.Array, targets: jax.Array, mask: jax.Array, alpha: float
+def mix_batch(
+    key: jax.Array,
+    images: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
+    *,
+    mixup: float,
+    cutmix: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mix each image with a random one of the same batch; c ~ Beta(alpha, alpha).
+    """Combine each image with a random one of the same batch, by mixup or CutMix.
 
-    NVIDIA: image_classification/mixup.py. Neither max(c, 1 - c) nor a probability is applied.
+    Mixup is the original's: c ~ Beta(alpha, alpha), neither max(c, 1 - c) nor a probability.
+    NVIDIA: image_classification/mixup.py. CutMix replaces a rectangle. If both are on, each batch
+    gets one of them, with equal probability.
 
     Args:
       images: (N, H, W, 3) float, normalised.
       targets: (N, K) float32 one-hot.
       mask: (N,) bool; an image mixed with a masked one is masked too.
+      mixup, cutmix: alpha of each one's Beta distribution; 0: off, but one of them is on.
 
     Returns:
       Images, targets and mask of the same shapes and types.
     """
     coefficient_key, order_key = jax.random.split(key)
-    c = jax.random.beta(coefficient_key, alpha, alpha, dtype=jnp.float32)
     order = jax.random.permutation(order_key, images.shape[0])
-    return mix(images, targets, mask, c, order)
+    if not cutmix:
+        kept = share = jax.random.beta(coefficient_key, mixup, mixup, dtype=jnp.float32)
+        return mix(images, targets, mask, kept, share, order)
+    choice_key, box_key = jax.random.split(jax.random.fold_in(key, 2))
+    kept, share = random_box(box_key, images.shape[1], images.shape[2], cutmix)
+    if mixup:
+        c = jax.random.beta(coefficient_key, mixup, mixup, dtype=jnp.float32)
+        cuts = jax.random.bernoulli(choice_key)
+        kept, share = jnp.where(cuts, kept, c), jnp.where(cuts, share, c)
+    return mix(images, targets, mask, kept, share, order)
+
+
+def random_box(
+    key: jax.Array, height: int, width: int, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """CutMix's rectangle: an area of 1 - c, c ~ Beta(alpha, alpha), about a uniform centre.
+
+    Returns:
+      (H, W, 1) float32, 0 in the rectangle and 1 around it; and its mean, a scalar. The part of the
+      rectangle beyond the image does not count.
+    """
+    c_key, y_key, x_key = jax.random.split(key, 3)
+    side = jnp.sqrt(1 - jax.random.beta(c_key, alpha, alpha, dtype=jnp.float32))
+
+    def inside(key: jax.Array, size: int) -> jax.Array:
+        half = (side * size).astype(jnp.int32) // 2
+        centre = jax.random.randint(key, (), 0, size)
+        position = jnp.arange(size)
+        return (position >= centre - half) & (position < centre + half)
+
+    box = inside(y_key, height)[:, None, None] & inside(x_key, width)[None, :, None]
+    kept = 1 - box.astype(jnp.float32)
+    return kept, jnp.mean(kept)
 
 
 def mix(
-    images: jax.Array, targets: jax.Array, mask: jax.Array, c: jax.Array, order: jax.Array
+    images: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
+    kept: jax.Array,
+    share: jax.Array,
+    order: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """c · x + (1 - c) · x[order], for images and targets."""
-    images = c * images + (1 - c) * images[order]
-    targets = c * targets + (1 - c) * targets[order]
+    """x · kept + x[order] · (1 - kept) for images, with `share` in place of `kept` for targets.
+
+    Args:
+      kept: a scalar, or (H, W, 1).
+      share: a scalar, the mean of `kept`.
+      order: (N,) int32.
+    """
+    images = kept * images + (1 - kept) * images[order]
+    targets = share * targets + (1 - share) * targets[order]
     return images, targets, mask & mask[order]

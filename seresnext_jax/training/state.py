@@ -21,7 +21,7 @@ class TrainState:
     step: jax.Array
     """int32 scalar; optimizer steps taken, skipped ones included."""
     seed: jax.Array
-    """int32 scalar; with the step it decides the mixup draws."""
+    """int32 scalar; with the step it decides the random numbers of the step."""
     params: Tree
     """float32."""
     batch_stats: Tree

@@ -14,14 +14,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from seresnext_jax.config import Config, EvaluationConfig
+from seresnext_jax.config import Config, DataConfig, EvaluationConfig
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.normalize import normalize
 from seresnext_jax.data.place import abstract_batch
 from seresnext_jax.mesh import BATCH_SPEC, DATA_AXIS, local_value_and_grad, vary
+from seresnext_jax.training.augment import augment, erase
 from seresnext_jax.training.losses import smoothed_cross_entropy
 from seresnext_jax.training.metrics import evaluation_sums, image_results
-from seresnext_jax.training.mixup import mixup
+from seresnext_jax.training.mixup import mix_batch
 from seresnext_jax.training.optimizer import make_optimizer
 from seresnext_jax.training.precision import POLICIES, Policy, all_finite, update_loss_scale
 from seresnext_jax.training.state import TrainState
@@ -47,6 +48,10 @@ class LocalMeans(NamedTuple):
     """float32 scalar; the share of the images that are not left out."""
 
 
+_AUGMENTATION = 2**32 - 1
+"""Separates the random numbers of `augment` from those of mixup, which count shards from 0."""
+
+
 # ---- training, in the order of its computation ---------------------------------------------------
 
 
@@ -57,10 +62,12 @@ def _forward_backward(
     # Pass a of device d draws what device a · D + d of a larger machine would draw.
     shard = index * jax.lax.axis_size(DATA_AXIS) + jax.lax.axis_index(DATA_AXIS)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), shard)
-    images, mask = normalize(batch.images), batch.mask
+    images, mask = _augment(state, config.data, index, batch.images), batch.mask
     targets = jax.nn.one_hot(batch.labels, config.model.num_classes, dtype=jnp.float32)
-    if config.mixup:
-        images, targets, mask = mixup(key, images, targets, mask, config.mixup)
+    if config.mixup or config.cutmix:
+        images, targets, mask = mix_batch(
+            key, images, targets, mask, mixup=config.mixup, cutmix=config.cutmix
+        )
 
     def scaled_loss(params: Tree) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -76,6 +83,24 @@ def _forward_backward(
 
     (_, (batch_stats, loss)), grads = local_value_and_grad(scaled_loss)(state.params)
     return LocalMeans(grads, batch_stats, loss, jnp.mean(mask), jnp.mean(batch.mask))
+
+
+def _augment(
+    state: TrainState, config: DataConfig, index: jax.Array, images: jax.Array
+) -> jax.Array:
+    """Augment and normalise (n, S, S, 3) uint8 images; float32."""
+    if config.augmentation == "none" and not config.random_erasing:
+        return normalize(images)
+    # An image draws by its position in the step, on any number of devices.
+    shard = index * jax.lax.axis_size(DATA_AXIS) + jax.lax.axis_index(DATA_AXIS)
+    position = shard * images.shape[0] + jnp.arange(images.shape[0])
+    step_key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(step_key, _AUGMENTATION)))(
+        position
+    )
+    policy_keys, erasing_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    images = normalize(augment(policy_keys, images, config))
+    return erase(erasing_keys, images, config.random_erasing) if config.random_erasing else images
 
 
 def _accumulate(state: TrainState, batch: Batch, apply: Apply, config: Config) -> LocalMeans:

@@ -1,4 +1,4 @@
-"""Losses, mixup and evaluation sums against PyTorch and by hand."""
+"""Losses, mixup, CutMix and evaluation sums against PyTorch and by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from seresnext_jax.training.losses import smoothed_cross_entropy
 from seresnext_jax.training.metrics import evaluation_sums, label_rank
-from seresnext_jax.training.mixup import mixup
+from seresnext_jax.training.mixup import mix_batch, random_box
 
 N, K = 64, 12
 RNG = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def test_mixup_mixes_images_labels_and_masks_with_one_draw() -> None:
     images = jnp.arange(8.0)[:, None, None, None] * jnp.ones((8, 2, 2, 3))
     targets = jax.nn.one_hot(jnp.arange(8), 8)
     mask = jnp.arange(8) != 3
-    x, y, seen = mixup(jax.random.key(0), images, targets, mask, 0.2)
+    x, y, seen = mix_batch(jax.random.key(0), images, targets, mask, mixup=0.2, cutmix=0.0)
     y, found = np.asarray(y), np.asarray(x)[:, 0, 0, 0]
     partners = [int((row + (np.arange(8) == i) * -2).argmax()) for i, row in enumerate(y)]
     partners = [p if y[i, p] > 0 else i for i, p in enumerate(partners)]
@@ -79,7 +79,7 @@ def test_mixup_mixes_images_labels_and_masks_with_one_draw() -> None:
 def test_mixup_coefficients_follow_the_beta_distribution() -> None:
     def coefficient(key: jax.Array) -> jax.Array:
         image = jnp.zeros((2, 1, 1, 3)).at[0].set(1.0)
-        x, _, _ = mixup(key, image, jnp.eye(2), jnp.ones(2, bool), 0.2)
+        x, _, _ = mix_batch(key, image, jnp.eye(2), jnp.ones(2, bool), mixup=0.2, cutmix=0.0)
         return x[0, 0, 0, 0]
 
     found = jax.vmap(coefficient)(jax.random.split(jax.random.key(1), 4000))
@@ -87,3 +87,78 @@ def test_mixup_coefficients_follow_the_beta_distribution() -> None:
     mixed = found[found < 1]
     assert float(jnp.mean(mixed)) == pytest.approx(0.5, abs=0.03)
     assert float(jnp.var(mixed)) == pytest.approx(1 / (4 * (2 * 0.2 + 1)), abs=0.02)
+
+
+def numbered_batch() -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Image i is i everywhere, of class i; image 3 is masked."""
+    images = jnp.arange(8.0)[:, None, None, None] * jnp.ones((8, 20, 30, 3))
+    return images, jax.nn.one_hot(jnp.arange(8), 8), jnp.arange(8) != 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cutmix_pastes_one_rectangle_and_mixes_the_labels_by_its_true_area(seed: int) -> None:
+    images, targets, mask = numbered_batch()
+    x, y, seen = mix_batch(jax.random.key(seed), images, targets, mask, mixup=0.0, cutmix=1.0)
+    x, y = np.asarray(x), np.asarray(y)
+    pasted = (x != np.arange(8)[:, None, None, None]).any(axis=(0, 3))
+    rows, columns = np.flatnonzero(pasted.any(axis=1)), np.flatnonzero(pasted.any(axis=0))
+    assert pasted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+    assert len(rows) * len(columns) == pasted.sum()
+    partners = x[:, rows[0], columns[0], 0].astype(int)
+    assert sorted(partners) == list(range(8))
+    for i, partner in enumerate(partners):
+        assert set(np.unique(x[i])) == {i, partner}
+        assert seen[i] == (i != 3 and partner != 3)
+
+    logits = np.random.default_rng(seed).normal(size=(8, 8)).astype(np.float32)
+    share = 1 - pasted.mean()
+    first, second = (
+        F.cross_entropy(
+            torch.tensor(logits), torch.tensor(labels), label_smoothing=0.1, reduction="none"
+        ).numpy()
+        for labels in (np.arange(8), partners)
+    )
+    found = smoothed_cross_entropy(logits, y, 0.1)
+    np.testing.assert_allclose(found, share * first + (1 - share) * second, rtol=1e-5)
+
+
+def test_cutmix_boxes_are_distributed_as_the_papers() -> None:
+    height, width, count = 20, 30, 4000
+    keys = jax.random.split(jax.random.key(0), count)
+    kept, shares = jax.vmap(lambda key: random_box(key, height, width, 1.0))(keys)
+    covered = 1 - np.asarray(kept)[..., 0].mean(axis=0)
+
+    rng = np.random.default_rng(0)
+    wanted = np.zeros((height, width))
+    for _ in range(count):
+        side = np.sqrt(1 - rng.beta(1.0, 1.0))
+        box = []
+        for size in (height, width):
+            half, centre = int(side * size) // 2, int(rng.integers(size))
+            box.append(slice(max(0, centre - half), min(size, centre + half)))
+        wanted[box[0], box[1]] += 1 / count
+    np.testing.assert_allclose(covered, wanted, atol=0.04)
+    assert float(jnp.mean(shares)) == pytest.approx(1 - wanted.mean(), abs=0.02)
+
+
+def test_with_mixup_and_cutmix_each_batch_gets_one_of_them() -> None:
+    images, targets, mask = numbered_batch()
+
+    def is_cut(key: jax.Array) -> jax.Array:
+        x, _, _ = mix_batch(key, images, targets, mask, mixup=1.0, cutmix=1.0)
+        return jnp.all(x == jnp.round(x))
+
+    cut = jax.vmap(is_cut)(jax.random.split(jax.random.key(0), 400))
+    assert float(jnp.mean(cut)) == pytest.approx(0.5, abs=0.06)
+
+
+def test_the_draws_of_mixup_stay_what_they_were() -> None:
+    """A run that was begun by an earlier version continues as it would have."""
+    images, targets, mask = numbered_batch()
+    _, y, _ = mix_batch(jax.random.key(7), images, targets, mask, mixup=0.2, cutmix=0.0)
+    c = 0.9511460661888123
+    wanted = np.zeros((8, 8))
+    for i, partner in enumerate([6, 0, 4, 1, 2, 5, 7, 3]):
+        wanted[i, i] += c
+        wanted[i, partner] += 1 - c
+    np.testing.assert_allclose(y, wanted, atol=1e-6)

@@ -203,7 +203,8 @@ def test_loss_and_every_gradient_are_pytorchs(mixed: bool) -> None:
         x, mask = normalize(jnp.asarray(images)), jnp.ones(IMAGES, bool)
         targets = jax.nn.one_hot(jnp.asarray(labels), CLASSES)
         if mixed:
-            x, targets, mask = mix(x, targets, mask, jnp.float32(c), jnp.asarray(order))
+            share = jnp.float32(c)
+            x, targets, mask = mix(x, targets, mask, share, share, jnp.asarray(order))
         logits, _ = network.apply(
             {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
         )

@@ -11,7 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from seresnext_jax.config import Config, LossScaleConfig, ModelConfig, OptimConfig, Precision
+from seresnext_jax.config import (
+    Config,
+    DataConfig,
+    LossScaleConfig,
+    ModelConfig,
+    OptimConfig,
+    Precision,
+)
 from seresnext_jax.data.place import local_columns, put_batch
 from seresnext_jax.mesh import local_value_and_grad, make_mesh, replicate
 from seresnext_jax.model.layers import BatchNorm, Conv, Dense
@@ -114,10 +121,10 @@ def assert_same_runs(runs: list[Run], mask: np.ndarray | None = None) -> None:
             assert found == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.parametrize("mixed", [0.0, 0.2])
-def test_a_step_is_the_same_on_any_division_into_devices_and_passes(mixed: float) -> None:
-    config = replace(CONFIG, mixup=mixed)
-    # Mixup draws once per device and pass; without it one device may take all groups at once.
+@pytest.mark.parametrize("mixed", [{}, {"mixup": 0.2}, {"mixup": 0.2, "cutmix": 1.0}])
+def test_a_step_is_the_same_on_any_division_into_devices_and_passes(mixed: Any) -> None:
+    config = replace(CONFIG, **mixed)
+    # Mixing draws once per device and pass; without it one device may take all groups at once.
     divisions = [(4, 1), (1, 4), (2, 2)] if mixed else [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)]
     runs = [Run(devices, passes, config) for devices, passes in divisions]
     assert_same_runs(runs)
@@ -125,6 +132,14 @@ def test_a_step_is_the_same_on_any_division_into_devices_and_passes(mixed: float
         # Left-out images, all of them on one device of four, half of the next one's.
         assert_same_runs(runs, mask=np.arange(IMAGES) >= 6)
         assert runs[0].train(steps=1, mask=np.arange(IMAGES) >= 6)[0]["readable"] == 10 / 16
+
+
+def test_augmentation_is_the_same_on_any_division_into_devices_and_passes() -> None:
+    data = DataConfig(augmentation="autoaugment", random_erasing=0.5)
+    config = replace(CONFIG, data=data)
+    runs = [Run(*division, config) for division in [(1, 1), (4, 1), (1, 4), (2, 2)]]
+    assert_same_runs(runs)
+    assert runs[0].train()[0]["loss"] != Run().train()[0]["loss"]
 
 
 def test_a_step_of_the_real_block_is_the_same_on_any_division() -> None:
