@@ -19,7 +19,7 @@ import classify
 from check_data import options_from as check_data_options
 from convert.__main__ import parse as parse_conversion
 from eval import options_from as eval_options
-from seresnext_jax import __version__, show
+from seresnext_jax import __version__, compare, show
 from seresnext_jax.cli import parse, parse_config, parse_over_config
 from seresnext_jax.config import Config, flatten, option_name
 from seresnext_jax.data.normalize import normalize
@@ -89,6 +89,8 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> 
         parse(classify.ClassifyConfig(), words[2:], program="classify.py", description="")
     elif words[:3] == ["python", "-m", "seresnext_jax.show"]:
         parse(show.ShowConfig(), words[3:], program="show", description="")
+    elif words[:3] == ["python", "-m", "seresnext_jax.compare"]:
+        parse(compare.CompareConfig(), words[3:], program="compare", description="")
     elif words[:2] == ["python", "benchmark.py"]:
         parse(benchmark.BenchmarkConfig(), words[2:], program="benchmark.py", description="")
     else:
@@ -98,7 +100,7 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("text", options_in_tables(README))
 def test_an_option_exists(text: str) -> None:
     words = shlex.split(text.replace("…", ""))
-    if words[0] in ("--weights", "--ema", "--against", "--class-names", "--details"):
+    if words[0] in ("--html", "--weights", "--ema", "--against", "--class-names", "--details"):
         return  # of the other programs; their commands are checked above
     if len(words) == 1:
         assert words[0] in map(option_name, flatten(Config()))

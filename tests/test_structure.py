@@ -18,7 +18,8 @@ FLOORS: tuple[set[str], ...] = (
     {"checkpoint"},
     {"weights"},
     {"run", "api"},
-    {"train", "eval", "classify", "check_data", "benchmark", "convert", "setup", "show"},
+    {"train", "eval", "classify", "check_data", "benchmark", "convert"}
+    | {"setup", "show", "compare"},
 )
 """The rooms, folders or files, of each floor, from the ground up."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -125,7 +126,7 @@ def test_a_recipe_needs_only_the_schema(path: Path) -> None:
 def test_a_program_imports_late_what_it_may_not_need() -> None:
     """A wrong option is answered at once."""
     late = ["torch", "matplotlib", "nvidia.dali", "orbax.checkpoint"]
-    programs = "train, eval, classify, seresnext_jax.show"
+    programs = "train, eval, classify, seresnext_jax.show, seresnext_jax.compare"
     code = f"import sys, {programs}; print([m for m in {late} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

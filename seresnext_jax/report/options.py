@@ -21,9 +21,9 @@ def show_value(value: Any) -> str:
 def find_differences(options: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The options that all runs have, with different values: their values by name.
 
-    A run of the original has only the original's names. An option that is recorded under its path,
-    such as ``optim.lr``, and the original's name, such as ``lr``, is given once if it has the same
-    values under both.
+    A run of the original has only the original's names. An option may be recorded twice, under its
+    path, such as ``optim.lr`` or ``data.root``, and the original's name, ``lr`` or ``data``. It is
+    given once if it has the same values under both.
     """
     first, *others = options
     found = {}
@@ -35,7 +35,8 @@ def find_differences(options: Sequence[Mapping[str, Any]]) -> dict[str, list[Any
     repeated = {
         name
         for path, values in found.items()
-        if (name := path.rpartition(".")[2]) != path and found.get(name) == values
+        for name in path.split(".")
+        if name != path and found.get(name) == values
     }
     return {name: values for name, values in found.items() if name not in repeated}
 

@@ -1,5 +1,6 @@
 """What is drawn: charts with their lines, for the pages and the plots."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,11 +55,11 @@ def run_panels(history: History) -> list[Panel]:
 
 
 def compared_panels(runs: Sequence[tuple[str, History]]) -> list[Panel]:
-    """One panel for each metric that has a chart, with a line for each of the labelled runs."""
-    names = in_order(dict.fromkeys(name for _, history in runs for name in history.names))
+    """One panel for each metric that several of the labelled runs have, with a line for each."""
+    counts = Counter(name for _, history in runs for name in history.names)
     panels = []
-    for metric in map(find_metric, names):
-        if metric.panel:
+    for metric in map(find_metric, in_order(counts)):
+        if metric.panel and counts[metric.name] > 1:
             lines = [
                 Line(label, style, _curve(history, metric.name))
                 for style, (label, history) in enumerate(runs)

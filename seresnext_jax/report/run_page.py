@@ -1,5 +1,6 @@
 """The page of a run: its results, curves, options, hardware and versions."""
 
+import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from html import escape
@@ -78,6 +79,13 @@ def best_epoch(history: History) -> tuple[float, float] | None:
     return max(found, key=lambda pair: pair[0]) if found else None
 
 
+def data_wait(history: History) -> float | None:
+    """The share of the training time in which the devices waited for data, in percent."""
+    parts = [history.summary.get(f"train.{name}") for name in ("data_time", "compute_time")]
+    wait, compute = (0.0 if part is None or math.isnan(part) else part for part in parts)
+    return 100 * wait / (wait + compute) if wait + compute else None
+
+
 def _headline(history: History) -> str:
     options = history.start.options
     done = history.epochs[-1].epochs if history.epochs else 0
@@ -101,9 +109,8 @@ def _results(history: History) -> Iterator[tuple[str, str, str]]:
     summary = history.summary
     for label, value in metric_rows(summary, ["train.total_ips"]):
         yield label, value, "mean of the epochs"
-    if "train.data_time" in summary and "train.compute_time" in summary:
-        wait, compute = summary["train.data_time"], summary["train.compute_time"]
-        yield "waiting for data", f"{100 * wait / (wait + compute):.1f} %", "share of the time"
+    if (share := data_wait(history)) is not None:
+        yield "waiting for data", f"{share:.1f} %", "share of the time"
     for label, value in metric_rows(summary, ["train.skipped_steps"]):
         yield label, value, "steps without finite gradients"
     if history.seconds:

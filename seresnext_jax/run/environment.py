@@ -22,10 +22,10 @@ _CPU, _DRIVER = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/version")
 def describe_environment() -> dict[str, str]:
     """What to know to repeat a measurement, as names and values for people."""
     kinds = Counter(device.device_kind for device in jax.devices())
-    backend = jax.devices()[0].client.platform_version.partition("\n")[0]
+    client = jax.devices()[0].client.platform_version.partition("\n")[0]
     found = {
         "devices": ", ".join(f"{number} x {kind}" for kind, number in kinds.items()),
-        "backend": f"{jax.default_backend()} ({backend})",
+        "platform": client,
         "NVIDIA driver": _line_with(_DRIVER, "NVRM version:"),
         "processes": str(jax.process_count()),
         "host": socket.gethostname(),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from seresnext_jax.checkpoint.meta import Progress
 from seresnext_jax.cli import load_recipe
+from seresnext_jax.commands import command
 from seresnext_jax.config import Config
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import printable
@@ -43,7 +44,7 @@ def open_report(
     report.parameters(
         report_parameters(config, plan)
         | {"recipe": recipe, "deviations": find_deviations(options, config)}
-        | {"command": shlex.join(["python", "train.py", *argv])}
+        | {"command": f"{command('train')} {shlex.join(argv)}"}
         | {"environment": describe_environment()}
     )
     if not config.evaluate:
