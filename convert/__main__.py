@@ -1,4 +1,4 @@
-"""Convert weights and training states between PyTorch files and this project."""
+"""Convert weights and training states between PyTorch files and this project, and export them."""
 
 import argparse
 import shlex
@@ -11,6 +11,7 @@ from seresnext_jax.cli import check_output, parse_config, run, write_output
 from seresnext_jax.commands import command
 from seresnext_jax.data.class_names import choose_names
 from seresnext_jax.errors import UserError, shown
+from seresnext_jax.plan import TOTAL_STRIDE
 from seresnext_jax.weights import training_state as training
 from seresnext_jax.weights.folder import write_weights_folder
 from seresnext_jax.weights.info import WeightsInfo, to_json
@@ -144,6 +145,28 @@ def verify(options: argparse.Namespace) -> int:
     return int(result.verdict == "different")
 
 
+def export(options: argparse.Namespace) -> int:
+    """Write a network as one ONNX or StableHLO file for other programs, and check that file."""
+    # Imported here because most other commands don't need it.
+    from seresnext_jax.export.export import export_weights
+
+    weights = read_weights(options.source, ema=options.ema)
+    info = weights.info
+    names = choose_names(options.class_names, info.class_names, info.num_classes)
+    size = info.image_size if options.image_size is None else options.image_size
+    if size < TOTAL_STRIDE:
+        raise UserError(f"--image-size is {size}: give {TOTAL_STRIDE} or more")
+    weights = replace(weights, info=replace(info, class_names=names, image_size=size))
+    done = export_weights(weights, options.out, options.precision, replace=options.force)
+    print(f"{done.path}: {done.format}, {_describe(weights.info)}, {size} pixels")
+    print(f"{done.description}: its input, output, preprocessing and class names")
+    print(
+        f"checked with {done.runtime}: logits differ from ours by at most {done.difference:.2e}; "
+        f"the largest is {done.largest:.3g}"
+    )
+    return 0
+
+
 def _print_facts(facts: dict[str, Any]) -> None:
     for name, value in facts.items():
         print(f"{name.replace('_', ' ') + ':':22}{'-' if value in (None, '') else value}")
@@ -207,12 +230,7 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("file", type=Path, help="torch file (.pth.tar, .pt, .safetensors)")
     add.add_argument("out", type=Path, help="folder to write")
     add.add_argument("--ema", action="store_true", help="take the moving average")
-    add.add_argument(
-        "--class-names",
-        default="",
-        metavar="FILE",
-        help="names of the classes in the order of the labels: one per line, or JSON",
-    )
+    _add_class_names(add)
     add.add_argument(
         "--training",
         metavar="CONFIG",
@@ -249,6 +267,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--ema", action="store_true", help="take the moving average")
 
+    add = add_command("export", export)
+    add.add_argument("source", type=Path, help="weights folder, checkpoint or torch file")
+    add.add_argument("out", type=Path, help="file to write: NAME.onnx or NAME.stablehlo")
+    add.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="of the weights and the computation; bf16 for .stablehlo only (default: fp32)",
+    )
+    add.add_argument(
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="width and height of the input (default: as stored with the weights, or 224)",
+    )
+    add.add_argument("--ema", action="store_true", help="take the moving average")
+    _add_class_names(add)
+    add.add_argument("--force", action="store_true", help="replace existing files")
+
     add = add_command("inspect", inspect)
     add.add_argument("file", type=Path, help="weights folder, checkpoint or torch file")
     _add_table(add)
@@ -261,6 +298,15 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--images", type=Path, metavar="DIR", help="compare on these, not on noise")
     add.add_argument("--json", default="", metavar="FILE", help="also write JSON to this file")
     return parser
+
+
+def _add_class_names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--class-names",
+        default="",
+        metavar="FILE",
+        help="names of the classes in the order of the labels: one per line, or JSON",
+    )
 
 
 def _add_table(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ FLOORS: tuple[set[str], ...] = (
     {"training", "cli"},
     {"checkpoint"},
     {"weights"},
-    {"run", "api"},
+    {"run", "api", "export"},
     {"train", "eval", "classify", "check_data", "benchmark", "convert"}
     | {"setup", "show", "compare"},
 )
@@ -31,6 +31,7 @@ ONLY_IN = {
     "nvidia.dali": {"data.dali"},
     "orbax": {"checkpoint.arrays"},
     "flax.linen": {"model.layers", "model.network"},
+    "onnx": {"export.onnx_file"},
     "torch": {"weights.torch_write", "weights.torch_forward"},
 }
 

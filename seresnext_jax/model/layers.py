@@ -36,6 +36,8 @@ class Conv(nn.Module):
     stride: int = 1
     groups: int = 1
     init_mode: FanMode = "fan_in"
+    portable: bool = False
+    """See `conv2d`."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -49,6 +51,7 @@ class Conv(nn.Module):
             stride=self.stride,
             padding=self.kernel_size // 2,
             groups=self.groups,
+            portable=self.portable,
         )
 
 

@@ -97,12 +97,14 @@ class Options:
     """Images normalised together; 0: all images of this device."""
     folded: bool = False
     """Whether BatchNorm is part of the convolutions (fold.py): for inference only."""
+    portable: bool = False
+    """Whether XLA's own operations are enough to run it: the C++ kernel is not used."""
 
     def conv(
         self, name: str, features: int, kernel_size: int, stride: int = 1, groups: int = 1
     ) -> Conv:
         """A convolution without bias."""
-        return Conv(features, kernel_size, stride, groups, self.init_mode, name=name)
+        return Conv(features, kernel_size, stride, groups, self.init_mode, self.portable, name=name)
 
     def norm(self, name: str, scale_init: float = 1.0) -> BatchNorm | FoldedBatchNorm:
         """The normalisation after a convolution."""

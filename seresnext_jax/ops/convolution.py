@@ -15,9 +15,15 @@ from seresnext_jax.ops.gpu.convolution import conv2d_on_gpu
 
 
 # Compiled as one function, it is traced once for all layers of a shape, not once for each.
-@partial(jax.jit, static_argnames=("stride", "padding", "groups"))
+@partial(jax.jit, static_argnames=("stride", "padding", "groups", "portable"))
 def conv2d(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, groups: int = 1
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    portable: bool = False,
 ) -> jax.Array:
     """Convolve with symmetric zero padding, as `torch.nn.functional.conv2d` does.
 
@@ -26,6 +32,7 @@ def conv2d(
     Args:
       x: (N, H, W, C).
       kernel: (kh, kw, C / groups, O), of x's dtype.
+      portable: use XLA's own operations only, so that other programs can run what is exported.
 
     Returns:
       (N, (H + 2 padding - kh) // stride + 1, likewise, O), of x's dtype.
@@ -34,6 +41,6 @@ def conv2d(
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(conv2d_on_cpu, **options),
+        cpu=partial(conv2d_on_cpu, **options, portable=portable),
         default=partial(conv2d_on_gpu, **options),
     )

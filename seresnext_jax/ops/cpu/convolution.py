@@ -15,15 +15,15 @@ _FEW_CHANNELS = 4
 
 
 def conv2d_on_cpu(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int, portable: bool
 ) -> jax.Array:
     """`ops.convolution.conv2d` for XLA's CPU backend."""
     if kernel.shape[:2] == (1, 1) and groups == 1 and padding == 0:
         return _pointwise(x, kernel, stride)
     if groups > 1:
         # With a GPU in the process this is traced but rarely runs, so don't start a compiler.
-        on_cpu = jax.default_backend() == "cpu"
-        if on_cpu and is_supported(x, kernel, padding, groups) and is_available():
+        wanted = jax.default_backend() == "cpu" and not portable
+        if wanted and is_supported(x, kernel, padding, groups) and is_available():
             return grouped_by_kernel(x, kernel, stride)
         return grouped_in_blocks(x, kernel, stride, padding, groups)
     if x.shape[-1] <= _FEW_CHANNELS:

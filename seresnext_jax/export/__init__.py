@@ -1,0 +1,1 @@
+"""Exported networks: one file that other programs run."""

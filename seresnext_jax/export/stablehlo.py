@@ -1,0 +1,34 @@
+"""StableHLO files, by `jax.export`: any program with JAX runs them, on a CPU or an NVIDIA GPU."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from seresnext_jax.export.network import Array, ExportPrecision, portable_forward
+from seresnext_jax.weights.info import Weights
+
+RUNTIME = "jax"
+
+
+def write_stablehlo(path: Path, weights: Weights, precision: ExportPrecision) -> None:
+    """Write the network with its weights; the batch size is free."""
+    forward, variables = portable_forward(weights, precision)
+    constants = jax.tree.map(jnp.asarray, variables)
+    size = weights.info.image_size
+    (batch,) = export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
+
+    @jax.jit
+    def classify(images: jax.Array) -> Any:
+        return forward(constants, images)
+
+    path.write_bytes(export.export(classify, platforms=("cpu", "cuda"))(images).serialize())
+
+
+def run_stablehlo(path: Path, pixels: Array) -> Array:
+    """The logits that the file computes."""
+    return np.asarray(export.deserialize(bytearray(path.read_bytes())).call(pixels))
