@@ -49,7 +49,8 @@ class InputConfig:
     """The images and how they are read."""
 
     root: str = ""
-    """Folder with train/<class>/<image> and val/<class>/<image>."""
+    """Folder with train/<class>/<image> and val/<class>/<image>, or with shards: train/*.tar and
+    val/*.tar (docs/data.md)."""
     backend: Backend = "dali-cpu"
     """What decodes the images: DALI on the GPU or the CPU (dali-gpu, dali-cpu) or Pillow (folder).
     synthetic: random images, no files needed."""
@@ -59,8 +60,8 @@ class InputConfig:
     """For evaluation the shorter side is resized to image_size + eval_margin pixels, then the
     centre is cropped."""
     workers: Annotated[int, Range(1, 1024)] = 4
-    """Decoding threads per device of this process. CPU backends share one pool, capped at the
-    number of cores but never smaller than this value."""
+    """Decoding threads per device. CPU backends of a host together have at most as many as it has
+    cores, or this number if that is larger."""
     prefetch: Annotated[int, Range(1, 64)] = 2
     """Number of batches that are decoded in advance."""
     on_bad_image: Literal["error", "skip"] = "error"
@@ -71,6 +72,9 @@ class InputConfig:
     evaluation could not be decoded."""
     exif_orientation: bool = False
     """Turn photos upright by their EXIF orientation. The original does not."""
+    index: str = "~/.cache/seresnext_jax/index"
+    """Folder for lists of the files and their image sizes, so that the next start need not read
+    them again (for at least 10,000 images); empty: none."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,9 @@ class DataConfig(InputConfig):
     """Smallest and largest area of the random training crop, as a fraction of the image."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest aspect ratio (width / height) of the random training crop."""
+    shards_at_once: Annotated[int, Range(0, 10**6)] = 0
+    """Only with shards: an epoch reads this many shards at the same time, each from its beginning
+    to its end, which suits network disks. 0: all images in any order."""
     flip: bool = True
     """Mirror half of the training images, chosen at random."""
     augmentation: Augmentation = "none"

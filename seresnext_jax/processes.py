@@ -3,9 +3,11 @@
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import traceback
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -42,6 +44,14 @@ _HOW_TO_PLACE = (
 def sum_over_processes(number: int) -> int:
     """The sum of a number over the processes; all of them must call this."""
     return int(np.sum(multihost_utils.process_allgather(np.int32(number))))
+
+
+def processes_on_this_host() -> int:
+    """The number of this run's processes on this machine; all processes must call this."""
+    if jax.process_count() == 1:
+        return 1
+    host = np.uint32(zlib.crc32(socket.gethostname().encode()))
+    return int(np.sum(multihost_utils.process_allgather(host) == host))
 
 
 def on_one_process(action: Callable[[], None]) -> None:

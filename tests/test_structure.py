@@ -28,7 +28,7 @@ WALLS = ("ops.cpu", "ops.gpu")
 """Rooms inside a room: only that room's own files may enter."""
 
 ONLY_IN = {
-    "nvidia.dali": {"data.dali"},
+    "nvidia.dali": {"data.backends.dali"},
     "orbax": {"checkpoint.arrays"},
     "flax.linen": {"model.layers", "model.network"},
     "onnx": {"export.onnx_file"},
@@ -37,7 +37,7 @@ ONLY_IN = {
 
 
 def module_of(path: Path) -> str:
-    """The name of a file in the tables: ``data.dali``, ``train``, ``convert.__main__``."""
+    """The name of a file in the tables: ``data.open``, ``train``, ``convert.__main__``."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     parts = parts[1:] if parts[0] == "seresnext_jax" else parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
@@ -80,7 +80,7 @@ def test_imports_are_read_from_every_form() -> None:
 
 
 def room_of(name: str) -> str:
-    """``data.dali`` → ``data``; the options and what follows from them share a room."""
+    """``data.open`` → ``data``; the options and what follows from them share a room."""
     return "config" if name == "plan" else name.partition(".")[0]
 
 

@@ -308,9 +308,10 @@ def test_a_recipe_reads_imagenet_and_names_the_option_if_it_is_missing(tmp_path:
 COUNTING = """
 import sys
 import train
-from seresnext_jax.data import dali, files
-scan, graph, seen = files.list_images, dali._graph, []
-files.list_images = lambda folder: seen.append("listed " + folder.name) or scan(folder)
+from seresnext_jax.data import index
+from seresnext_jax.data.backends import dali
+scan, graph, seen = index.list_folder, dali._graph, []
+index.list_folder = lambda folder, show: seen.append("listed " + folder.name) or scan(folder, show)
 def build(feed, crop, **options):
     seen.append("built " + type(crop).__name__)
     return graph(feed, crop, **options)

@@ -1,6 +1,7 @@
-"""`Batch` and `Loader`: the contract between the input backends and the steps."""
+"""`Batch`, `Loader` and `Backend`: the contract between the input backends and the steps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import jax
@@ -33,7 +34,7 @@ class Loader(Protocol):
     """Number of images in the split."""
     num_steps: int
     """Number of steps in one epoch or evaluation."""
-    paths: tuple[str, ...]
+    paths: Sequence[str]
     """Path of each image in file order, below the split's folder; empty for synthetic data."""
     class_names: tuple[str, ...]
     """Class folder names in label order; empty for synthetic data."""
@@ -55,3 +56,14 @@ class Loader(Protocol):
     def close(self) -> None:
         """Stop threads and free pipelines; may be called twice."""
         ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What reads the images of a split; see data/backends/."""
+
+    open_loader: Callable[..., Loader]
+    """Takes an `ImageReader`, a `Sampler`, the mesh, and as keywords the fingerprint and the
+    numbers of threads and of prefetched batches."""
+    on_gpu: bool = False
+    """It decodes on the GPUs: each has its own pipeline, and truncated JPEGs are not noticed."""

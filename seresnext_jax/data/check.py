@@ -12,16 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from seresnext_jax.config import InputConfig
-from seresnext_jax.data.files import (
-    FileList,
-    class_problems,
-    differing_classes,
-    list_images,
-    number_problems,
-)
+from seresnext_jax.data.classes import class_problems, differing_classes, number_problems
+from seresnext_jax.data.files import FileList
 from seresnext_jax.data.formats import count_kinds, has_image_suffix
-from seresnext_jax.data.images import BadImage, decode_rgb, is_meant_as_image
+from seresnext_jax.data.images import BadImage, Member, decode_rgb, is_meant_as_image
+from seresnext_jax.data.index import open_index
 from seresnext_jax.data.open import SPLITS, Split, split_folder
+from seresnext_jax.data.shards import ShardList
 from seresnext_jax.data.walk import is_hidden
 from seresnext_jax.errors import UserError, printable
 
@@ -56,7 +53,7 @@ def check_data(
         folder = split_folder(data, split)
         problems += _loose_images(folder)
         try:
-            splits[split] = list_images(folder)
+            splits[split] = open_index(folder, "", lambda line: None).files
         except UserError as error:
             problems.append(str(error))
     for split, files in splits.items():
@@ -69,9 +66,8 @@ def check_data(
         problems += _images_left_out(split, files)
     if len(splits) == len(SPLITS):
         problems += differing_classes(splits["train"].class_names, splits["val"].class_names)
-    paths = {split: _paths(files) for split, files in splits.items()}
-    bad, digests = _decode_all(paths, data.workers, progress)
-    problems += _shared_images(paths, digests)
+    bad, digests = _decode_all(splits, data.workers, progress)
+    problems += _shared_images(splits, digests)
     return CheckResult(problems + bad, facts)
 
 
@@ -128,59 +124,76 @@ def _similar_names(files: FileList) -> list[str]:
     ]
 
 
-def _paths(files: FileList) -> list[Path]:
-    return [files.folder / path for path in files.paths]
-
-
 def _decode_all(
-    paths: dict[Split, list[Path]], workers: int, progress: Callable[[int, int], None]
-) -> tuple[list[str], dict[Path, bytes]]:
-    """One line on each image that can't be decoded, and the digests of possible duplicates."""
-    sizes = {path: _size(path) for split in paths.values() for path in split}
-    train, val = ({sizes[path] for path in paths.get(split, ())} for split in SPLITS)
-    in_both = train & val
-    todo = ((path, size in in_both) for path, size in sizes.items())
+    splits: dict[Split, FileList], workers: int, progress: Callable[[int, int], None]
+) -> tuple[list[str], dict[Split, dict[int, bytes]]]:
+    """One line on each image that can't be decoded, and the digests of possible duplicates.
+
+    An image can only be in both splits if one of the same size in bytes is in the other one.
+    """
+    sizes = {split: _sizes(files) for split, files in splits.items()}
+    train, val = (sizes.get(split, np.empty(0, np.int64)) for split in SPLITS)
+    in_both = np.intersect1d(train, val)
+    todo = (
+        (split, index, bool(alike))
+        for split, files in splits.items()
+        for index, alike in enumerate(np.isin(sizes[split], in_both))
+    )
+    total = sum(map(len, sizes.values()))
 
     problems: list[str] = []
-    digests: dict[Path, bytes] = {}
+    digests: dict[Split, dict[int, bytes]] = {split: {} for split in SPLITS}
     done = 0
     with ThreadPoolExecutor(workers) as pool:
         while some := list(islice(todo, _AT_ONCE)):
-            results = pool.map(lambda item: _decode(*item), some)
-            for (path, _), (problem, digest) in zip(some, results, strict=True):
+            results = pool.map(lambda item: _decode(splits[item[0]], *item[1:]), some)
+            for (split, index, _), (problem, digest) in zip(some, results, strict=True):
                 if problem is not None:
                     problems.append(problem)
                 if digest is not None:
-                    digests[path] = digest
+                    digests[split][index] = digest
                 done += 1
-                progress(done, len(sizes))
+                progress(done, total)
     return problems, digests
 
 
-def _size(path: Path) -> int:
-    """Size in bytes; -1 if the file is missing."""
+def _sizes(files: FileList) -> np.ndarray:
+    """Sizes of the images in bytes, (M,) int64; -1 if a file is missing."""
+    if isinstance(files, ShardList):
+        return files.places["length"]
+    return np.array([_size(files.path(index)) for index in range(len(files.paths))], np.int64)
+
+
+def _size(path: str) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except OSError:
         return -1
 
 
-def _decode(path: Path, with_digest: bool) -> tuple[str | None, bytes | None]:
+def _decode(files: FileList, index: int, with_digest: bool) -> tuple[str | None, bytes | None]:
     """What is wrong with an image, if anything, and the digest of its file if `with_digest`."""
     try:
-        decode_rgb(path, lambda image: None)
-        return None, hashlib.sha256(path.read_bytes()).digest() if with_digest else None
+        source = files.source(index)
+        decode_rgb(source, lambda image: None)
+        if not with_digest:
+            return None, None
+        data = source.data if isinstance(source, Member) else Path(source).read_bytes()
+        return None, hashlib.sha256(data).digest()
     except (BadImage, OSError) as cause:
         return (
-            f"{printable(path)} can't be decoded ({printable(cause)}): replace or delete it",
+            f"{printable(files.path(index))} can't be decoded ({printable(cause)}): replace or "
+            "delete it",
             None,
         )
 
 
-def _shared_images(paths: dict[Split, list[Path]], digests: dict[Path, bytes]) -> list[str]:
+def _shared_images(
+    splits: dict[Split, FileList], digests: dict[Split, dict[int, bytes]]
+) -> list[str]:
     """One line on val files that are also in train: they make the accuracy look too good."""
-    train = {digests[path] for path in paths.get("train", ()) if path in digests}
-    shared = [path for path in paths.get("val", ()) if digests.get(path) in train]
+    train = set(digests["train"].values())
+    shared = [splits["val"].path(i) for i, found in digests["val"].items() if found in train]
     if not shared:
         return []
     return [

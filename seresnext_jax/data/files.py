@@ -2,15 +2,31 @@
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from seresnext_jax.data.class_names import listed
 from seresnext_jax.data.formats import count_kinds, has_image_suffix, split_by_suffix
-from seresnext_jax.data.walk import files_below, is_hidden, leads_back, listing
+from seresnext_jax.data.images import Source
+from seresnext_jax.data.paths import Paths
+from seresnext_jax.data.walk import (
+    PlaceState,
+    folders_below,
+    is_hidden,
+    leads_back,
+    listing,
+    place_state,
+)
 from seresnext_jax.errors import UserError, printable
+
+Progress = Callable[[str], None]
+"""Shows one line about what is being listed."""
+_SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True)
@@ -18,14 +34,29 @@ class FileList:
     """The M images of one split."""
 
     folder: Path
-    paths: tuple[str, ...]
-    """M paths below `folder`, sorted."""
+    paths: Paths
+    """M paths below `folder`, sorted within each class."""
     labels: np.ndarray
     """(M,) int32: the rank of the class folder's name."""
     class_names: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     """Paths below `folder` of the files that are not listed: those with other suffixes, and images
     outside the class folders. Hidden files are not included."""
+
+    in_shards: ClassVar[bool] = False
+    """Whether the files are members of archives."""
+
+    def path(self, index: int) -> str:
+        """The path of image `index`."""
+        return os.path.join(self.folder, self.paths[index])
+
+    def file_of(self, index: int) -> str:
+        """The file on the disk that contains image `index`."""
+        return self.path(index)
+
+    def source(self, index: int) -> Source:
+        """From where image `index` is read."""
+        return self.path(index)
 
     def count_left_out(self) -> str:
         """The files that are not listed, by suffix: ``.heic 12, no suffix 3``; empty if none."""
@@ -44,91 +75,62 @@ class FileList:
     def fingerprint(self, facts: str) -> str:
         """SHA-256 of `facts`, the paths and the labels."""
         digest = hashlib.sha256(facts.encode())
-        digest.update("\0".join(self.paths).encode(errors="surrogateescape"))
+        digest.update(self.paths.packed[:-1].tobytes())  # without the last 0
         digest.update(self.labels.tobytes())
         return digest.hexdigest()
 
 
-def scan_folder(folder: Path, num_classes: int) -> FileList:
-    """List a training split for a network of `num_classes` classes.
+@dataclass(frozen=True)
+class Listing:
+    """A split's files, and where they were found."""
 
-    Raises:
-      UserError: as `list_images`; or a class has no images, or the number of classes differs.
-    """
-    files = list_images(folder)
-    for problem in class_problems(files, num_classes):
-        raise UserError(problem)
-    return files
+    files: FileList
+    places: dict[str, PlaceState]
+    """Each folder or archive that was listed, as it was then; by path below the split's folder."""
 
 
-def scan_val(folder: Path, num_classes: int, names: tuple[str, ...] | None) -> FileList:
-    """List a validation split; a class may have no images.
-
-    Args:
-      num_classes: the number of the network's classes.
-      names: the class names in label order, if they are known; a class then needs no folder.
-
-    Raises:
-      UserError: as `list_images`; or there are no images, or the folders' labels are unknown.
-    """
-    files = list_images(folder)
-    if names is not None:
-        files = _label_by_name(files, names)
-    elif problem := wrong_number(files.class_names, folder, num_classes):
-        fix = "give --class-names FILE with the names of all classes in the order of the labels"
-        if len(files.class_names) > num_classes:
-            fix = "remove the folders that are not classes, or name other weights"
-        raise UserError(_nested(folder, num_classes) or f"{problem}: {fix}")
-    if not files.paths:
-        raise UserError(f"{folder} has no images in its class folders: add images")
-    return files
-
-
-def empty_classes(files: FileList) -> list[str]:
-    """The names of the classes that have no images."""
-    counts = np.bincount(files.labels, minlength=len(files.class_names))
-    return [name for name, count in zip(files.class_names, counts, strict=True) if not count]
-
-
-def _label_by_name(files: FileList, names: tuple[str, ...]) -> FileList:
-    """The same images with the labels that `names` give to the class folders."""
-    labels = {name: label for label, name in enumerate(names)}
-    unknown = [name for name in files.class_names if name not in labels]
-    if unknown:
-        raise UserError(
-            _nested(files.folder, len(names))
-            or f"{files.folder} has class folders that are not classes of the weights "
-            f"({listed(unknown)}; the classes are {listed(names)}): rename or remove them, or give "
-            "--class-names FILE with the folders' names in the order of the labels"
-        )
-    twice = [name for name in files.class_names if names.count(name) > 1]
-    if twice:
-        raise UserError(
-            f"several classes are called {listed(twice)}: give --class-names FILE with a different "
-            "name for each class"
-        )
-    new = np.array([labels[name] for name in files.class_names], np.int32)
-    return replace(files, labels=new[files.labels], class_names=names)
-
-
-def list_images(folder: Path) -> FileList:
+def list_folder(folder: Path, progress: Progress) -> Listing:
     """List the images of a split: those with the suffix of a format that can be read.
 
     Symbolic links to files and folders are followed. Hidden files are left out.
 
+    Args:
+      progress: called every few seconds if listing takes long.
+
     Raises:
       UserError: as `class_folders`, or a class can't be listed.
     """
+    with listing():
+        places = {"": place_state(folder)} if folder.is_dir() else {}
     class_names, left_out = _entries(folder)
-    members: list[list[str]] = []
+    members: list[Paths] = []
+    images = 0
+    shown = time.monotonic()
     with listing():
         for name in class_names:
-            images, others = split_by_suffix(files_below(folder / name))
-            members.append(images)
-            left_out += [os.path.relpath(path, folder) for path in others]
-    paths = tuple(os.path.relpath(path, folder) for found in members for path in found)
-    labels = np.repeat(np.arange(len(members), dtype=np.int32), [len(found) for found in members])
-    return FileList(folder, paths, labels, class_names, tuple(left_out))
+            found: list[str] = []
+            for below in folders_below(folder / name):
+                above = os.path.relpath(below.path, folder)
+                places[above] = below.state
+                names, others = split_by_suffix(below.names)
+                found += [f"{above}/{name}" for name in names]
+                left_out += [f"{above}/{name}" for name in others]
+            members.append(Paths.pack(sorted(found)))
+            images += len(found)
+            if time.monotonic() - shown > _SECONDS_BETWEEN_LINES:
+                shown = time.monotonic()
+                done = f"{len(members)} of {len(class_names)} classes"
+                progress(f"listing {printable(folder)}: {images} images in {done}")
+    sizes = [len(found) for found in members]
+    labels = np.repeat(np.arange(len(members), dtype=np.int32), sizes)
+    return Listing(
+        FileList(folder, Paths.join(members), labels, class_names, tuple(left_out)), places
+    )
+
+
+def list_images(folder: Path) -> FileList:
+    """The files of `list_folder`."""
+    return list_folder(folder, lambda line: None).files
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
@@ -168,88 +170,18 @@ def _entries(folder: Path) -> tuple[tuple[str, ...], list[str]]:
 def _other_root(split: Path) -> str:
     """A suggestion for ``--data.root`` if the split is missing: a nearby folder that has it."""
     root = split.parent
-    near = [root.parent, *(root / name for name in _folders(root))] if root.is_dir() else []
+    near = [root.parent, *(root / name for name in subfolders(root))] if root.is_dir() else []
     for other in near:
         if all((other / name).is_dir() for name in ("train", "val")):
             return f"give --data.root {printable(other)}"
     found = ""
     if root.is_dir():
-        found = f"; {printable(root)} has {listed(_folders(root)) or 'no folders'}"
+        found = f"; {printable(root)} has {listed(subfolders(root)) or 'no folders'}"
     return "give --data.root a folder with train/<class>/<image> and val/<class>/<image>" + found
 
 
-def _folders(folder: Path) -> tuple[str, ...]:
+def subfolders(folder: Path) -> tuple[str, ...]:
     """The sorted names of the folders in a folder; hidden ones are left out."""
     with listing():
         entries = [e for e in os.scandir(folder) if e.is_dir() and not is_hidden(e.name)]
     return tuple(sorted(entry.name for entry in entries))
-
-
-def class_problems(files: FileList, num_classes: int) -> list[str]:
-    """One line on each class folder without images, and one if their number is wrong."""
-    problems = [
-        f"class folder {printable(files.folder / name)} has no images: add images or remove "
-        "the folder"
-        for name in empty_classes(files)
-    ]
-    return problems + number_problems(files.class_names, files.folder, num_classes)
-
-
-def number_problems(names: tuple[str, ...], folder: Path, num_classes: int) -> list[str]:
-    """One line if a split for training has more or fewer classes than the network."""
-    problem = wrong_number(names, folder, num_classes)
-    if not problem:
-        return []
-    fix = f"train with --model.num-classes {len(names)}, or fix the folder"
-    return [_nested(folder, num_classes) or f"{problem}: {fix}"]
-
-
-def wrong_number(names: tuple[str, ...], folder: Path, num_classes: int) -> str:
-    """What is wrong with the number of class folders; "" if nothing is."""
-    if len(names) == num_classes:
-        return ""
-    folders = "1 class folder" if len(names) == 1 else f"{len(names)} class folders"
-    return f"{printable(folder)} has {folders}, but the network has {num_classes} classes"
-
-
-def _nested(folder: Path, num_classes: int) -> str:
-    """A line on class folders that are one level too deep; "" if there are none."""
-    outer = _folders(folder)
-    inner = [(name, found) for name in outer for found in _folders(folder / name)]
-    if len(inner) != num_classes and not (len(outer) == 1 and len(inner) > 1):
-        return ""
-    if any(has_image_suffix(name) for above in outer for name in os.listdir(folder / above)):
-        return ""
-    problem = wrong_number(outer, folder, num_classes)
-    here = printable(folder)
-    below = f"the folders in {listed(outer)} are {len(inner)} ({listed(n for _, n in inner)})"
-    if len(outer) > 1:
-        return f"{problem}; {below}: move them into {here}, and remove the empty folders"
-    one = printable(folder / outer[0])
-    return (
-        f"{problem}; {below}: move them into {here} and remove {one}, or give --data.root a new "
-        f"folder in which {folder.name} is a link to {one}, and the other split likewise"
-    )
-
-
-def differing_classes(train: tuple[str, ...], val: tuple[str, ...]) -> list[str]:
-    """One line on each split with class folders that the other one lacks.
-
-    Their labels would mean different things.
-    """
-    train_only, val_only = (
-        [name for name in a if name not in set(b)] for a, b in ((train, val), (val, train))
-    )
-    problems = []
-    if train_only:
-        problems.append(
-            f"{len(train_only)} class folder(s) only in train/ ({listed(train_only)}): train/ and "
-            "val/ must have the same ones, so add them to val/ (they may be empty there) or remove "
-            "them from train/"
-        )
-    if val_only:
-        problems.append(
-            f"{len(val_only)} class folder(s) only in val/ ({listed(val_only)}): train/ and val/ "
-            "must have the same ones, so add them to train/ or remove them from val/"
-        )
-    return problems

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 from PIL import Image
@@ -35,6 +35,8 @@ _SIGNATURES = {
     b"II\xbc": "JPEG XR",
     b"%!PS": "vector graphics",
 }
+HEAD = 12
+"""Bytes at the beginning of a file that tell its format."""
 _MANY_KINDS = 8
 
 _DALI_MODES = {
@@ -69,18 +71,27 @@ def _suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower().rstrip(".")
 
 
+@cache
+def _is_image_suffix(suffix: str) -> bool:
+    return suffix.lower() in _suffixes()
+
+
 def has_image_suffix(path: str) -> bool:
-    """Whether a file's name has the suffix of a format that is read."""
-    return _suffix(path) in _suffixes()
+    """Whether the name of a file that is not hidden has the suffix of a format that is read."""
+    return _is_image_suffix(path[path.rfind(".") :])
 
 
-def split_by_suffix(paths: Iterable[str]) -> tuple[list[str], list[str]]:
+def split_by_suffix(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The images and the other files, each sorted."""
-    images: list[str] = []
-    others: list[str] = []
-    for path in paths:
-        (images if has_image_suffix(path) else others).append(path)
-    return sorted(images), sorted(others)
+    images = sorted(name for name in names if _is_image_suffix(name[name.rfind(".") :]))
+    if len(images) == len(names):
+        return images, []
+    return images, sorted(set(names).difference(images))
+
+
+def format_names() -> str:
+    """Identifies which names are those of images: the suffixes, sorted."""
+    return " ".join(sorted(_suffixes()))
 
 
 def count_kinds(paths: Iterable[str]) -> str:
@@ -104,13 +115,21 @@ def is_broken_link(path: str) -> bool:
     return os.path.islink(path) and not os.path.exists(path)
 
 
-def unreadable_kind(path: str) -> str | None:
-    """The format of an image that is not read, such as ``HEIF``; None if it is not recognised."""
+def first_bytes(path: str) -> bytes:
+    """The first bytes of a file, for `unreadable_kind`; none if it can't be read."""
     try:
         with open(path, "rb") as file:
-            head = file.read(12)
+            return file.read(HEAD)
     except OSError:
-        head = b""
+        return b""
+
+
+def unreadable_kind(path: str, head: bytes) -> str | None:
+    """The format of an image that is not read, such as ``HEIF``; None if it is not recognised.
+
+    Args:
+      head: the first `HEAD` bytes of the file.
+    """
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
         return "HEIF"
     for signature, kind in _SIGNATURES.items():

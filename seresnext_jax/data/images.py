@@ -1,16 +1,23 @@
 """Opens one image file with Pillow as RGB, or refuses it with the cause."""
 
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Condition
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from seresnext_jax.data.formats import is_broken_link, readable_formats, unreadable_kind
+from seresnext_jax.data.formats import (
+    HEAD,
+    first_bytes,
+    is_broken_link,
+    readable_formats,
+    unreadable_kind,
+)
 from seresnext_jax.data.pixels import orientation, to_rgb, turned
 
 T = TypeVar("T")
@@ -29,7 +36,18 @@ class BadImage(Exception):
     """A file that can't be decoded; the message is the cause, without the file's name."""
 
 
-def decode_rgb(path: str | Path, use: Callable[[Image.Image], T], *, upright: bool = False) -> T:
+class Member(NamedTuple):
+    """A file that was read from an archive."""
+
+    name: str
+    data: bytes
+
+
+Source = str | Path | Member
+"""Where an image is: its path, or its bytes."""
+
+
+def decode_rgb(source: Source, use: Callable[[Image.Image], T], *, upright: bool = False) -> T:
     """Decode an image of any kind as RGB, and return what `use` returns for it.
 
     Waits while other threads are decoding too many pixels; see `PIXELS_AT_ONCE`.
@@ -41,40 +59,49 @@ def decode_rgb(path: str | Path, use: Callable[[Image.Image], T], *, upright: bo
       BadImage: the file is missing, unreadable, damaged, not an image, or larger than MAX_PIXELS.
     """
     with ExitStack() as memory:
-        with opened(path) as image:
+        with opened(source) as image:
             memory.enter_context(_memory.reserved(image.width * image.height))
             turn = orientation(image) if upright else 1
             rgb = turned(to_rgb(image), turn)
         return use(rgb)
 
 
-def open_rgb(path: str | Path) -> Image.Image:
+def open_rgb(source: Source) -> Image.Image:
     """Like `decode_rgb`, but returns the RGB image; its EXIF orientation is not applied."""
-    return decode_rgb(path, lambda image: image)
+    return decode_rgb(source, lambda image: image)
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[Image.Image]:
-    """Open the image at `path`, pixels not read yet; any error in the block becomes `BadImage`."""
+def opened(source: Source) -> Iterator[Image.Image]:
+    """Open an image, pixels not read yet; any error in the block becomes `BadImage`."""
     Image.MAX_IMAGE_PIXELS = None  # `check_pixels` has our limit
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait forever
-            raise BadImage("not a file")
-        with Image.open(path, formats=readable_formats()) as image:
+        with Image.open(_file(source), formats=readable_formats()) as image:
             check_pixels(image.height, image.width)
             yield image
     except BadImage:
         raise
     except UnidentifiedImageError as error:
-        raise BadImage(_not_an_image(path)) from error
+        raise BadImage(_not_an_image(source)) from error
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
     except Exception as error:  # for damaged files decoders raise nearly anything
         raise BadImage(str(error) or type(error).__name__) from error
 
 
-def _not_an_image(path: str | Path) -> str:
-    kind = unreadable_kind(os.fspath(path))
+def _file(source: Source) -> str | Path | io.BytesIO:
+    if isinstance(source, Member):
+        return io.BytesIO(source.data)
+    if not stat.S_ISREG(os.stat(source).st_mode):  # opening a pipe would wait forever
+        raise BadImage("not a file")
+    return source
+
+
+def _not_an_image(source: Source) -> str:
+    if isinstance(source, Member):
+        kind = unreadable_kind(source.name, source.data[:HEAD])
+    else:
+        kind = unreadable_kind(os.fspath(source), first_bytes(os.fspath(source)))
     if kind is None:
         return "not an image in a known format"
     return f"its format ({kind}) is not supported: convert it to JPEG or PNG"
@@ -85,7 +112,7 @@ def is_meant_as_image(path: str) -> bool:
 
     True if it has the content or suffix of an image, or is a broken link.
     """
-    if is_broken_link(path) or unreadable_kind(path):
+    if is_broken_link(path) or unreadable_kind(path, first_bytes(path)):
         return True
     try:
         with opened(path):

@@ -3,7 +3,9 @@
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -11,25 +13,26 @@ import jax
 from jax.sharding import Mesh
 
 from seresnext_jax.config import Config, EvaluationConfig, InputConfig
-from seresnext_jax.data.batch import Loader
+from seresnext_jax.data.backends.synthetic import NUM_IMAGES, SyntheticLoader
+from seresnext_jax.data.batch import Backend, Loader
 from seresnext_jax.data.class_names import listed
-from seresnext_jax.data.files import (
-    FileList,
-    class_folders,
+from seresnext_jax.data.classes import (
+    check_train,
     differing_classes,
     empty_classes,
+    label_val,
     number_problems,
-    scan_folder,
-    scan_val,
 )
-from seresnext_jax.data.folder import FolderLoader
+from seresnext_jax.data.files import FileList, class_folders
+from seresnext_jax.data.index import open_index
 from seresnext_jax.data.place import local_columns
 from seresnext_jax.data.reader import ImageReader
 from seresnext_jax.data.sampler import EvalSampler, Sampler, TrainSampler
-from seresnext_jax.data.synthetic import NUM_IMAGES, SyntheticLoader
+from seresnext_jax.data.shards import find_shards
 from seresnext_jax.data.transform import CentreCrop, TrainCrop
 from seresnext_jax.errors import UserError, printable
 from seresnext_jax.plan import passes_per_step
+from seresnext_jax.processes import processes_on_this_host
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -45,16 +48,21 @@ def open_splits(config: Config, mesh: Mesh) -> tuple[Loader, Loader | None]:
     """
     if config.training_only:
         return open_train(config, mesh), None
-    _backend(config, mesh)  # refuse a bad backend before listing folders
     if config.data.backend != "synthetic":
+        _find_backend(config.data.backend, mesh)  # refuse a bad one before listing folders
         _check_classes(config)
     val = open_val(config, mesh, num_classes=config.model.num_classes)
-    return open_train(config, mesh), val
+    train = open_train(config, mesh)
+    for problem in differing_classes(train.class_names, val.class_names):
+        raise UserError(problem)
+    return train, val
 
 
 def _check_classes(config: Config) -> None:
     """Compare the class folders of both splits with the network before listing the images."""
     train, val = (split_folder(config.data, split) for split in SPLITS)
+    if find_shards(train) or find_shards(val):  # their classes are in their lists
+        return
     names = class_folders(train)
     problems = number_problems(names, train, config.model.num_classes)
     for problem in problems + differing_classes(names, class_folders(val)):
@@ -121,7 +129,6 @@ def _open(
 ) -> Loader:
     """Open a split; its folder is listed once, after all other checks."""
     data = config.data
-    make_loader = _backend(config, mesh)
     images = config.batch_size * mesh.size
     sampler_of = partial(sampler_of, images_per_pass=images, columns=local_columns(mesh, images))
     if data.backend == "synthetic":
@@ -129,29 +136,38 @@ def _open(
         return SyntheticLoader(
             sampler, mesh, seed=seed, image_size=data.image_size, num_classes=num_classes
         )
-    folder = split_folder(data, split)
+    backend = _find_backend(data.backend, mesh)
+    index = open_index(split_folder(data, split), data.index, _show)
     if split == "train":
-        files = scan_folder(folder, num_classes)
+        files = check_train(index.files, num_classes)
     else:
-        files = scan_val(folder, num_classes, class_names)
+        files = label_val(index.files, num_classes, class_names)
         _warn_of_empty_classes(files)
     sampler = sampler_of(num_images=len(files.paths))
-    # NVIDIA's decoder fills the rest of a truncated JPEG with grey and reports no error.
-    find_truncated = data.backend == "dali-gpu"
-    upright = data.exif_orientation
     reader = ImageReader(
-        files, crop, data.on_bad_image, find_truncated=find_truncated, upright=upright
+        replace(index, files=files),
+        crop,
+        data.on_bad_image,
+        # NVIDIA's decoder fills the rest of a truncated JPEG with grey and reports no error.
+        find_truncated=backend.on_gpu,
+        upright=data.exif_orientation,
     )
     # Older checkpoints have fingerprints without this option.
-    turning = ", upright" * upright
-    return make_loader(
+    turning = ", upright" * data.exif_orientation
+    return backend.open_loader(
         reader,
         sampler,
         mesh,
         fingerprint=files.fingerprint(f"({crop}, {seed}, {sampler.images_per_step}{turning})"),
-        threads=decoding_threads(data, len(mesh.local_devices)),
+        threads=decoding_threads(data, mesh, on_gpu=backend.on_gpu),
         prefetch=data.prefetch,
     )
+
+
+def _show(line: str) -> None:
+    """Print a line about a listing that takes long."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
 
 
 def _warn_of_empty_classes(files: FileList) -> None:
@@ -184,38 +200,38 @@ def split_folder(data: InputConfig, split: Split) -> Path:
     return root / split
 
 
-def decoding_threads(data: InputConfig, local_devices: int) -> int:
+def decoding_threads(data: InputConfig, mesh: Mesh, *, on_gpu: bool) -> int:
     """Threads of a decoding pipeline: each GPU has its own pipeline, all CPU devices share one.
 
-    The shared one has ``workers`` threads per device, capped at the number of cores but never fewer
-    than ``workers``.
+    A host has ``workers`` threads per device, but not more than it has cores unless ``workers``
+    alone are more. Its processes share them.
     """
-    if data.backend == "dali-gpu":
+    if on_gpu:
         return data.workers
-    return max(data.workers, min(data.workers * local_devices, os.cpu_count() or 1))
+    here = processes_on_this_host()
+    wanted = data.workers * len(mesh.local_devices) * here
+    on_host = max(data.workers, min(wanted, len(os.sched_getaffinity(0))))
+    return -(-on_host // here)
 
 
-def _backend(config: EvaluationConfig, mesh: Mesh) -> Callable[..., Loader]:
-    """The loader class of the backend. DALI's is imported here because DALI is optional.
+def _find_backend(name: str, mesh: Mesh) -> Backend:
+    """The backend of a name; its module is imported here because DALI is optional.
 
     Raises:
       UserError: DALI is not installed, or should decode on a GPU and there is none.
     """
-    data, platform = config.data, mesh.devices.flat[0].platform
-    if data.backend == "synthetic":
-        return SyntheticLoader
-    if data.backend == "folder":
-        return FolderLoader
-    if data.backend == "dali-gpu" and platform != "gpu":
-        raise UserError(
-            f"--data.backend dali-gpu needs an NVIDIA GPU, and JAX runs on the {platform}: "
-            "give --data.backend dali-cpu"
-        )
     try:
-        from seresnext_jax.data.dali import DaliLoader
+        module = import_module(f"seresnext_jax.data.backends.{name.replace('-', '_')}")
     except ImportError as error:
         raise UserError(
-            f"--data.backend {data.backend} needs DALI ({error}): install the extra cuda12 or "
+            f"--data.backend {name} needs DALI ({error}): install the extra cuda12 or "
             "cuda13, or give --data.backend folder"
         ) from error
-    return partial(DaliLoader, device="gpu" if data.backend == "dali-gpu" else "cpu")
+    backend: Backend = module.BACKEND
+    platform = mesh.devices.flat[0].platform
+    if backend.on_gpu and platform != "gpu":
+        raise UserError(
+            f"--data.backend {name} needs an NVIDIA GPU, and JAX runs on the {platform}: "
+            "give --data.backend dali-cpu"
+        )
+    return backend

@@ -18,5 +18,5 @@ def split_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
       UserError: a folder can't be listed.
     """
     with listing():
-        images, others = split_by_suffix(files_below(folder))
+        images, others = split_by_suffix(list(files_below(folder)))
     return sorted(map(Path, images)), sorted(map(Path, others))

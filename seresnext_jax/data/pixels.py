@@ -18,6 +18,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """The operation that turns a photo upright, by its EXIF orientation."""
+SWAPPING = (5, 6, 7, 8)
+"""The orientations with which it exchanges height and width."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -75,11 +77,6 @@ def orientation(image: Image.Image) -> int:
     except Exception:  # damaged EXIF data does not make an image bad
         return 1
     return value if value in _UPRIGHT else 1
-
-
-def swaps_sides(orientation: int) -> bool:
-    """Whether turning an image upright exchanges its height and width."""
-    return orientation >= 5
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:

@@ -1,20 +1,30 @@
 """Reads the images of a split one by one, and applies the policy for bad files."""
 
-import math
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from threading import Lock
-from typing import Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from seresnext_jax.data.files import FileList
-from seresnext_jax.data.formats import dali_decodes
 from seresnext_jax.data.gone import folder_was_away
-from seresnext_jax.data.images import BadImage, check_pixels, decode_rgb, open_rgb, opened
-from seresnext_jax.data.pixels import orientation, swaps_sides
+from seresnext_jax.data.headers import (
+    AS_PILLOW,
+    JPEG,
+    KNOWN,
+    TURN_KNOWN,
+    WHOLE,
+    XMP,
+    FileState,
+    file_state,
+    has_jpeg_end,
+    read_header,
+)
+from seresnext_jax.data.images import MAX_PIXELS, BadImage, check_pixels, decode_rgb, open_rgb
+from seresnext_jax.data.index import SplitIndex
+from seresnext_jax.data.pixels import SWAPPING
 from seresnext_jax.data.sampler import Rows
 from seresnext_jax.data.transform import CentreCrop, TrainCrop
 from seresnext_jax.errors import UserError, printable
@@ -23,12 +33,16 @@ T = TypeVar("T")
 
 MAX_DALI_PIXELS = 2**25
 """Pillow decodes larger images: DALI keeps a whole batch in memory, at 3 bytes per pixel."""
+_IN_A_SHARD = FileState(0, 0)
 
-_JPEG_FORMATS = ("JPEG", "MPO")
-"""Pillow's names; MPO is several JPEGs in one file."""
-_JPEG_END = b"\xff\xd9"
-_TAIL = 512
-"""Bytes at the end of a file that are searched for `_JPEG_END`."""
+
+class Headers(NamedTuple):
+    """What the headers of R images say."""
+
+    sizes: np.ndarray
+    """(R, 2) int32, height and width in pixels; 0 for images that are left out."""
+    for_dali: np.ndarray
+    """(R,) bool: whether DALI decodes the image as Pillow does."""
 
 
 class ImageReader:
@@ -36,7 +50,7 @@ class ImageReader:
 
     def __init__(
         self,
-        files: FileList,
+        index: SplitIndex,
         crop: TrainCrop | CentreCrop,
         on_bad_image: Literal["error", "skip"],
         *,
@@ -46,20 +60,25 @@ class ImageReader:
         """Create a reader.
 
         Args:
-          find_truncated: `sizes` also refuses truncated JPEGs, for a decoder that accepts them.
+          find_truncated: `check` also refuses truncated JPEGs, for a decoder that accepts them.
           upright: apply the EXIF orientation.
         """
-        self.files = files
+        self.files = index.files
         self.crop = crop
         self.upright = upright
         self.bad_files: list[str] = []
-        self._bad: set[str] = set()
+        self._index = index
+        self._facts = index.facts
+        self._bad = np.zeros(len(self.files.paths), bool)
         self._on_bad_image = on_bad_image
         self._find_truncated = find_truncated
+        self._needed = KNOWN | TURN_KNOWN * upright
         self._lock = Lock()
-        # Headers are read once; an image that can't be read keeps the height 0.
-        self._sizes = np.zeros((len(files.paths), 2), np.int32)
-        self._for_dali = np.zeros(len(files.paths), bool)
+        self._checked = np.zeros(len(self.files.paths), bool)
+        if self.files.in_shards:  # whose state is compared when a file is read
+            self._checked[:] = self._is_complete(self._facts["flags"])
+
+    # ---- pixels --------------------------------------------------------------------------------
 
     def image(self, index: int, *draws: np.ndarray) -> np.ndarray | None:
         """The cropped image `index`, (S, S, 3) uint8; None if it is left out.
@@ -70,76 +89,11 @@ class ImageReader:
         Raises:
           UserError: the image can't be decoded, and the policy is ``error``; or its folder is gone.
         """
-        path = self.path(index)
+        if self._bad[index]:
+            return None
         cropped = partial(_crop, self.crop, draws)
-        return self._try(index, lambda: decode_rgb(path, cropped, upright=self.upright))
-
-    def sizes(self, index: np.ndarray) -> np.ndarray:
-        """(height, width) of images, from their headers.
-
-        Args:
-          index: (R,) int64 indices into the file list.
-
-        Returns:
-          (R, 2) int32; 0 for images that are left out.
-
-        Raises:
-          UserError: an image has no readable header or is truncated, and the policy is ``error``;
-            or its folder is gone.
-        """
-        for i in index[self._sizes[index, 0] == 0].tolist():
-            header = self._try(i, partial(self._header, self.path(i)))
-            if header is not None:
-                self._sizes[i], self._for_dali[i] = header
-        return self._sizes[index]
-
-    def for_dali(self, index: np.ndarray) -> np.ndarray:
-        """Whether DALI decodes images as Pillow does: (R,) bool; call `sizes` first."""
-        return self._for_dali[index]
-
-    def _header(self, path: str) -> tuple[tuple[int, int], bool]:
-        with opened(path) as image:
-            height, width = image.height, image.width
-            for_dali = dali_decodes(image)
-            if self.upright:
-                turn = orientation(image)
-                if swaps_sides(turn):
-                    height, width = width, height
-                # Pillow finds an orientation in XMP data too.
-                for_dali &= turn == 1 or not any("xmp" in str(key).lower() for key in image.info)
-            is_jpeg = image.format in _JPEG_FORMATS
-            suspect = self._find_truncated and is_jpeg and not _has_jpeg_end(path)
-        largest = self.crop.largest(height, width)
-        check_pixels(*largest)
-        if suspect:
-            open_rgb(path)  # Pillow decides, as in the other backends
-        return (height, width), for_dali and math.prod(largest) <= MAX_DALI_PIXELS
-
-    def path(self, index: int) -> str:
-        """The path of image `index`."""
-        return os.path.join(self.files.folder, self.files.paths[index])
-
-    def _try(self, index: int, read: Callable[[], T]) -> T | None:
-        """Call `read` on an image and apply the policy; None if the image is left out."""
-        path = self.path(index)
-        while True:
-            try:
-                return read()
-            except BadImage as cause:
-                if not folder_was_away(os.path.dirname(path)):
-                    self._refuse(path, cause)
-                    return None
-
-    def _refuse(self, path: str, cause: BadImage) -> None:
-        if self._on_bad_image == "error":
-            raise UserError(
-                f"can't decode {printable(path)}: {printable(cause)}; replace or delete it, "
-                "or leave such files out with --data.on-bad-image skip"
-            ) from cause
-        with self._lock:
-            if path not in self._bad:
-                self._bad.add(path)
-                self.bad_files.append(path)
+        source = self.files.source
+        return self._try(index, lambda: decode_rgb(source(index), cropped, upright=self.upright))
 
     def collect(
         self, rows: Rows, images: Iterable[np.ndarray | None]
@@ -158,15 +112,107 @@ class ImageReader:
                 pixels[row] = image
         return pixels, self.files.labels[rows.index], mask
 
+    # ---- headers -------------------------------------------------------------------------------
+
+    def unchecked(self, index: np.ndarray) -> np.ndarray:
+        """Which of some images `check` has not looked at in this run."""
+        return index[~self._checked[index]]
+
+    def check(self, index: np.ndarray) -> None:
+        """Read the headers of some images; those in the index only if their files have changed.
+
+        Args:
+          index: (R,) int64 indices into the file list.
+
+        Raises:
+          UserError: an image has no readable header or is truncated, and the policy is ``error``;
+            or its folder is gone.
+        """
+        for i in index.tolist():
+            self._try(i, partial(self._check, i))
+            self._checked[i] = True
+
+    def headers(self, index: np.ndarray) -> Headers:
+        """What the headers of some images say; call `check` first.
+
+        Args:
+          index: (R,) int64 indices into the file list.
+
+        Raises:
+          UserError: an image is too large, and the policy is ``error``.
+        """
+        facts = self._facts[index]
+        sizes = np.stack([facts["height"], facts["width"]], axis=1)
+        for_dali = facts["flags"] & AS_PILLOW != 0
+        if self.upright:
+            swapped = np.isin(facts["turn"], SWAPPING)[:, None]
+            sizes = np.where(swapped, sizes[:, ::-1], sizes)
+            # Pillow finds an orientation in XMP data too.
+            for_dali &= (facts["turn"] == 1) | (facts["flags"] & XMP == 0)
+        good = ~self._bad[index] & (facts["flags"] & KNOWN != 0)
+        largest = self.crop.largest(np.where(good[:, None], sizes, 1).astype(np.int64))
+        pixels: np.ndarray = largest.prod(axis=1)
+        for row in np.flatnonzero(pixels > MAX_PIXELS).tolist():
+            self._try(int(index[row]), partial(check_pixels, *largest[row].tolist()))
+            good[row] = False
+        return Headers(np.where(good[:, None], sizes, 0), for_dali & (pixels <= MAX_DALI_PIXELS))
+
+    def keep(self) -> None:
+        """Write the headers that were read to the index, for the next start."""
+        self._index.keep()
+
+    def _check(self, i: int) -> None:
+        """Bring `self._facts[i]` up to date.
+
+        Raises:
+          BadImage: it can't be read.
+        """
+        facts = self._facts[i]
+        state = _IN_A_SHARD if self.files.in_shards else file_state(self.files.path(i))
+        same = (facts["mtime_ns"], facts["length"]) == state
+        if same and self._is_complete(facts["flags"]):
+            return
+        source = self.files.source(i)
+        height, width, flags, turn = read_header(source, with_turn=self.upright)
+        check_pixels(height, width)
+        if self._find_truncated and flags & JPEG:
+            if not has_jpeg_end(source):
+                open_rgb(source)  # Pillow decides, as in the other backends
+            flags |= WHOLE
+        self._facts[i] = (height, width, flags, turn, *state)
+        self._index.changed = True
+
+    def _is_complete(self, flags: Any) -> Any:
+        """Whether everything is known that this reader needs; also for arrays of flags."""
+        needed = self._needed | WHOLE * (self._find_truncated & (flags & JPEG != 0))
+        return flags & needed == needed
+
+    # ---- bad files -----------------------------------------------------------------------------
+
+    def _try(self, index: int, read: Callable[[], T]) -> T | None:
+        """Call `read` on an image and apply the policy; None if the image is left out."""
+        while True:
+            try:
+                return read()
+            except BadImage as cause:
+                if not folder_was_away(os.path.dirname(self.files.file_of(index))):
+                    self._refuse(index, cause)
+                    return None
+
+    def _refuse(self, index: int, cause: BadImage) -> None:
+        path = self.files.path(index)
+        if self._on_bad_image == "error":
+            raise UserError(
+                f"can't decode {printable(path)}: {printable(cause)}; replace or delete it, "
+                "or leave such files out with --data.on-bad-image skip"
+            ) from cause
+        with self._lock:
+            if not self._bad[index]:
+                self._bad[index] = True
+                self.bad_files.append(path)
+
 
 def _crop(
     crop: TrainCrop | CentreCrop, draws: tuple[np.ndarray, ...], image: Image.Image
 ) -> np.ndarray:
     return crop(image, *draws)
-
-
-def _has_jpeg_end(path: str) -> bool:
-    """Whether a file ends with a JPEG's end-of-image marker, possibly followed by zeros."""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-        return file.read().rstrip(b"\0").endswith(_JPEG_END)

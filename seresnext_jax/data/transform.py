@@ -72,9 +72,9 @@ class TrainCrop:
         flip = (draws[:, -1] < 0.5) & self.config.flip
         return np.floor(start).astype(np.int64), np.floor(shape).astype(np.int64), flip
 
-    def largest(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the largest intermediate image: the decoded one."""
-        return height, width
+    def largest(self, sizes: np.ndarray) -> np.ndarray:
+        """Sizes (R, 2) of the largest intermediate images: those of the decoded ones."""
+        return sizes
 
     def __call__(self, image: Image.Image, draws: np.ndarray) -> np.ndarray:
         """Crop, resize (bilinear, antialiased), perhaps mirror: (S, S, 3) uint8, S = image_size.
@@ -115,13 +115,10 @@ class CentreCrop:
         resized = shorter * sizes.astype(np.int64) // sizes.min(axis=1, keepdims=True)
         return np.rint((resized - self.image_size) / 2).astype(np.int64), resized
 
-    def largest(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the largest intermediate image: the decoded or the resized one."""
-        if min(height, width) > self.image_size + self.eval_margin:
-            return height, width
-        _, resized = self.numbers(np.array([[height, width]]))
-        new_height, new_width = resized[0].tolist()
-        return new_height, new_width
+    def largest(self, sizes: np.ndarray) -> np.ndarray:
+        """Sizes (R, 2) of the largest intermediate images: the decoded or the resized ones."""
+        decoded = sizes.min(axis=1, keepdims=True) > self.image_size + self.eval_margin
+        return np.where(decoded, sizes, self.numbers(sizes)[1])
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Resize (bilinear, antialiased) and crop: (S, S, 3) uint8 with S = image_size.
@@ -132,8 +129,9 @@ class CentreCrop:
         Raises:
           BadImage: the resized image would have more than MAX_PIXELS.
         """
-        check_pixels(*self.largest(image.height, image.width))
-        start, resized = self.numbers(np.array([[image.height, image.width]]))
+        sizes = np.array([[image.height, image.width]])
+        check_pixels(*self.largest(sizes)[0].tolist())
+        start, resized = self.numbers(sizes)
         (top, left), (height, width) = start[0].tolist(), resized[0].tolist()
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(image.crop((left, top, left + self.image_size, top + self.image_size)))

@@ -5,12 +5,44 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from seresnext_jax.errors import UserError, printable
 
 
-def files_below(folder: str | Path) -> Iterator[str]:
-    """The paths of the files below a folder, including links to files.
+class PlaceState(NamedTuple):
+    """What changes when an entry of a folder is added, removed or renamed, or a file is written.
+
+    The ctime changes even if a program sets the mtime back, as tar and rsync do.
+    """
+
+    inode: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class Folder(NamedTuple):
+    """One folder that was listed."""
+
+    path: str
+    names: list[str]
+    """Its files, including links to files; in no order."""
+    state: PlaceState
+    """As it was just before the listing."""
+
+
+def place_state(path: str | Path) -> PlaceState:
+    """The state of a folder or file now.
+
+    Raises:
+      OSError: it does not exist.
+    """
+    found = os.stat(path)
+    return PlaceState(found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def folders_below(folder: str | Path) -> Iterator[Folder]:
+    """A folder and the folders below it.
 
     No folder is listed twice, so links can't make a cycle. A folder that is reached by its own path
     and by links appears under its own path. A link to a folder that contains the link is ignored.
@@ -21,17 +53,48 @@ def files_below(folder: str | Path) -> Iterator[str]:
     listed: set[str] = set()
     starts = deque([os.fspath(folder)])
     while starts:
-        for parent, folders, names in os.walk(starts.popleft(), onerror=_refuse):
-            here = os.path.realpath(parent)
-            if here in listed:
-                folders.clear()
+        todo = [starts.popleft()]
+        while todo:
+            here = todo.pop()
+            real = os.path.realpath(here)
+            if real in listed:
                 continue
-            listed.add(here)
-            folders[:] = sorted(name for name in folders if not is_hidden(name))
-            # `os.walk` does not enter links: each one is walked separately, after this walk.
-            paths = [os.path.join(parent, name) for name in folders]
-            starts += [path for path in paths if os.path.islink(path) and not leads_back(path)]
-            yield from (os.path.join(parent, name) for name in names if not is_hidden(name))
+            listed.add(real)
+            state = place_state(here)
+            names, folders = _entries(here)
+            # Links are walked separately, after the folders that are reached by their own paths.
+            paths = [os.path.join(here, name) for name in sorted(folders)]
+            links = {path for path in paths if os.path.islink(path)}
+            starts += [path for path in paths if path in links and not leads_back(path)]
+            todo += [path for path in reversed(paths) if path not in links]
+            yield Folder(here, names, state)
+
+
+def _entries(folder: str) -> tuple[list[str], list[str]]:
+    """The names of the files and of the folders in a folder; hidden ones are left out."""
+    with os.scandir(folder) as found:
+        entries = [entry for entry in found if not entry.name.startswith(".")]
+    # Most entries are files, and this asks no disk.
+    others = [entry for entry in entries if not entry.is_file(follow_symlinks=False)]
+    folders = {entry.name for entry in others if _is_folder(entry)}
+    return [entry.name for entry in entries if entry.name not in folders], list(folders)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle
+        return False
+
+
+def files_below(folder: str | Path) -> Iterator[str]:
+    """The paths of the files in `folders_below`.
+
+    Raises:
+      OSError: a folder can't be listed.
+    """
+    for found in folders_below(folder):
+        yield from (os.path.join(found.path, name) for name in found.names)
 
 
 @contextmanager
@@ -55,7 +118,3 @@ def leads_back(link: str) -> bool:
     """Whether a link points to a folder that contains the link."""
     target, parent = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
     return os.path.commonpath([target, parent]) == target
-
-
-def _refuse(error: OSError) -> None:
-    raise error

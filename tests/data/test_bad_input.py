@@ -15,7 +15,8 @@ from PIL import Image
 
 from seresnext_jax.config import Backend, DataConfig
 from seresnext_jax.data.batch import Loader
-from seresnext_jax.data.files import scan_folder
+from seresnext_jax.data.classes import check_train
+from seresnext_jax.data.files import list_images
 from seresnext_jax.data.open import Split
 from seresnext_jax.errors import UserError
 from tests.data.loaders import open_split
@@ -214,4 +215,4 @@ def test_an_empty_class_is_named(root: Path) -> None:
     with pytest.warns(UserWarning, match=r"val has no images of 1 of 2 classes \(ant\)"):
         read(root, "folder")
     with pytest.raises(UserError, match="ant has no images: add images or remove the folder"):
-        scan_folder(root / "val", 2)  # as in training
+        check_train(list_images(root / "val"), 2)  # as in training

@@ -1,6 +1,5 @@
 """The DALI backend against the Pillow one on photographs; resuming, bad files, sharding."""
 
-import os
 import shutil
 import warnings
 from dataclasses import replace
@@ -16,12 +15,14 @@ from PIL.ExifTags import Base
 from sklearn.datasets import load_sample_images
 
 from seresnext_jax.config import DataConfig
+from seresnext_jax.data import open as open_module
 from seresnext_jax.data.open import Split, decoding_threads
 from seresnext_jax.errors import UserError
+from seresnext_jax.mesh import make_mesh
 from tests.data.loaders import open_split
 
 DALIGenericIterator = pytest.importorskip("nvidia.dali.plugin.jax").DALIGenericIterator
-dali = pytest.importorskip("seresnext_jax.data.dali")
+dali = pytest.importorskip("seresnext_jax.data.backends.dali")
 
 CONFIG = DataConfig(backend="dali-cpu", image_size=64, eval_margin=16, workers=2)
 SIZES = [(301, 375), (427, 640), (333, 97), (40, 51), (255, 256), (100, 300)]
@@ -143,14 +144,17 @@ def test_an_abandoned_evaluation_is_followed_by_a_whole_one(
 def test_a_bad_file_costs_a_pipeline_and_nothing_else(
     root: Path, tmp_path: Path, built: list[str]
 ) -> None:
-    """Its header is whole, so that DALI meets it; the evaluation after that is right, too."""
+    """Its header is whole, so that DALI meets it; it still decodes the others, as after a resume."""
     shutil.copytree(root, tmp_path / "data")
     odd_files("truncated", tmp_path / "data" / "val" / "china" / "2x.jpg")
     source = loader(tmp_path / "data", "val", on_bad_image="skip")
     first, again = (list(source.batches(0)) for _ in range(2))
     assert same(first, again)
-    assert built == ["CentreCrop"] * 3, "a new one after each time that the file is met"
+    assert built == ["CentreCrop"] * 2, "a new one after the file was met"
     source.close()
+    resumed = loader(tmp_path / "data", "val", on_bad_image="skip")
+    assert same(resumed.batches(1), again[1:]), "the file is met in another pipeline"
+    resumed.close()
 
 
 def test_resume_equals_an_uninterrupted_run(root: Path) -> None:
@@ -166,14 +170,28 @@ def test_accumulation_and_devices_do_not_change_the_step(root: Path) -> None:
         assert all(np.array_equal(x.reshape(y.shape), y) for x, y in zip(a, b, strict=True))
 
 
-def test_threads_for_each_device() -> None:
-    gpu, cpu = DataConfig(backend="dali-gpu", workers=10), DataConfig(workers=10)
-    assert decoding_threads(gpu, local_devices=8) == 10  # of each GPU's own pipeline
-    cores = os.cpu_count() or 1
-    assert decoding_threads(replace(cpu, workers=1), local_devices=cores + 3) == cores
-    assert decoding_threads(replace(cpu, workers=cores + 3), local_devices=2) == cores + 3
-    folder = DataConfig(backend="folder", workers=1)
-    assert decoding_threads(folder, local_devices=1) == 1
+@pytest.mark.parametrize(
+    ("workers", "devices", "here", "threads"),
+    [
+        (1, 8, 1, 4),
+        (4, 8, 1, 4),
+        (7, 2, 1, 7),
+        (1, 1, 1, 1),
+        (4, 1, 8, 1),
+        (1, 2, 2, 2),
+        (7, 1, 2, 4),
+    ],
+)
+def test_decoding_threads_on_four_cores(
+    workers: int, devices: int, here: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process with all devices has as many as several processes with one each."""
+    monkeypatch.setattr(open_module.os, "sched_getaffinity", lambda pid: range(4))
+    monkeypatch.setattr(open_module, "processes_on_this_host", lambda: here)
+    mesh = make_mesh(jax.devices()[:devices])
+    data = DataConfig(workers=workers)
+    assert decoding_threads(data, mesh, on_gpu=False) == threads
+    assert decoding_threads(data, mesh, on_gpu=True) == workers  # of each GPU's own pipeline
 
 
 def test_decoding_on_a_gpu_wants_one(root: Path) -> None:

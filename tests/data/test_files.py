@@ -11,7 +11,8 @@ from PIL import Image
 
 from seresnext_jax.config import Config, DataConfig, ModelConfig
 from seresnext_jax.data.check import check_data
-from seresnext_jax.data.files import class_folders, scan_folder, scan_val
+from seresnext_jax.data.classes import check_train, label_val
+from seresnext_jax.data.files import FileList, class_folders, list_images
 from seresnext_jax.data.open import open_splits
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh
@@ -34,6 +35,11 @@ def root(tmp_path: Path) -> Path:
     for split in ("train", "val"):
         put_images(tmp_path / "data" / split)
     return tmp_path / "data"
+
+
+def val_split(folder: Path, num_classes: int, names: tuple[str, ...] | None) -> FileList:
+    """A validation split with its labels."""
+    return label_val(list_images(folder), num_classes, names)
 
 
 def open_run(root: Path, num_classes: int = 3) -> None:
@@ -59,8 +65,8 @@ def refused(root: Path, num_classes: int = 3) -> str:
 
 
 def test_labels_by_name(tmp_path: Path) -> None:
-    files = scan_val(put_images(tmp_path / "val", ("1", "10", "2"), 1), 3, ("1", "2", "10"))
-    assert files.paths == ("1/10.png", "10/100.png", "2/20.png")
+    files = val_split(put_images(tmp_path / "val", ("1", "10", "2"), 1), 3, ("1", "2", "10"))
+    assert tuple(files.paths) == ("1/10.png", "10/100.png", "2/20.png")
     assert files.labels.tolist() == [0, 2, 1] and files.labels.dtype == np.int32
     assert files.class_names == ("1", "2", "10")
 
@@ -68,38 +74,38 @@ def test_labels_by_name(tmp_path: Path) -> None:
 def test_a_class_may_be_missing_or_empty_if_the_names_are_known(tmp_path: Path) -> None:
     folder = put_images(tmp_path / "val", ("c", "a"), 1)
     (folder / "b").mkdir()
-    assert scan_val(folder, 4, ("a", "b", "c", "d")).labels.tolist() == [0, 2]
-    assert scan_val(folder, 3, None).labels.tolist() == [0, 2], "b has its rank, without images"
+    assert val_split(folder, 4, ("a", "b", "c", "d")).labels.tolist() == [0, 2]
+    assert val_split(folder, 3, None).labels.tolist() == [0, 2], "b has its rank, without images"
 
 
 def test_an_unknown_folder_is_refused(tmp_path: Path) -> None:
     folder = put_images(tmp_path / "val", ("a", "x"))
     with pytest.raises(UserError, match=r"not classes of the weights \(x; the classes are a, b\)"):
-        scan_val(folder, 2, ("a", "b"))
-    assert scan_val(folder, 2, ("x", "a")).labels.tolist() == [1, 1, 0, 0]
+        val_split(folder, 2, ("a", "b"))
+    assert val_split(folder, 2, ("x", "a")).labels.tolist() == [1, 1, 0, 0]
 
 
 def test_a_name_of_two_classes_is_refused(tmp_path: Path) -> None:
     folder = put_images(tmp_path / "val", ("a", "b"))
     with pytest.raises(UserError, match="several classes are called a: give --class-names"):
-        scan_val(folder, 3, ("a", "b", "a"))
-    assert scan_val(folder, 3, ("c", "b", "a")).labels.tolist() == [2, 2, 1, 1]
+        val_split(folder, 3, ("a", "b", "a"))
+    assert val_split(folder, 3, ("c", "b", "a")).labels.tolist() == [2, 2, 1, 1]
 
 
 def test_too_few_and_too_many_folders_for_weights_without_names(tmp_path: Path) -> None:
     folder = put_images(tmp_path / "val")
     with pytest.raises(UserError, match="has 3 class folders, .* 4 classes: give --class-names"):
-        scan_val(folder, 4, None)
-    assert set(scan_val(folder, 4, ("z", "a", "b", "c")).labels.tolist()) == {1, 2, 3}
+        val_split(folder, 4, None)
+    assert set(val_split(folder, 4, ("z", "a", "b", "c")).labels.tolist()) == {1, 2, 3}
     with pytest.raises(UserError, match="has 3 class folders, .* 2 classes: remove the folders"):
-        scan_val(folder, 2, None)
+        val_split(folder, 2, None)
     shutil.rmtree(folder / "c")
-    assert set(scan_val(folder, 2, None).labels.tolist()) == {0, 1}
+    assert set(val_split(folder, 2, None).labels.tolist()) == {0, 1}
 
 
 def test_no_image_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no images in its class folders: add images"):
-        scan_val(put_images(tmp_path / "val", number=0), 3, None)
+        val_split(put_images(tmp_path / "val", number=0), 3, None)
 
 
 # ---- training ----------------------------------------------------------------------------------
@@ -166,7 +172,7 @@ def test_one_folder_around_the_classes(root: Path, tmp_path: Path, num_classes: 
     (new / "val").symlink_to(root / "val/images")
     open_run(new)
     with pytest.raises(UserError, match="val has 1 class folder.* the folders in images are 3"):
-        scan_val(root / "val", num_classes, None)
+        val_split(root / "val", num_classes, None)
     for split in ("train", "val"):
         for name in NAMES:
             (root / split / "images" / name).rename(root / split / name)
@@ -212,4 +218,4 @@ def test_a_split_of_another_name(root: Path) -> None:
     assert "val is not a folder" in message and "has train, validation" in message
     with pytest.raises(UserError, match="is not a folder"):
         class_folders(root / "gone" / "train")
-    assert scan_folder(root / "train", 3).class_names == NAMES
+    assert check_train(list_images(root / "train"), 3).class_names == NAMES

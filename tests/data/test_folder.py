@@ -11,8 +11,10 @@ from PIL import Image
 
 from seresnext_jax.config import DataConfig
 from seresnext_jax.data import reader as reader_module
-from seresnext_jax.data.files import scan_folder
+from seresnext_jax.data.classes import check_train
+from seresnext_jax.data.files import list_images
 from seresnext_jax.data.images import BadImage, open_rgb
+from seresnext_jax.data.index import open_index
 from seresnext_jax.data.open import Split
 from seresnext_jax.data.reader import ImageReader
 from seresnext_jax.data.transform import TrainCrop
@@ -166,20 +168,20 @@ def test_scan_ignores_hidden_and_foreign_files_and_names_an_empty_class(root: Pa
     (folder / "notes.txt").write_text("")
     (folder / "deep").mkdir()
     picture(9, 9, 1).save(folder / "deep" / "UP.PNG")
-    files = scan_folder(root / "train", 2)
+    files = check_train(list_images(root / "train"), 2)
     assert files.class_names == ("ant", "bee")
     assert files.labels.tolist() == [0] * 7 + [1] * 6
     (root / "train" / "cat").mkdir()
     with pytest.raises(UserError, match="cat"):
-        scan_folder(root / "train", 3)
+        check_train(list_images(root / "train"), 3)
     with pytest.raises(UserError, match="nothing"):
-        scan_folder(root / "nothing", 2)
+        check_train(list_images(root / "nothing"), 2)
 
 
 def test_without_dali_nothing_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The split has no classes, which would be an error, too."""
     (tmp_path / "train").mkdir()
-    monkeypatch.setitem(sys.modules, "seresnext_jax.data.dali", None)
+    monkeypatch.setitem(sys.modules, "seresnext_jax.data.backends.dali_cpu", None)
     with pytest.raises(UserError, match="needs DALI .* or give --data.backend folder"):
         loader(tmp_path, "train", backend="dali-cpu")
     with pytest.raises(UserError, match="no class folders"):
@@ -204,8 +206,14 @@ def jpeg_reader(folder: Path, kind: str, *, on_bad_image: Any, find_truncated: b
     path.parent.mkdir(parents=True, exist_ok=True)
     picture(300, 200, 3).save(path, "jpeg", quality=95)
     path.write_bytes(JPEG_BYTES[kind](path.read_bytes()))
-    files = scan_folder(folder / "train", 1)
-    return ImageReader(files, TrainCrop(CONFIG), on_bad_image, find_truncated=find_truncated)
+    index = open_index(folder / "train", "", print)
+    return ImageReader(index, TrainCrop(CONFIG), on_bad_image, find_truncated=find_truncated)
+
+
+def sizes_of(reader: ImageReader) -> list[list[int]]:
+    """The size of the only file."""
+    reader.check(FIRST)
+    return reader.headers(FIRST).sizes.tolist()
 
 
 FIRST = np.zeros(1, np.int64)
@@ -229,9 +237,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_truncated_jpeg_follows_the_policy(tmp_path: Path, kind: str) -> None:
     reader = jpeg_reader(tmp_path, kind, on_bad_image="error", find_truncated=True)
     with pytest.raises(UserError, match="can't decode .*x.jpg: image file is truncated"):
-        reader.sizes(FIRST)
+        sizes_of(reader)
     reader = jpeg_reader(tmp_path, kind, on_bad_image="skip", find_truncated=True)
-    assert reader.sizes(FIRST).tolist() == [[0, 0]]
+    assert sizes_of(reader) == [[0, 0]]
     assert reader.bad_files == [str(tmp_path / "train/ant/x.jpg")]
 
 
@@ -241,7 +249,7 @@ def test_pillow_decodes_a_suspicious_jpeg_once(
 ) -> None:
     reader = jpeg_reader(tmp_path, kind, on_bad_image="error", find_truncated=True)
     for _ in range(2):
-        assert reader.sizes(FIRST).tolist() == [[200, 300]]
+        assert sizes_of(reader) == [[200, 300]]
     assert decoded == ["x.jpg"]
 
 
@@ -250,14 +258,15 @@ def test_pillow_does_not_decode_a_complete_jpeg(
     tmp_path: Path, decoded: list[str], kind: str
 ) -> None:
     reader = jpeg_reader(tmp_path, kind, on_bad_image="error", find_truncated=True)
-    assert reader.sizes(FIRST).tolist() == [[200, 300]]
+    assert sizes_of(reader) == [[200, 300]]
     assert not decoded
 
 
 def test_only_jpegs_and_only_where_it_is_asked_for(tmp_path: Path, decoded: list[str]) -> None:
     reader = jpeg_reader(tmp_path, "truncated", on_bad_image="error", find_truncated=False)
-    assert reader.sizes(FIRST).tolist() == [[200, 300]]
+    assert sizes_of(reader) == [[200, 300]]
     picture(30, 20, 1).save(tmp_path / "train/ant/x.jpg", "png")
-    reader = ImageReader(reader.files, reader.crop, "error", find_truncated=True)
-    assert reader.sizes(FIRST).tolist() == [[20, 30]]
+    index = open_index(tmp_path / "train", "", print)
+    reader = ImageReader(index, reader.crop, "error", find_truncated=True)
+    assert sizes_of(reader) == [[20, 30]]
     assert not decoded

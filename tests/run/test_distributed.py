@@ -245,7 +245,7 @@ def test_others_stop_when_a_process_dies_and_both_continue(dead: int, tmp_path: 
 FAILING = """
 import sys
 import train
-from seresnext_jax.data.dali import DaliLoader
+from seresnext_jax.data.backends.dali import DaliLoader
 from seresnext_jax.errors import UserError
 batches = DaliLoader.batches
 def failing(self, start):

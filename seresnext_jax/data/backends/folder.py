@@ -1,4 +1,4 @@
-"""The Pillow backend: reads folders of images anywhere; the DALI backends must match it."""
+"""Pillow decodes the images, on any machine; the DALI backends must match it."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from jax.sharding import Mesh
 
-from seresnext_jax.data.batch import Batch
+from seresnext_jax.data.batch import Backend, Batch
 from seresnext_jax.data.place import place
 from seresnext_jax.data.reader import ImageReader
 from seresnext_jax.data.sampler import Rows, Sampler
@@ -71,3 +71,6 @@ class FolderLoader:
         """Wait for a step's images and place them."""
         arrays = self._reader.collect(rows, (image.result() for image in images))
         return place(self._mesh, self._sampler, *arrays)
+
+
+BACKEND = Backend(FolderLoader)

@@ -1,6 +1,6 @@
 """Random images that need no files, for benchmarks and for trying out a recipe."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ class SyntheticLoader:
     ) -> None:
         self.num_images = sampler.num_images
         self.num_steps = sampler.num_steps
-        self.paths: tuple[str, ...] = ()
+        self.paths: Sequence[str] = ()
         self.class_names: tuple[str, ...] = ()
         self.fingerprint = f"synthetic {seed} {sampler.images_per_step} {image_size}"
         self.bad_files: list[str] = []

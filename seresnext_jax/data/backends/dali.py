@@ -8,6 +8,7 @@ can't decode or decodes differently.
 """
 
 import math
+import os
 import re
 import warnings
 from collections import deque
@@ -26,8 +27,9 @@ from nvidia.dali.plugin.jax import DALIGenericIterator
 
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.place import place
-from seresnext_jax.data.reader import ImageReader
+from seresnext_jax.data.reader import Headers, ImageReader
 from seresnext_jax.data.sampler import Rows, Sampler
+from seresnext_jax.data.shards import ShardList
 from seresnext_jax.data.transform import CentreCrop, TrainCrop
 from seresnext_jax.mesh import batch_sharding
 
@@ -39,8 +41,8 @@ _RESOURCES = re.compile("CUDA|bad_alloc|out of memory")
 """Text in DALI's errors: the operator that failed, and whether memory or the GPU was the cause."""
 
 _BLACK_PIXEL = Path(__file__).with_name("black.ppm")
-_PILLOW_THREADS = 4
-"""More threads would wait for each other: reading headers needs the interpreter's lock."""
+_READING_THREADS = 4
+"""They read headers and shards, and decode with Pillow; on network disks they wait together."""
 _HEADERS_PER_TASK = 32
 
 
@@ -75,12 +77,14 @@ class DaliLoader:
         self._pipelines: list[_Pipeline] = []
         self._next_step: int | None = None
         """The step that the pipelines return next; None: they can't continue."""
-        self._pool = ThreadPoolExecutor(_PILLOW_THREADS, thread_name_prefix="pillow")
+        self._pool = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="read")
 
     def batches(self, start: int) -> Iterator[Batch]:
         """See `Loader`."""
         for step in self._sampler.steps(start):
             yield self._batch(step)
+            if step % self.num_steps == 0 and step > start:
+                self._pool.submit(self._reader.keep)
 
     def _batch(self, step: int) -> Batch:
         """A step's batch: from the open pipelines if it is their next one, else from new ones."""
@@ -93,8 +97,14 @@ class DaliLoader:
             if not _is_about_a_file(error):
                 raise
             # If DALI can't decode an image, it drops the entire batch and does not always name the
-            # image. Pillow finds the image and applies the policy.
-            return self._read_with_pillow(self._sampler.rows(step), error)
+            # image. Pillow finds the image and applies the policy; then DALI reads the others.
+            rows, known = self._sampler.rows(step), len(self.bad_files)
+            images = self._read_with_pillow(rows)
+            if len(self.bad_files) > known:
+                return self._batch(step)
+            reason = " ".join(str(error).rpartition("encountered:")[2].split())
+            warnings.warn(f"Pillow reads a batch that DALI refused: {reason}", stacklevel=2)
+            return place(self._mesh, self._sampler, *self._reader.collect(rows, images))
         # After the last step of an evaluation comes the first step of the next one.
         self._next_step = next(iter(self._sampler.steps(step + 1)), 0)
         fed = [pipeline.fed.popleft() for pipeline in self._pipelines]
@@ -103,6 +113,7 @@ class DaliLoader:
     def close(self) -> None:
         """See `Loader`. A pipeline ends with its iterator."""
         self._pipelines, self._next_step = [], None
+        self._reader.keep()
         self._pool.shutdown(cancel_futures=True)
 
     def _open(self, start: int) -> list["_Pipeline"]:
@@ -124,11 +135,12 @@ class DaliLoader:
     def _pipeline(self, start: int, columns: slice, device_id: int | None) -> "_Pipeline":
         fed: deque[_Fed] = deque()
         sampler = replace(self._sampler, columns=columns)
-        steps = _with_sizes(self._reader, map(sampler.rows, count(start)), self._pool)
+        steps = _with_headers(self._reader, map(sampler.rows, count(start)), self._pool)
         pipeline = _graph(
             _feed(self._reader, steps, fed, self._pool),
             self._reader.crop,
             upright=self._reader.upright,
+            from_paths=not self._reader.files.in_shards,
             batch_size=sampler.accumulation * (columns.stop - columns.start),
             num_threads=self._threads,
             device_id=device_id,
@@ -156,12 +168,8 @@ class DaliLoader:
         labels = by_process(sharding, self._reader.files.labels[index])
         return Batch(whole, labels, by_process(sharding, mask))
 
-    def _read_with_pillow(self, rows: Rows, error: RuntimeError) -> Batch:
-        images = list(self._pool.map(lambda row: self._reader.image(*row), rows.images()))
-        if all(image is not None for image in images):
-            reason = " ".join(str(error).rpartition("encountered:")[2].split())
-            warnings.warn(f"Pillow reads a batch that DALI refused: {reason}", stacklevel=2)
-        return place(self._mesh, self._sampler, *self._reader.collect(rows, images))
+    def _read_with_pillow(self, rows: Rows) -> list[np.ndarray | None]:
+        return list(self._pool.map(lambda row: self._reader.image(*row), rows.images()))
 
 
 class _Fed(NamedTuple):
@@ -184,54 +192,79 @@ def _is_about_a_file(error: RuntimeError) -> bool:
     return bool(_READING.search(text)) and not _RESOURCES.search(text)
 
 
-def _with_sizes(
+def _with_headers(
     reader: ImageReader, steps: Iterator[Rows], pool: ThreadPoolExecutor
-) -> Iterator[tuple[Rows, np.ndarray]]:
-    """Each step with the sizes of its images, (R, 2) int32; 0 for images that are left out.
-
-    The headers of the next step are read ahead: one takes 0.1 ms, and a step has a thousand of
-    them.
+) -> Iterator[tuple[Rows, Headers]]:
+    """Each step with the headers of its images; those of the next step are read ahead.
 
     Raises:
       UserError: a header can't be read, and the policy is ``error``.
     """
-    ahead: deque[tuple[Rows, list[Future[np.ndarray]]]] = deque()
+    ahead: deque[tuple[Rows, list[Future[None]]]] = deque()
     for step in steps:
-        parts = np.array_split(step.index, math.ceil(len(step.index) / _HEADERS_PER_TASK))
-        ahead.append((step, [pool.submit(reader.sizes, part) for part in parts]))
+        unchecked = reader.unchecked(step.index)
+        parts = np.array_split(unchecked, math.ceil(len(unchecked) / _HEADERS_PER_TASK) or 1)
+        ahead.append((step, [pool.submit(reader.check, part) for part in parts]))
         if len(ahead) > 1:
-            rows, read = ahead.popleft()
-            yield rows, np.concatenate([part.result() for part in read])
+            rows, checks = ahead.popleft()
+            for check in checks:
+                check.result()
+            yield rows, reader.headers(rows.index)
 
 
 def _feed(
     reader: ImageReader,
-    steps: Iterator[tuple[Rows, np.ndarray]],
+    steps: Iterator[tuple[Rows, Headers]],
     fed: deque[_Fed],
     pool: ThreadPoolExecutor,
-) -> Iterator[tuple[list[np.ndarray], ...]]:
-    """A pipeline's inputs, step by step: paths as bytes, and the crop's numbers.
+) -> Iterator[tuple[Any, ...]]:
+    """A pipeline's inputs, step by step: paths or encoded images, and the crop's numbers.
 
     A black pixel replaces each image that is left out (its mask is False) or that Pillow decodes.
+    There is no Python object for each image, unless it is read from a shard.
     """
-    for rows, sizes in steps:
-        kept = sizes[:, 0] > 0
-        by_dali = kept & reader.for_dali(rows.index)
-        arguments = dict(enumerate(rows.images()))
-        by_pillow = {
-            row: pool.submit(reader.image, *arguments[row])
-            for row in np.flatnonzero(kept & ~by_dali).tolist()
-        }
+    for rows, headers in steps:
+        kept = headers.sizes[:, 0] > 0
+        by_dali = kept & headers.for_dali
+        by_pillow = {}
+        if not by_dali.all():
+            arguments = dict(enumerate(rows.images()))
+            by_pillow = {
+                row: pool.submit(reader.image, *arguments[row])
+                for row in np.flatnonzero(kept & ~by_dali).tolist()
+            }
         fed.append(_Fed(replace(rows, mask=rows.mask & kept), by_pillow))
-        paths = [
-            (reader.path(i) if whole else str(_BLACK_PIXEL)).encode(errors="surrogateescape")
-            for i, whole in zip(rows.index.tolist(), by_dali.tolist(), strict=True)
-        ]
-        numbers = reader.crop.numbers(np.where(by_dali[:, None], sizes, 1), *rows.draws)
+        files = _encoded if reader.files.in_shards else _paths
+        numbers = reader.crop.numbers(np.where(by_dali[:, None], headers.sizes, 1), *rows.draws)
         yield (
-            [np.frombuffer(path, np.uint8) for path in paths],
-            *(list(array.astype(np.int32)) for array in numbers),
+            files(reader, rows.index, by_dali, pool),
+            *(array.astype(np.int32) for array in numbers),
         )
+
+
+def _paths(
+    reader: ImageReader, index: np.ndarray, by_dali: np.ndarray, pool: ThreadPoolExecutor
+) -> np.ndarray:
+    """The paths of images, (R, L) uint8; DALI ignores the zeros after a path."""
+    paths = reader.files.paths.rows(index, f"{reader.files.folder}{os.sep}")
+    black = np.frombuffer(os.fsencode(_BLACK_PIXEL), np.uint8)
+    if not by_dali.all():
+        paths = np.pad(paths, ((0, 0), (0, max(0, len(black) + 1 - paths.shape[1]))))
+        paths[~by_dali] = np.pad(black, (0, paths.shape[1] - len(black)))
+    return paths
+
+
+def _encoded(
+    reader: ImageReader, index: np.ndarray, by_dali: np.ndarray, pool: ThreadPoolExecutor
+) -> list[np.ndarray]:
+    """The bytes of images in shards; the threads read them while others decode."""
+    files = reader.files
+    assert isinstance(files, ShardList)
+    black = _BLACK_PIXEL.read_bytes()
+    images = pool.map(
+        lambda i, wanted: files.read(i) if wanted else black, index.tolist(), by_dali.tolist()
+    )
+    return [np.frombuffer(image, np.uint8) for image in images]
 
 
 def _with_pillows(fed: _Fed, images: jax.Array) -> tuple[Rows, Any]:
@@ -253,7 +286,11 @@ def _with_pillows(fed: _Fed, images: jax.Array) -> tuple[Rows, Any]:
 
 @pipeline_def
 def _graph(
-    feed: Iterator[tuple[list[np.ndarray], ...]], crop: TrainCrop | CentreCrop, *, upright: bool
+    feed: Iterator[tuple[Any, ...]],
+    crop: TrainCrop | CentreCrop,
+    *,
+    upright: bool,
+    from_paths: bool,
 ) -> Node:
     """The DALI graph of the crop; its output is the images (R, S, S, 3) uint8."""
     size = crop.image_size
@@ -263,14 +300,14 @@ def _graph(
         "adjust_orientation": upright,
     }
     if isinstance(crop, CentreCrop):
-        paths, start, resized = fn.external_source(source=feed, num_outputs=3, batch=True)
-        images = fn.decoders.image(fn.io.file.read(paths), **decoding)
+        files, start, resized = fn.external_source(source=feed, num_outputs=3, batch=True)
+        encoded = fn.io.file.read(files) if from_paths else files
+        images = fn.decoders.image(encoded, **decoding)
         images = _resize(images, fn.cast(resized, dtype=types.FLOAT))
         return fn.slice(images, start=start, shape=(size, size), axes=(0, 1))
-    paths, start, shape, flip = fn.external_source(source=feed, num_outputs=4, batch=True)
-    images = fn.decoders.image_slice(
-        fn.io.file.read(paths), start=start, shape=shape, axes=(0, 1), **decoding
-    )
+    files, start, shape, flip = fn.external_source(source=feed, num_outputs=4, batch=True)
+    encoded = fn.io.file.read(files) if from_paths else files
+    images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=(0, 1), **decoding)
     return fn.flip(_resize(images, (size, size)), horizontal=flip)
 
 

@@ -1,0 +1,216 @@
+"""What is known of a split, kept in a file for the next start: its files and their headers.
+
+The list of files is used again if each folder, or shard, is as it was when it was listed: same
+inode, mtime and ctime. A folder that had changed less than `SETTLED` before is listed again: a
+later change could have the same times. What is known of an image is used if the file has the same
+mtime and length.
+"""
+
+import hashlib
+import os
+import time
+import warnings
+import zipfile
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seresnext_jax.data.files import FileList, Listing, Progress, list_folder
+from seresnext_jax.data.formats import format_names
+from seresnext_jax.data.headers import FACTS
+from seresnext_jax.data.paths import Paths
+from seresnext_jax.data.shards import PLACE, ShardList, find_shards, index_beside, list_shards
+from seresnext_jax.data.walk import PlaceState, listing, place_state
+from seresnext_jax.errors import printable
+
+SETTLED = 10 * 10**9
+"""Nanoseconds."""
+MIN_IMAGES = 10_000
+"""Smaller splits are listed in less time than their index would save."""
+_FORMAT = 1
+
+
+@dataclass
+class SplitIndex:
+    """A split's files, and what is known of their headers."""
+
+    files: FileList
+    facts: np.ndarray
+    """(M,) `FACTS`; flags 0 for an image whose header was not read."""
+    listed: Listing
+    listed_ns: int
+    """When the listing began, on the clock of the file system's times."""
+    file: Path | None
+    """Where this is kept; None: nowhere."""
+    changed: bool = False
+    """Whether there are facts that are not in the file."""
+
+    def keep(self) -> None:
+        """Write the file, together with what other processes have written since."""
+        if self.file is None or not self.changed:
+            return
+        self.changed = False
+        kept = _read(self.file, self.listed.files.folder)
+        facts = self.facts.copy()
+        if kept is not None and _same_files(kept.listed, self.listed):
+            unknown = facts["flags"] == 0
+            facts[unknown] = kept.facts[unknown]
+        try:
+            write_index(replace(self, facts=facts), self.file)
+        except OSError as error:
+            self.file = None
+            warnings.warn(
+                f"the index of the images can't be kept ({error}): the next start reads all "
+                "headers again; give --data.index another folder, or '' for none",
+                stacklevel=2,
+            )
+
+
+def open_index(folder: Path, kept_in: str, progress: Progress) -> SplitIndex:
+    """A split's files: from the index, or listed now.
+
+    Args:
+      folder: with class folders, or with shards.
+      kept_in: folder for the indexes; "": none.
+
+    Raises:
+      UserError: as `list_folder` and `list_shards`.
+    """
+    shards = find_shards(folder)
+    beside = _read(index_beside(folder), folder) if shards else None
+    if beside is not None and _has_shards(beside.files, shards):
+        return replace(beside, file=None)
+    file = _file_for(folder, kept_in) if kept_in else None
+    kept = _read(file, folder) if file else None
+    if kept is not None and _unchanged(kept):
+        return kept
+    now = time.time_ns()
+    listed = list_shards(folder, progress) if shards else list_folder(folder, progress)
+    number = len(listed.files.paths)
+    index = SplitIndex(
+        listed.files, np.zeros(number, FACTS), listed, now, file if number >= MIN_IMAGES else None
+    )
+    if kept is not None and _same_files(kept.listed, listed):
+        index.facts = kept.facts
+    index.changed = True
+    index.keep()
+    return index
+
+
+def _file_for(folder: Path, kept_in: str) -> Path:
+    """The file of a split's index: its name contains the split's name and a hash of its path."""
+    path = os.fsencode(os.path.realpath(folder))
+    name = f"{folder.name}-{hashlib.sha256(path).hexdigest()[:16]}.npz"
+    return Path(os.path.expanduser(kept_in)) / name
+
+
+# ---- is it still right? ------------------------------------------------------------------------
+
+
+def _unchanged(index: SplitIndex) -> bool:
+    """Whether every folder or shard is as it was when it was listed, and had been for a while."""
+    folder = index.listed.files.folder
+    for place, state in index.listed.places.items():
+        if max(state.mtime_ns, state.ctime_ns) > index.listed_ns - SETTLED:
+            return False
+        try:
+            if place_state(folder / place) != state:
+                return False
+        except OSError:
+            return False
+    return True
+
+
+def _has_shards(files: FileList, shards: tuple[str, ...]) -> bool:
+    """Whether the index beside some shards is theirs; their times change when they are copied.
+
+    A shard of the same length with other contents is found when an image is read from it.
+    """
+    if not isinstance(files, ShardList) or files.shards != shards:
+        return False
+    with listing():
+        return files.lengths == tuple((files.folder / name).stat().st_size for name in shards)
+
+
+def _same_files(one: Listing, two: Listing) -> bool:
+    """Whether two listings have the same files at the same places."""
+    if not np.array_equal(one.files.paths.packed, two.files.paths.packed):
+        return False
+    if isinstance(one.files, ShardList) and isinstance(two.files, ShardList):
+        return np.array_equal(one.files.places, two.files.places)
+    return type(one.files) is type(two.files)
+
+
+# ---- the file ----------------------------------------------------------------------------------
+
+
+def write_index(index: SplitIndex, file: Path) -> None:
+    """Write an index; the file has its name only when it is complete.
+
+    Raises:
+      OSError: it can't be written.
+    """
+    files, places = index.listed.files, index.listed.places
+    arrays: dict[str, Any] = {
+        "format": np.array([_FORMAT, index.listed_ns]),
+        "suffixes": np.frombuffer(format_names().encode(), np.uint8),
+        "paths": files.paths.packed,
+        "labels": files.labels,
+        "class_names": Paths.pack(files.class_names).packed,
+        "left_out": Paths.pack(files.left_out).packed,
+        "places": Paths.pack([place or "." for place in places]).packed,
+        "states": np.array(list(places.values()), np.int64).reshape(-1, len(PlaceState._fields)),
+        "facts": index.facts,
+    }
+    if isinstance(files, ShardList):
+        arrays |= {
+            "shards": Paths.pack(files.shards).packed,
+            "lengths": np.array(files.lengths, np.int64),
+            "positions": files.places,
+        }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    with unfinished.open("wb") as target:
+        np.savez(target, **arrays)
+        target.flush()
+        os.fsync(target.fileno())
+    unfinished.replace(file)
+
+
+def _read(file: Path, folder: Path) -> SplitIndex | None:
+    """The index in a file; None if there is none, or it is damaged or of another version."""
+    if not file.exists():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return _from_arrays(dict(arrays), folder, file)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        warnings.warn(
+            f"the index {printable(file)} can't be read ({error}): it is made again", stacklevel=2
+        )
+        return None
+
+
+def _from_arrays(arrays: dict[str, np.ndarray], folder: Path, file: Path) -> SplitIndex | None:
+    version, listed_ns = arrays["format"].tolist()
+    if version != _FORMAT or arrays["suffixes"].tobytes() != format_names().encode():
+        return None
+    paths, labels, facts = Paths(arrays["paths"]), arrays["labels"], arrays["facts"]
+    if not len(paths) == len(labels) == len(facts) or facts.dtype != FACTS:
+        raise ValueError("its parts have different lengths")
+    class_names = tuple(Paths(arrays["class_names"]))
+    left_out = tuple(Paths(arrays["left_out"]))
+    files = FileList(folder, paths, labels, class_names, left_out)
+    if "shards" in arrays:
+        shards, places = tuple(Paths(arrays["shards"])), arrays["positions"]
+        if len(places) != len(paths) or places.dtype != PLACE:
+            raise ValueError("its parts have different lengths")
+        files = ShardList(
+            **vars(files), shards=shards, lengths=tuple(arrays["lengths"].tolist()), places=places
+        )
+    states = [PlaceState(*state) for state in arrays["states"].tolist()]
+    places_of = dict(zip(Paths(arrays["places"]), states, strict=True))
+    return SplitIndex(files, facts, Listing(files, places_of), listed_ns, file)
