@@ -18,7 +18,7 @@ FLOORS: tuple[set[str], ...] = (
     {"checkpoint"},
     {"weights"},
     {"run", "api", "export"},
-    {"train", "eval", "classify", "check_data", "benchmark", "convert"}
+    {"train", "eval", "classify", "check_data", "pack_data", "benchmark", "convert"}
     | {"setup", "show", "compare"},
 )
 """The rooms, folders or files, of each floor, from the ground up."""

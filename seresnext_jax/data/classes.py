@@ -50,7 +50,9 @@ def label_val(files: FileList, num_classes: int, names: tuple[str, ...] | None) 
 
 
 def empty_classes(files: FileList) -> list[str]:
-    """The names of the classes that have no images."""
+    """The names of the classes that have no images; none if the classes have no names."""
+    if not files.class_names:
+        return []
     counts = np.bincount(files.labels, minlength=len(files.class_names))
     return [name for name, count in zip(files.class_names, counts, strict=True) if not count]
 

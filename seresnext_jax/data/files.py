@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,6 @@ from seresnext_jax.errors import UserError, printable
 
 Progress = Callable[[str], None]
 """Shows one line about what is being listed."""
-_SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def list_folder(folder: Path, progress: Progress) -> Listing:
     Symbolic links to files and folders are followed. Hidden files are left out.
 
     Args:
-      progress: called every few seconds if listing takes long.
+      progress: called after each class.
 
     Raises:
       UserError: as `class_folders`, or a class can't be listed.
@@ -105,7 +103,6 @@ def list_folder(folder: Path, progress: Progress) -> Listing:
     class_names, left_out = _entries(folder)
     members: list[Paths] = []
     images = 0
-    shown = time.monotonic()
     with listing():
         for name in class_names:
             found: list[str] = []
@@ -117,10 +114,8 @@ def list_folder(folder: Path, progress: Progress) -> Listing:
                 left_out += [f"{above}/{name}" for name in others]
             members.append(Paths.pack(sorted(found)))
             images += len(found)
-            if time.monotonic() - shown > _SECONDS_BETWEEN_LINES:
-                shown = time.monotonic()
-                done = f"{len(members)} of {len(class_names)} classes"
-                progress(f"listing {printable(folder)}: {images} images in {done}")
+            done = f"{images} images in {len(members)} of {len(class_names)} classes"
+            progress(f"listing {printable(folder)}: {done}")
     sizes = [len(found) for found in members]
     labels = np.repeat(np.arange(len(members), dtype=np.int32), sizes)
     return Listing(

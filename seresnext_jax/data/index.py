@@ -185,7 +185,7 @@ def _read(file: Path, folder: Path) -> SplitIndex | None:
     if not file.exists():
         return None
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
             return _from_arrays(dict(arrays), folder, file)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         warnings.warn(

@@ -1,6 +1,7 @@
 """Opens a split with the backend that a configuration names."""
 
 import os
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,12 +24,12 @@ from seresnext_jax.data.classes import (
     label_val,
     number_problems,
 )
-from seresnext_jax.data.files import FileList, class_folders
+from seresnext_jax.data.files import FileList, Progress, class_folders
 from seresnext_jax.data.index import open_index
 from seresnext_jax.data.place import local_columns
 from seresnext_jax.data.reader import ImageReader
-from seresnext_jax.data.sampler import EvalSampler, Sampler, TrainSampler
-from seresnext_jax.data.shards import find_shards
+from seresnext_jax.data.sampler import EvalSampler, Sampler, Streams, TrainSampler
+from seresnext_jax.data.shards import ShardList, find_shards
 from seresnext_jax.data.transform import CentreCrop, TrainCrop
 from seresnext_jax.errors import UserError, printable
 from seresnext_jax.plan import passes_per_step
@@ -36,6 +37,7 @@ from seresnext_jax.processes import processes_on_this_host
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
+_SECONDS_BETWEEN_LINES = 5.0
 
 
 def open_splits(config: Config, mesh: Mesh) -> tuple[Loader, Loader | None]:
@@ -84,6 +86,7 @@ def open_train(config: Config, mesh: Mesh) -> Loader:
         partial(TrainSampler, seed=config.seed, accumulation=accumulation, max_steps=config.prof),
         num_classes=config.model.num_classes,
         seed=config.seed,
+        shards_at_once=config.data.shards_at_once,
     )
 
 
@@ -126,6 +129,7 @@ def _open(
     num_classes: int,
     class_names: tuple[str, ...] | None = None,
     seed: int = 0,
+    shards_at_once: int = 0,
 ) -> Loader:
     """Open a split; its folder is listed once, after all other checks."""
     data = config.data
@@ -137,9 +141,10 @@ def _open(
             sampler, mesh, seed=seed, image_size=data.image_size, num_classes=num_classes
         )
     backend = _find_backend(data.backend, mesh)
-    index = open_index(split_folder(data, split), data.index, _show)
+    index = open_index(split_folder(data, split), data.index, _show_if_slow())
     if split == "train":
         files = check_train(index.files, num_classes)
+        sampler_of = partial(sampler_of, streams=_streams(files, shards_at_once))
     else:
         files = label_val(index.files, num_classes, class_names)
         _warn_of_empty_classes(files)
@@ -152,22 +157,41 @@ def _open(
         find_truncated=backend.on_gpu,
         upright=data.exif_orientation,
     )
-    # Older checkpoints have fingerprints without this option.
-    turning = ", upright" * data.exif_orientation
+    # Older checkpoints have fingerprints without these options.
+    other = ", upright" * data.exif_orientation
+    other += f", {shards_at_once} shards at once" * bool(shards_at_once)
     return backend.open_loader(
         reader,
         sampler,
         mesh,
-        fingerprint=files.fingerprint(f"({crop}, {seed}, {sampler.images_per_step}{turning})"),
+        fingerprint=files.fingerprint(f"({crop}, {seed}, {sampler.images_per_step}{other})"),
         threads=decoding_threads(data, mesh, on_gpu=backend.on_gpu),
         prefetch=data.prefetch,
     )
 
 
-def _show(line: str) -> None:
-    """Print a line about a listing that takes long."""
-    if jax.process_index() == 0:
-        print(line, flush=True)
+def _streams(files: FileList, at_once: int) -> Streams | None:
+    if not at_once:
+        return None
+    if not isinstance(files, ShardList):
+        raise UserError(
+            f"--data.shards-at-once {at_once} needs shards, and {printable(files.folder)} has "
+            "class folders: leave it out, or pack them with pack_data.py"
+        )
+    return Streams.of(files.places["shard"], files.places["offset"], at_once)
+
+
+def _show_if_slow() -> Progress:
+    """Shows a line about a listing every few seconds, on one process."""
+    shown = time.monotonic()
+
+    def show(line: str) -> None:
+        nonlocal shown
+        if time.monotonic() - shown > _SECONDS_BETWEEN_LINES and jax.process_index() == 0:
+            shown = time.monotonic()
+            print(line, flush=True)
+
+    return show
 
 
 def _warn_of_empty_classes(files: FileList) -> None:

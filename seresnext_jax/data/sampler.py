@@ -23,8 +23,46 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(_philox(_ORDER_STREAM, seed, epoch)).permutation(num_images)
 
 
-_recent_order = lru_cache(maxsize=2)(epoch_order)
-"""Two epochs are in use when a backend reads ahead."""
+@dataclass(frozen=True, eq=False)
+class Streams:
+    """Shards, for epochs that read some of them at the same time, each in its own order.
+
+    Such an epoch's batches mix the images of `at_once` shards. Two images of one shard always come
+    in the same order, with others between them; which shards are mixed changes with the epoch.
+    """
+
+    images: np.ndarray
+    """(M,) int64 indices into the file list: the images of the first shard, of the second, …"""
+    ends: np.ndarray
+    """(S,) int64: where each shard ends in `images`."""
+    at_once: int
+
+    @staticmethod
+    def of(shards: np.ndarray, offsets: np.ndarray, at_once: int) -> "Streams":
+        """The streams of images, given each one's shard and its place there; (M,) each."""
+        images = np.lexsort([offsets, shards])
+        ends = np.flatnonzero(np.diff(shards[images], append=-1)) + 1
+        return Streams(images, ends, at_once)
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """The images of an epoch, (M,) int64."""
+        generator = np.random.Generator(_philox(_ORDER_STREAM, seed, epoch))
+        shards = np.split(self.images, self.ends[:-1])
+        mixed = generator.permutation(len(shards)).tolist()
+        parts = []
+        for first in range(0, len(shards), self.at_once):
+            group = [shards[shard] for shard in mixed[first : first + self.at_once]]
+            turns = np.repeat(np.arange(len(group)), [len(images) for images in group])
+            part = np.empty(len(turns), np.int64)
+            # The k-th turn of a shard is for its k-th image.
+            part[np.argsort(generator.permutation(turns), kind="stable")] = np.concatenate(group)
+            parts.append(part)
+        return np.concatenate(parts)
+
+
+@lru_cache(maxsize=2)  # two epochs are in use when a backend reads ahead
+def _recent_order(num_images: int, streams: Streams | None, seed: int, epoch: int) -> np.ndarray:
+    return streams.order(seed, epoch) if streams else epoch_order(num_images, seed, epoch)
 
 
 def crop_draws(seed: int, epoch: int, start: int, count: int) -> np.ndarray:
@@ -108,6 +146,8 @@ class TrainSampler(Sampler):
     """Endless epochs, each in a new order; images that do not fill the last step are dropped."""
 
     seed: int
+    streams: Streams | None = None
+    """None: all images in any order."""
 
     @property
     def num_steps(self) -> int:
@@ -120,7 +160,7 @@ class TrainSampler(Sampler):
         """See `Sampler`; steps count over the whole run."""
         epoch, step = divmod(step, self.num_steps)
         first, local = step * self.images_per_step, self._positions()
-        order = _recent_order(self.num_images, self.seed, epoch)
+        order = _recent_order(self.num_images, self.streams, self.seed, epoch)
         draws = crop_draws(self.seed, epoch, first, self.images_per_step)
         return Rows(order[first + local], np.ones(len(local), bool), (draws[local],))
 

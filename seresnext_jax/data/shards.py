@@ -24,7 +24,7 @@ from seresnext_jax.errors import UserError, printable
 SUFFIX = ".tar"
 PACKING = "packing.json"
 """The plan of a folder of shards that is not complete yet (pack.py)."""
-_BLOCK = 512
+BLOCK = 512
 """Size of a tar header, in bytes."""
 _OPEN_FILES = 128
 
@@ -66,22 +66,22 @@ class ShardList(FileList):
     def read(self, index: int) -> bytes:
         """The bytes of image `index`; raises as `source`."""
         place = self.places[index]
-        length, start = int(place["length"]), int(place["offset"]) - _BLOCK
+        length, start = int(place["length"]), int(place["offset"]) - BLOCK
         path = self.file_of(index)
         try:
             file = _open(path)  # keeps the descriptor open
-            found = os.pread(file.descriptor, length + _BLOCK, start)
+            found = os.pread(file.descriptor, length + BLOCK, start)
         except OSError as error:
             raise UserError(
                 f"can't read {printable(path)}: {error.strerror}; make it available again and "
                 "start the program again"
             ) from error
-        if len(found) < length + _BLOCK or zlib.crc32(found[:_BLOCK]) != place["header"]:
+        if len(found) < length + BLOCK or zlib.crc32(found[:BLOCK]) != place["header"]:
             raise UserError(
                 f"{printable(path)} is not as it was when it was listed: start the program again "
                 f"(if that does not help, remove {printable(index_beside(self.folder))})"
             )
-        return found[_BLOCK:]
+        return found[BLOCK:]
 
 
 class _OpenFile:
@@ -191,6 +191,7 @@ def _read_members(path: Path, shard: int) -> list[_Found]:
                     number = int(tar.extractfile(member).read())  # type: ignore[union-attr]
                 place = (shard, member.size, member.offset_data, _header_crc(tar, member))
                 found.append(_Found(os.path.join(folder, name), place, key, number))
+            _check_end(path, tar.offset)
     except (OSError, tarfile.TarError, ValueError) as error:
         raise UserError(
             f"{printable(path)} can't be read as a shard ({error}): replace or remove it"
@@ -198,11 +199,20 @@ def _read_members(path: Path, shard: int) -> list[_Found]:
     return found
 
 
+def _check_end(path: Path, end: int) -> None:
+    """Refuse a shard that was cut off; tarfile takes it for a shorter one if a header is cut."""
+    with path.open("rb") as file:
+        file.seek(end - BLOCK)
+        block = file.read(2 * BLOCK)
+    if len(block) < 2 * BLOCK or any(block[BLOCK:]):
+        raise ValueError("unexpected end of data")
+
+
 def _header_crc(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
     file = tar.fileobj
     assert file is not None
-    file.seek(member.offset_data - _BLOCK)
-    return zlib.crc32(file.read(_BLOCK))
+    file.seek(member.offset_data - BLOCK)
+    return zlib.crc32(file.read(BLOCK))
 
 
 def _labels_by_number(folder: Path, images: list[_Found], numbers: dict[str, int]) -> np.ndarray:

@@ -144,7 +144,7 @@ def test_an_abandoned_evaluation_is_followed_by_a_whole_one(
 def test_a_bad_file_costs_a_pipeline_and_nothing_else(
     root: Path, tmp_path: Path, built: list[str]
 ) -> None:
-    """Its header is whole, so that DALI meets it; it still decodes the others, as after a resume."""
+    """Its header is whole, so that DALI meets it; it decodes the others as after a resume."""
     shutil.copytree(root, tmp_path / "data")
     odd_files("truncated", tmp_path / "data" / "val" / "china" / "2x.jpg")
     source = loader(tmp_path / "data", "val", on_bad_image="skip")

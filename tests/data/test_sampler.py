@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from seresnext_jax.config import DataConfig
-from seresnext_jax.data.sampler import EvalSampler, TrainSampler, crop_draws, epoch_order
+from seresnext_jax.data.sampler import EvalSampler, Streams, TrainSampler, crop_draws, epoch_order
 from seresnext_jax.data.transform import ATTEMPTS, CentreCrop, TrainCrop
 
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -148,3 +148,43 @@ def test_a_limit_ends_epochs_and_evaluations_and_changes_no_step() -> None:
     assert list(short_val.steps(0)) == list(val.steps(0))[:2]
     for step in short_val.steps(0):
         assert np.array_equal(short_val.rows(step).index, val.rows(step).index)
+
+
+# ---- shard after shard -------------------------------------------------------------------------
+
+
+def streams(at_once: int) -> tuple[Streams, np.ndarray, np.ndarray]:
+    """Seven shards of different sizes, whose images are anywhere in the file list."""
+    generator = np.random.default_rng(0)
+    shards = generator.permutation(np.repeat(np.arange(7), [30, 12, 40, 1, 25, 30, 9]))
+    offsets = generator.permutation(len(shards))
+    return Streams.of(shards, offsets, at_once), shards, offsets
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 7, 100])
+def test_an_epoch_by_shards_reads_each_image_once_and_each_shard_in_order(at_once: int) -> None:
+    found, shards, offsets = streams(at_once)
+    for epoch in range(3):
+        order = found.order(5, epoch)
+        assert np.array_equal(np.sort(order), np.arange(len(shards)))
+        for shard in range(7):
+            mine = offsets[order[shards[order] == shard]]
+            assert np.array_equal(mine, np.sort(mine))
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_no_more_shards_are_open_than_asked_for(at_once: int) -> None:
+    found, shards, _ = streams(at_once)
+    order = shards[found.order(5, 0)]
+    first = {shard: int(np.flatnonzero(order == shard)[0]) for shard in range(7)}
+    last = {shard: int(np.flatnonzero(order == shard)[-1]) for shard in range(7)}
+    opened = [sum(first[s] <= i <= last[s] for s in range(7)) for i in range(len(order))]
+    assert max(opened) <= at_once
+    assert min(first.values()) == 0
+
+
+def test_shards_are_mixed_anew_in_each_epoch_and_for_each_seed() -> None:
+    found, _, _ = streams(3)
+    orders = [found.order(seed, epoch).tolist() for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert found.order(1, 1).tolist() == orders[3]

@@ -63,7 +63,7 @@ class DaliLoader:
         """Create a loader; `threads` is the number of threads of each pipeline."""
         self.num_images = sampler.num_images
         self.num_steps = sampler.num_steps
-        self.paths = reader.files.paths
+        self.paths: Sequence[str] = reader.files.paths
         self.class_names = reader.files.class_names
         self.fingerprint = fingerprint
         self.bad_files = reader.bad_files

@@ -1,7 +1,7 @@
 """Pillow decodes the images, on any machine; the DALI backends must match it."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -28,7 +28,7 @@ class FolderLoader:
     ) -> None:
         self.num_images = sampler.num_images
         self.num_steps = sampler.num_steps
-        self.paths = reader.files.paths
+        self.paths: Sequence[str] = reader.files.paths
         self.class_names = reader.files.class_names
         self.fingerprint = fingerprint
         self.bad_files = reader.bad_files

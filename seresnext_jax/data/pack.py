@@ -1,0 +1,240 @@
+"""Packs a split of class folders into shards: resumable, and each image is read back and compared.
+
+While a split is packed, its folder has a file `PACKING` with the plan, and loaders refuse it. A
+shard has its name only when it was compared; its part of the index is written before that.
+"""
+
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from seresnext_jax.data.files import FileList, Listing
+from seresnext_jax.data.headers import FACTS, JPEG, WHOLE, has_jpeg_end, read_header
+from seresnext_jax.data.images import BadImage, Member, open_rgb
+from seresnext_jax.data.index import SplitIndex, open_index, write_index
+from seresnext_jax.data.shards import BLOCK, PACKING, PLACE, SUFFIX, ShardList, index_beside
+from seresnext_jax.data.walk import is_hidden
+from seresnext_jax.errors import UserError, printable
+
+_FORMAT = 1
+_READING_THREADS = 8
+"""On a network disk most of the time is spent waiting for single files."""
+
+
+class Shard(NamedTuple):
+    """One shard of the plan."""
+
+    path: Path
+    images: np.ndarray
+    """The images, in their order in the shard: (R,) int64."""
+
+    @property
+    def part(self) -> Path:
+        """The shard's part of the index."""
+        return self.path.with_name(f".{self.path.name}.npz")
+
+
+def pack_split(
+    files: FileList,
+    folder: Path,
+    *,
+    images_per_shard: int,
+    shuffled: bool,
+    progress: Callable[[int, int], None],
+) -> int:
+    """Pack a split, or go on with it; returns the number of shards.
+
+    Args:
+      files: class folders.
+      folder: for the shards; created if it does not exist.
+      shuffled: mix the images of all classes, for training that reads shard after shard.
+      progress: called with (images packed, total images) after each shard.
+
+    Raises:
+      UserError: another dataset is packed in the folder, a file can't be read or changes meanwhile,
+        or the disk is full.
+    """
+    shards = plan(files, folder, images_per_shard=images_per_shard, shuffled=shuffled)
+    try:
+        if index_beside(folder).exists() and not (folder / PACKING).exists():
+            _check_finished(files, folder)
+            return len(shards)
+        _start(files, folder, images_per_shard, shuffled)
+        done = 0
+        for shard in shards:
+            if not (shard.path.exists() and shard.part.exists()):
+                _write_shard(files, shard)
+            done += len(shard.images)
+            progress(done, len(files.paths))
+        _finish(files, folder, shards)
+    except OSError as error:
+        raise UserError(
+            f"packing into {printable(folder)} failed ({error.strerror or error}): what is packed "
+            "is kept; fix that and run pack_data.py again as before"
+        ) from error
+    return len(shards)
+
+
+def plan(files: FileList, folder: Path, *, images_per_shard: int, shuffled: bool) -> list[Shard]:
+    """Which image is in which shard; the same for the same files."""
+    number = len(files.paths)
+    order = np.random.default_rng(0).permutation(number) if shuffled else np.arange(number)
+    starts = range(0, number, images_per_shard)
+    digits = max(6, len(str(len(starts))))
+    return [
+        Shard(
+            folder / f"{folder.name}-{shard:0{digits}}{SUFFIX}",
+            order[start : start + images_per_shard],
+        )
+        for shard, start in enumerate(starts)
+    ]
+
+
+# ---- the folder --------------------------------------------------------------------------------
+
+
+def _start(files: FileList, folder: Path, images_per_shard: int, shuffled: bool) -> None:
+    """Write the plan, or compare it with the one that was begun."""
+    begun = {
+        "format": _FORMAT,
+        "files": files.fingerprint(""),
+        "images_per_shard": images_per_shard,
+        "shuffled": shuffled,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / PACKING
+    if not file.exists():
+        if any(not is_hidden(path.name) for path in folder.iterdir()):
+            raise UserError(
+                f"{printable(folder)} has other files: give --out an empty folder or a new one"
+            )
+        _write(file, json.dumps(begun).encode())
+    elif json.loads(file.read_text()) != begun:
+        raise UserError(
+            f"{printable(folder)} was begun with other images or options: run pack_data.py as "
+            "then, or remove the folder"
+        )
+
+
+def _finish(files: FileList, folder: Path, shards: list[Shard]) -> None:
+    """Write the index; the folder then counts as packed."""
+    places, facts = np.zeros(len(files.paths), PLACE), np.zeros(len(files.paths), FACTS)
+    for number, shard in enumerate(shards):
+        with np.load(shard.part, allow_pickle=False) as part:
+            facts[shard.images] = part["facts"]
+            places[shard.images] = part["places"]
+        places["shard"][shard.images] = number
+    packed = ShardList(
+        folder,
+        files.paths,
+        files.labels,
+        files.class_names,
+        shards=tuple(shard.path.name for shard in shards),
+        lengths=tuple(shard.path.stat().st_size for shard in shards),
+        places=places,
+    )
+    write_index(SplitIndex(packed, facts, Listing(packed, {}), 0, None), index_beside(folder))
+    (folder / PACKING).unlink()
+    for shard in shards:
+        shard.part.unlink()
+
+
+def _check_finished(files: FileList, folder: Path) -> None:
+    """Refuse a folder in which other images are packed; tidy up one that is complete."""
+    packed = open_index(folder, "", lambda line: None).files
+    if packed.fingerprint("") != files.fingerprint(""):
+        raise UserError(
+            f"{printable(folder)} contains shards of other images: give --out another folder, or "
+            "remove it"
+        )
+    for part in folder.glob(f".*{SUFFIX}.npz"):
+        part.unlink()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that has its name only when it is complete."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    with unfinished.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+# ---- one shard ---------------------------------------------------------------------------------
+
+
+def _write_shard(files: FileList, shard: Shard) -> None:
+    """Write a shard and its part of the index."""
+    unfinished = shard.path.with_name(f".{shard.path.name}.tmp")
+    sums = []
+    with unfinished.open("wb") as raw, ThreadPoolExecutor(_READING_THREADS) as pool:
+        with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            indices = shard.images.tolist()
+            for i, (data, mtime) in zip(
+                indices, pool.map(lambda i: _read_file(files.path(i)), indices), strict=True
+            ):
+                member = tarfile.TarInfo(files.paths[i])
+                member.size, member.mtime = len(data), mtime
+                tar.addfile(member, io.BytesIO(data))
+                sums.append(zlib.crc32(data))
+        raw.flush()
+        os.fsync(raw.fileno())
+    places, facts = _read_back(unfinished, files, shard, sums)
+    buffer = io.BytesIO()
+    np.savez(buffer, places=places, facts=facts)
+    _write(shard.part, buffer.getvalue())
+    unfinished.replace(shard.path)
+
+
+def _read_file(path: str) -> tuple[bytes, int]:
+    """The bytes of a file and its mtime in seconds."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(), int(os.fstat(file.fileno()).st_mtime)
+    except OSError as error:
+        raise UserError(
+            f"can't read {printable(path)}: {error.strerror}; make it readable or remove it, and "
+            "run pack_data.py again (with another --out if it was removed)"
+        ) from error
+
+
+def _read_back(
+    path: Path, files: FileList, shard: Shard, sums: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compare each member with its file; returns the places and the facts, (R,) each."""
+    places, facts = np.zeros(len(shard.images), PLACE), np.zeros(len(shard.images), FACTS)
+    with path.open("rb") as raw, tarfile.open(fileobj=raw) as tar:
+        for row, member in enumerate(tar):
+            raw.seek(member.offset_data - BLOCK)
+            header, data = raw.read(BLOCK), raw.read(member.size)
+            name = files.paths[shard.images[row]]
+            if member.name != name or zlib.crc32(data) != sums[row]:
+                raise UserError(
+                    f"{printable(path)} is not what was written to it: check the disk, and run "
+                    "pack_data.py again"
+                )
+            places[row] = (0, member.size, member.offset_data, zlib.crc32(header))
+            facts[row] = _facts_of(Member(name, data))
+    return places, facts
+
+
+def _facts_of(image: Member) -> tuple[int, ...]:
+    """`FACTS` of an image; zeros for one that can't be decoded, which each run reports."""
+    try:
+        height, width, flags, turn = read_header(image, with_turn=True)
+        if flags & JPEG:
+            if not has_jpeg_end(image):
+                open_rgb(image)
+            flags |= WHOLE
+    except BadImage:
+        return (0,) * len(FACTS.names or ())
+    return height, width, flags, turn, 0, 0
