@@ -2,6 +2,7 @@
 # make test   run the tests
 # make soak   kill a training run 30 times and compare it with an undisturbed one (20 minutes)
 # make lint   check format, lint and types
+# make docs   build the site of the documentation in dist/site
 # Each sets up .venv first.
 #
 # make bench-gpu           time training and inference against PyTorch on an NVIDIA GPU
@@ -17,7 +18,7 @@ DATA := runs/digits-data
 RUN := runs/demo
 SEED ?= 0
 
-.PHONY: demo test soak lint clean bench-gpu gpu-compile gpu-compile-short compile-venv
+.PHONY: demo test soak lint docs clean bench-gpu gpu-compile gpu-compile-short compile-venv
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m seresnext_jax.data.digits $(DATA)
@@ -57,6 +58,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -30,7 +30,7 @@ from tests.reference import torch_model, torch_training
 ROOT = Path(__file__).parent.parent
 PAGES = {
     path.name: path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))
 }
 README, CONVERT = PAGES["README.md"], PAGES["convert.md"]
 WEIGHTS_FILE = "nvidia_se-resnext101-32x4d_200821.pth.tar"
@@ -112,7 +112,7 @@ def test_an_option_exists(text: str) -> None:
 def test_what_a_page_names_exists(name: str) -> None:
     """Files of the project, tests, and the pages that its links lead to."""
     text = PAGES[name]
-    folder = ROOT if name == "README.md" else ROOT / "docs"
+    folder = ROOT if (ROOT / name).exists() else ROOT / "docs"
     for path in re.findall(r"`([\w./-]+(?:\.py|\.cc|/))`", text):
         if path not in ("checkpoints/", "train/", "val/"):  # of a run, of a dataset
             assert (ROOT / path).exists() or (ROOT / "seresnext_jax" / path).exists(), path
