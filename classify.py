@@ -85,9 +85,9 @@ def main(argv: list[str]) -> int:
     runtime.use_compilation_cache(config.compilation_cache)
     weights = read_weights(config.weights, ema=config.ema)
     info = weights.info
-    data = config.data.resolve(info.image_size, info.eval_margin)
+    data = config.data.resolve(info.image_size, info.eval_margin, info.interpolation)
     size = data.image_size
-    crop = CentreCrop(size, data.eval_margin)
+    crop = CentreCrop(size, data.eval_margin, data.interpolation or info.interpolation)
     named = choose_names(config.class_names, info.class_names, info.num_classes)
     names = names_for(info.num_classes, named)
     if note := size_note(config.data, info):

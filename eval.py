@@ -187,7 +187,7 @@ def evaluate_weights(
     """Evaluate weights; also records each image's prediction if the options need it."""
     info = weights.info
     chosen = config.data
-    data = chosen.resolve(info.image_size, info.eval_margin)
+    data = chosen.resolve(info.image_size, info.eval_margin, info.interpolation)
     config = replace(config, data=data, topk=min(config.topk, info.num_classes))
     model = ModelConfig(arch=info.architecture, num_classes=info.num_classes)
     network = make_network(model, POLICIES[config.precision].compute_dtype)

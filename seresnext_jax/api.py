@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from seresnext_jax.config import ModelConfig, Precision
+from seresnext_jax.config import Interpolation, ModelConfig, Precision
 from seresnext_jax.data.class_names import Names, choose_names, names_for
 from seresnext_jax.data.images import BadImage, decode_rgb
 from seresnext_jax.data.normalize import normalize
@@ -77,6 +77,7 @@ class Model:
             *images,
             image_size=self.info.image_size,
             eval_margin=self.info.eval_margin,
+            interpolation=self.info.interpolation,
             exif_orientation=exif_orientation,
         )
 
@@ -227,6 +228,7 @@ def preprocess(
     *images: ImageLike,
     image_size: int = 224,
     eval_margin: int = 32,
+    interpolation: Interpolation = "bilinear",
     exif_orientation: bool = False,
 ) -> np.ndarray:
     """Prepare images as in evaluation: RGB, shorter side resized, centre cut out.
@@ -235,6 +237,7 @@ def preprocess(
       images: files, Pillow images, or arrays of pixels.
       image_size: width and height of the result, in pixels.
       eval_margin: the shorter side is resized to image_size + eval_margin pixels.
+      interpolation: how it is resized: bilinear or bicubic.
       exif_orientation: turn photos upright by their EXIF orientation.
 
     Returns:
@@ -244,7 +247,7 @@ def preprocess(
     Raises:
       UserError: an image can't be decoded, or an array does not have the shape of an image.
     """
-    crop = CentreCrop(image_size, eval_margin)
+    crop = CentreCrop(image_size, eval_margin, interpolation)
     squares = [_square(image, crop, exif_orientation) for image in images]
     return np.array(squares, np.uint8).reshape(-1, image_size, image_size, 3)
 
@@ -279,7 +282,8 @@ def _on_device(variables: Tree) -> Tree:
 
 def _new_info(info: WeightsInfo, **changes: Any) -> WeightsInfo:
     """The facts that stay true for other weights of the network."""
-    kept = ("architecture", "num_classes", "class_names", "image_size", "eval_margin", "source")
+    kept = ["architecture", "num_classes", "class_names", "source"]
+    kept += ["image_size", "eval_margin", "interpolation"]
     return WeightsInfo(**{**{name: getattr(info, name) for name in kept}, **changes})
 
 

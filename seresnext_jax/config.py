@@ -22,6 +22,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Backend = Literal["dali-gpu", "dali-cpu", "folder", "synthetic"]
 ConvInit = Literal["fan_in", "fan_out", "classic", "fanin", "grp-fanin", "grp-fanout"]
 DecayMask = Literal["no-bn", "nvidia-names", "all"]
+Interpolation = Literal["bilinear", "bicubic", "triangular"]
 Augmentation = Literal["none", "autoaugment", "randaugment"]
 Optimizer = Literal["sgd", "rmsprop", "adamw", "lamb"]
 
@@ -59,6 +60,9 @@ class InputConfig:
     eval_margin: Annotated[int, Range(0, 4096)] = 32
     """For evaluation the shorter side is resized to image_size + eval_margin pixels, then the
     centre is cropped."""
+    interpolation: Interpolation = "bilinear"
+    """How images are resized, antialiased in every backend. triangular, DALI's name for antialiased
+    bilinear, gives the pixels of bilinear."""
     workers: Annotated[int, Range(1, 1024)] = 4
     """Decoding threads per device. CPU backends of a host together have at most as many as it has
     cores, or this number if that is larger."""
@@ -79,18 +83,24 @@ class InputConfig:
 
 @dataclass(frozen=True)
 class SizesOfWeights:
-    """The image size for evaluating weights; by default the one that is stored with them."""
+    """How images are resized to evaluate weights; by default as it is stored with them."""
 
     image_size: Annotated[int, Range(0, 4096)] = 0
     """Width and height of the network's input in pixels; 0: as stored with the weights."""
     eval_margin: Annotated[int, Range(-1, 4096)] = -1
     """The shorter side is resized to image_size + eval_margin pixels, then the centre is cropped.
     -1: as stored with the weights."""
+    interpolation: Interpolation | None = None
+    """How images are resized, antialiased. None: as stored with the weights."""
 
-    def resolve(self, image_size: int, eval_margin: int) -> Self:
+    def resolve(self, image_size: int, eval_margin: int, interpolation: Interpolation) -> Self:
         """Replace the defaults with the values that are stored with the weights."""
-        margin = eval_margin if self.eval_margin < 0 else self.eval_margin
-        return replace(self, image_size=self.image_size or image_size, eval_margin=margin)
+        return replace(
+            self,
+            image_size=self.image_size or image_size,
+            eval_margin=eval_margin if self.eval_margin < 0 else self.eval_margin,
+            interpolation=self.interpolation or interpolation,
+        )
 
 
 @dataclass(frozen=True)

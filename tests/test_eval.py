@@ -31,22 +31,24 @@ TINY = "se-resnext-tiny"
 
 
 @pytest.mark.parametrize(
-    ("words", "sizes"),
+    ("words", "sizes", "interpolation"),
     [
-        (["--weights", "w"], (32, 4)),
-        (["--data.image-size", "64"], (64, 4)),
-        (["--data.image_size=64"], (64, 4)),
-        (["--data.eval-margin", "0"], (32, 0)),
-        (["--config", "configs/digits.py"], (32, 0)),
-        (["--config=configs/digits.py"], (32, 0)),
+        (["--weights", "w"], (32, 4), "bicubic"),
+        (["--data.image-size", "64"], (64, 4), "bicubic"),
+        (["--data.image_size=64"], (64, 4), "bicubic"),
+        (["--data.eval-margin", "0"], (32, 0), "bicubic"),
+        (["--data.interpolation", "bilinear"], (32, 4), "bilinear"),
+        (["--config", "configs/digits.py"], (32, 0), "bilinear"),
+        (["--config=configs/digits.py"], (32, 0), "bilinear"),
     ],
 )
-def test_the_weights_decide_the_images_size_unless_an_option_does(
-    words: list[str], sizes: tuple[int, int]
+def test_the_weights_decide_how_images_are_resized_unless_an_option_does(
+    words: list[str], sizes: tuple[int, int], interpolation: str
 ) -> None:
     config = parse_over_config(options_from, words, program="eval.py", description="")
-    found = config.data.resolve(image_size=32, eval_margin=4)
+    found = config.data.resolve(32, 4, "bicubic")
     assert (found.image_size, found.eval_margin) == sizes
+    assert found.interpolation == interpolation
 
 
 def test_the_size_of_a_torch_file_is_assumed_and_named() -> None:

@@ -15,6 +15,7 @@ from seresnext_jax.config_files import load_config
 from seresnext_jax.report.history import read_history
 from seresnext_jax.report.metrics import find_metric
 from seresnext_jax.report.sinks import read_report
+from seresnext_jax.weights.read import read_weights
 from tests.programs import (
     DIGITS,
     EPOCHS,
@@ -178,6 +179,7 @@ def test_a_run_with_every_augmentation_continues_within_an_epoch(tmp_path: Path)
         *("--optim.optimizer", "adamw", "--optim.lr", "0.001", "--optim.clip-norm", "0.5"),
         *("--mixup", "0.2", "--cutmix", "1"),
         *("--data.augmentation", "randaugment", "--data.random-erasing", "0.5"),
+        *("--data.interpolation", "bicubic"),
         *("--epochs", "2", "--checkpoint.every-steps", "2", "--checkpoint.keep", "-1"),
     ]
     done(tiny(tmp_path / "run", *options))
@@ -186,6 +188,7 @@ def test_a_run_with_every_augmentation_continues_within_an_epoch(tmp_path: Path)
     out = done(tiny(tmp_path / "again", *options, "--resume", "auto")).stdout
     assert f"continuing after step {STEPS + 2} " in out
     same_bits(arrays(tmp_path / "again"), arrays(tmp_path / "run"))
+    assert read_weights(tmp_path / "run").info.interpolation == "bicubic", "evaluated alike"
 
 
 def test_resuming_a_finished_run_only_writes_a_summary_that_is_missing() -> None:

@@ -112,7 +112,7 @@ def open_val(
         config,
         "val",
         mesh,
-        CentreCrop(data.image_size, data.eval_margin),
+        CentreCrop(data.image_size, data.eval_margin, data.interpolation),
         partial(EvalSampler, max_steps=config.prof),
         num_classes=num_classes,
         class_names=class_names,

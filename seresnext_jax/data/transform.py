@@ -9,13 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from seresnext_jax.config import DataConfig
+from seresnext_jax.config import DataConfig, Interpolation
 from seresnext_jax.data.images import check_pixels
 
 ATTEMPTS = 10
 """Attempts at a random crop before the centre is used (torchvision's RandomResizedCrop)."""
 DRAWS = 2 * ATTEMPTS + 3
 """Uniform numbers per training image: area and ratio of each attempt, top, left, flip."""
+
+RESAMPLING: dict[Interpolation, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "triangular": Image.Resampling.BILINEAR,
+}
+"""Pillow's filters, which all smooth an image that they shrink."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,16 @@ class TrainCrop:
 
     def __str__(self) -> str:
         """What decides the pixels. Do not change it: it is in the fingerprints of checkpoints."""
-        names = ("image_size", "eval_margin", "crop_area", "crop_ratio", "flip")
+        names = ["image_size", "eval_margin", "crop_area", "crop_ratio", "flip"]
+        if RESAMPLING[self.config.interpolation] is not Image.Resampling.BILINEAR:
+            names += ["interpolation"]
         options = ", ".join(f"{name}={getattr(self.config, name)!r}" for name in names)
         return f"Transform(split='train', {options})"
+
+    @property
+    def interpolation(self) -> Interpolation:
+        """How the window is resized."""
+        return self.config.interpolation
 
     def numbers(
         self, sizes: np.ndarray, draws: np.ndarray
@@ -77,7 +91,7 @@ class TrainCrop:
         return sizes
 
     def __call__(self, image: Image.Image, draws: np.ndarray) -> np.ndarray:
-        """Crop, resize (bilinear, antialiased), perhaps mirror: (S, S, 3) uint8, S = image_size.
+        """Crop, resize (antialiased), perhaps mirror: (S, S, 3) uint8, S = image_size.
 
         Args:
           image: RGB.
@@ -87,7 +101,8 @@ class TrainCrop:
         start, shape, flip = self.numbers(sizes, draws[None])
         (top, left), (height, width) = start[0].tolist(), shape[0].tolist()
         image = image.crop((left, top, left + width, top + height))
-        image = image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
+        side = self.image_size
+        image = image.resize((side, side), RESAMPLING[self.interpolation])
         if flip[0]:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(image)
@@ -99,6 +114,7 @@ class CentreCrop:
 
     image_size: int
     eval_margin: int
+    interpolation: Interpolation = "bilinear"
 
     def numbers(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The windows to cut out, and the sizes of the resized images that they are cut from.
@@ -121,7 +137,7 @@ class CentreCrop:
         return np.where(decoded, sizes, self.numbers(sizes)[1])
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """Resize (bilinear, antialiased) and crop: (S, S, 3) uint8 with S = image_size.
+        """Resize (antialiased) and crop: (S, S, 3) uint8 with S = image_size.
 
         Args:
           image: RGB.
@@ -133,7 +149,7 @@ class CentreCrop:
         check_pixels(*self.largest(sizes)[0].tolist())
         start, resized = self.numbers(sizes)
         (top, left), (height, width) = start[0].tolist(), resized[0].tolist()
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize((width, height), RESAMPLING[self.interpolation])
         return np.asarray(image.crop((left, top, left + self.image_size, top + self.image_size)))
 
 

@@ -21,7 +21,7 @@ def original_parameters(config: Config, plan: Plan) -> dict[str, Any]:
     return {
         "data": data.root,
         "data_backend": "pytorch" if data.backend == "folder" else data.backend,
-        "interpolation": "bilinear",
+        "interpolation": data.interpolation,
         "arch": config.model.arch,
         "workers": data.workers,
         "prefetch": data.prefetch,
@@ -35,6 +35,7 @@ def original_parameters(config: Config, plan: Plan) -> dict[str, Any]:
         "lr_schedule": optim.lr_schedule,
         "end_lr": optim.end_lr,
         "warmup": optim.warmup,
+        "augmentation": None if data.augmentation == "none" else data.augmentation,
         "label_smoothing": config.label_smoothing,
         "mixup": config.mixup,
         "optimizer": optim.optimizer,

@@ -5,11 +5,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from seresnext_jax.config import SizesOfWeights
+from seresnext_jax.config import Interpolation, SizesOfWeights
 
 Array = np.ndarray[Any, Any]
 Tree = dict[str, Any]
@@ -28,6 +28,8 @@ class WeightsInfo:
     """Side of the square the network was made for, in pixels."""
     eval_margin: int = 32
     """Evaluation resizes the shorter side to image_size + this before the centre crop."""
+    interpolation: Interpolation = "bilinear"
+    """How it resizes."""
     source: str = ""
     """Name of the file or folder they were converted from."""
     sha256: str | None = None
@@ -84,7 +86,7 @@ def size_note(options: SizesOfWeights, info: WeightsInfo) -> str:
     from_torch = info.kind is not None
     if not from_torch or (options.image_size and options.eval_margin >= 0):
         return ""
-    used = options.resolve(info.image_size, info.eval_margin)
+    used = options.resolve(info.image_size, info.eval_margin, info.interpolation)
     return (
         f"images are resized to {used.image_size + used.eval_margin} and cropped to "
         f"{used.image_size} pixels; the weights come from a torch file, which does not record the "
@@ -104,6 +106,8 @@ def check_info(info: WeightsInfo) -> None:
         value = getattr(info, name)
         if type(value) is not int or not low <= value <= 10**7:
             raise ValueError(f"{name} is {value!r}")
+    if info.interpolation not in get_args(Interpolation):
+        raise ValueError(f"interpolation is {info.interpolation!r}")
     names = info.class_names
     if names is None:
         return

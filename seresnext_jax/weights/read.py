@@ -174,6 +174,7 @@ class CheckpointSource(Source):
             class_names=meta.class_names or None,
             image_size=data.image_size,
             eval_margin=data.eval_margin,
+            interpolation=data.interpolation,
             source=self.path.name,
             batches_tracked=meta.forward_passes("ema" if ema else "weights"),
             ema=ema,

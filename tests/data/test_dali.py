@@ -69,9 +69,13 @@ def assert_close(dali: Any, pillow: Any) -> None:
         assert difference.mean(axis=(2, 3, 4)).max() <= 1.0
 
 
-@pytest.mark.parametrize("sizes", [{}, RECIPE], ids=["small", "recipe"])
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, RECIPE, {"interpolation": "bicubic"}, RECIPE | {"interpolation": "bicubic"}],
+    ids=["small", "recipe", "bicubic", "bicubic recipe"],
+)
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_dali_shows_what_pillow_shows(root: Path, split: Split, sizes: dict[str, int]) -> None:
+def test_dali_shows_what_pillow_shows(root: Path, split: Split, sizes: dict[str, Any]) -> None:
     count = 12 if split == "train" and not sizes else 3
     dali = take(loader(root, split, **sizes), 0, count)
     assert_close(dali, take(loader(root, split, backend="folder", **sizes), 0, count))

@@ -1,10 +1,13 @@
 """Order, crops and evaluation windows against independent re-statements."""
 
 import math
+import zlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from seresnext_jax.config import DataConfig
 from seresnext_jax.data.sampler import EvalSampler, Streams, TrainSampler, crop_draws, epoch_order
@@ -40,6 +43,47 @@ def eval_window(height: int, width: int, shorter: int, size: int) -> tuple[int, 
     """`CentreCrop` of one image: resized (height, width), (top, left)."""
     start, resized = CentreCrop(size, shorter - size).numbers(np.array([[height, width]]))
     return *resized[0].tolist(), *start[0].tolist()
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8))
+
+
+def test_the_crops_of_an_image_stay_what_they_are() -> None:
+    """Recorded, so that a run that was begun by an earlier version continues as it would have."""
+    draws = crop_draws(7, 2, 5, 1)
+    assert draws[0, 0] == pytest.approx(0.31752643, abs=1e-8)
+    assert draws[0, -1] == pytest.approx(0.90546626, abs=1e-8)
+    crop = TrainCrop(DataConfig(image_size=32))
+    start, shape, flip = crop.numbers(np.array([[90, 120]]), draws)
+    assert [*start[0], *shape[0], *flip] == [15, 11, 58, 70, False]
+    assert zlib.crc32(crop(NOISE, draws[0]).tobytes()) == 351433835
+    assert zlib.crc32(CentreCrop(32, 8)(NOISE).tobytes()) == 1471542511
+    assert str(crop) == (
+        "Transform(split='train', image_size=32, eval_margin=32, crop_area=(0.08, 1.0), "
+        "crop_ratio=(0.75, 1.3333333333333333), flip=True)"
+    )
+
+
+def test_interpolations() -> None:
+    draws = crop_draws(7, 2, 5, 1)[0]
+
+    def crops(interpolation: Any) -> tuple[np.ndarray, np.ndarray, str]:
+        crop = TrainCrop(DataConfig(image_size=32, interpolation=interpolation))
+        return crop(NOISE, draws), CentreCrop(32, 8, interpolation)(NOISE), str(crop)
+
+    def by_pillow(filter: Image.Resampling) -> tuple[np.ndarray, np.ndarray]:
+        window = NOISE.crop((11, 15, 11 + 70, 15 + 58)).resize((32, 32), filter)
+        return np.asarray(window), np.asarray(NOISE.resize((53, 40), filter).crop((10, 4, 42, 36)))
+
+    wanted = {
+        "bilinear": Image.Resampling.BILINEAR,
+        "triangular": Image.Resampling.BILINEAR,
+        "bicubic": Image.Resampling.BICUBIC,
+    }
+    for name, filter in wanted.items():
+        for found, expected in zip(crops(name), by_pillow(filter), strict=False):
+            np.testing.assert_array_equal(found, expected)
+    assert crops("triangular")[2] == crops("bilinear")[2] != crops("bicubic")[2]
 
 
 def test_order_is_a_permutation_fresh_for_each_epoch_and_seed() -> None:

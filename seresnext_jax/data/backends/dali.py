@@ -24,13 +24,14 @@ import numpy as np
 from jax.sharding import Mesh
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.plugin.jax import DALIGenericIterator
+from PIL import Image
 
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.place import place
 from seresnext_jax.data.reader import Headers, ImageReader
 from seresnext_jax.data.sampler import Rows, Sampler
 from seresnext_jax.data.shards import ShardList
-from seresnext_jax.data.transform import CentreCrop, TrainCrop
+from seresnext_jax.data.transform import RESAMPLING, CentreCrop, TrainCrop
 from seresnext_jax.mesh import batch_sharding
 
 Node = Any
@@ -303,13 +304,15 @@ def _graph(
         files, start, resized = fn.external_source(source=feed, num_outputs=3, batch=True)
         encoded = fn.io.file.read(files) if from_paths else files
         images = fn.decoders.image(encoded, **decoding)
-        images = _resize(images, fn.cast(resized, dtype=types.FLOAT))
+        images = _resize(images, fn.cast(resized, dtype=types.FLOAT), crop)
         return fn.slice(images, start=start, shape=(size, size), axes=(0, 1))
     files, start, shape, flip = fn.external_source(source=feed, num_outputs=4, batch=True)
     encoded = fn.io.file.read(files) if from_paths else files
     images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=(0, 1), **decoding)
-    return fn.flip(_resize(images, (size, size)), horizontal=flip)
+    return fn.flip(_resize(images, (size, size), crop), horizontal=flip)
 
 
-def _resize(images: Node, size: Node) -> Node:
-    return fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+def _resize(images: Node, size: Node, crop: TrainCrop | CentreCrop) -> Node:
+    cubic = RESAMPLING[crop.interpolation] is Image.Resampling.BICUBIC
+    kind = types.INTERP_CUBIC if cubic else types.INTERP_LINEAR
+    return fn.resize(images, size=size, interp_type=kind, antialias=True)
