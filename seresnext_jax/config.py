@@ -273,6 +273,9 @@ class Config(EvaluationConfig):
     """Folder that gets the report, the checkpoints and the plot."""
     raport_file: str = "experiment_raport.json"
     """Name of the report in NVIDIA's DLLogger format, in the workspace."""
+    report_to: tuple[str, ...] = ()
+    """Also report to tensorboard (event files in the workspace) or wandb (Weights & Biases), or to
+    both."""
     resume: str = ""
     """Checkpoint to continue from; auto: the newest one in the workspace, or a new run if there is
     none. The classes must be those of the checkpoint."""

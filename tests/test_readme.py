@@ -114,7 +114,13 @@ def test_what_a_page_names_exists(name: str) -> None:
     text = PAGES[name]
     folder = ROOT if (ROOT / name).exists() else ROOT / "docs"
     for path in re.findall(r"`([\w./-]+(?:\.py|\.cc|/))`", text):
-        if path not in ("checkpoints/", "train/", "val/"):  # of a run, of a dataset
+        if path not in (
+            "checkpoints/",
+            "tensorboard/",
+            "wandb/",
+            "train/",
+            "val/",
+        ):  # of a run, of a dataset
             assert (ROOT / path).exists() or (ROOT / "seresnext_jax" / path).exists(), path
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         assert (folder / link).exists(), link

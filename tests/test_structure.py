@@ -126,7 +126,7 @@ def test_a_recipe_needs_only_the_schema(path: Path) -> None:
 
 def test_a_program_imports_late_what_it_may_not_need() -> None:
     """A wrong option is answered at once."""
-    late = ["torch", "matplotlib", "nvidia.dali", "orbax.checkpoint"]
+    late = ["torch", "matplotlib", "tensorboardX", "nvidia.dali", "orbax.checkpoint"]
     programs = "train, eval, classify, seresnext_jax.show, seresnext_jax.compare"
     code = f"import sys, {programs}; print([m for m in {late} if m in sys.modules])"
     done = subprocess.run(

@@ -39,7 +39,7 @@ CACHE = str(shared() / "cache")
 def demo() -> tuple[Path, str]:
     """A run of the demo's network and what it printed."""
     workspace = shared() / "demo"
-    return workspace, done(tiny(workspace, config=DIGITS)).stdout
+    return workspace, done(tiny(workspace, "--report-to", "tensorboard", config=DIGITS)).stdout
 
 
 @cache
@@ -58,6 +58,7 @@ def test_run_prints_its_outcome_and_writes_every_file() -> None:
     assert str(workspace / "checkpoints") in table
     assert str(workspace / "report.png") in table and str(workspace / "report.html") in table
     assert f"{EPOCHS} of {EPOCHS} epochs" in (workspace / "report.html").read_text()
+    assert list(workspace.glob("tensorboard/events.*"))
     assert "configs/digits.py, except for" in table
     assert f"--epochs: {EPOCHS} (recipe: 20)" in table and "--optim.warmup: 1 (recipe: 2)" in table
     assert "--workspace" not in table and "--data.root" not in table

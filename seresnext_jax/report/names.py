@@ -7,9 +7,10 @@ from seresnext_jax.errors import UserError
 JSONL_NAME, PLOT_NAME, HTML_NAME = "report.jsonl", "report.png", "report.html"
 PLAN_NAME = "plan.json"
 LOG_NAME, LOCK_NAME = "log.txt", "lock"
+TENSORBOARD_NAME, WANDB_NAME = "tensorboard", "wandb"
 OWN_NAMES = (
     *(JSONL_NAME, PLOT_NAME, HTML_NAME, LOG_NAME, LOCK_NAME),
-    *("config.json", PLAN_NAME, "checkpoints"),
+    *("config.json", PLAN_NAME, "checkpoints", TENSORBOARD_NAME, WANDB_NAME),
 )
 """What a run writes into its workspace besides the DLLogger file."""
 

@@ -1,11 +1,11 @@
 """The report of a run: every record goes to every sink."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seresnext_jax.report.names import HTML_NAME, JSONL_NAME, dllogger_path
+from seresnext_jax.report.names import HTML_NAME, JSONL_NAME, TENSORBOARD_NAME, dllogger_path
 from seresnext_jax.report.run_page import RunPage
 from seresnext_jax.report.sinks import (
     DLLoggerFile,
@@ -17,6 +17,7 @@ from seresnext_jax.report.sinks import (
     move_aside,
     writing,
 )
+from seresnext_jax.report.trackers import TRACKERS
 
 Metrics = Mapping[str, float]
 
@@ -31,6 +32,7 @@ class Report:
         *,
         steps_per_epoch: int,
         keep_until_step: int | None,
+        trackers: Sequence[str] = (),
         enabled: bool = True,
     ) -> None:
         """Open the files ``raport_file`` and ``report.jsonl`` in a run's folder; add its page.
@@ -40,6 +42,7 @@ class Report:
           keep_until_step: the step that a resumed run continues from; later records are dropped,
             and the summary is dropped once training continues. None: a new run; files of an
             earlier run are renamed.
+          trackers: names of `TRACKERS` to report to, too.
           enabled: False on all processes but one.
 
         Raises:
@@ -59,11 +62,12 @@ class Report:
             for file in files:
                 file.path.parent.mkdir(parents=True, exist_ok=True)
             if keep_until_step is None:
-                move_aside(*(file.path for file in files))
+                move_aside(*(file.path for file in files), folder / TENSORBOARD_NAME)
             else:
                 for file in files:
                     file.keep(lambda at: at == () or self._step(at) <= keep_until_step)
         self.sinks += [*files, RunPage(self.jsonl_path, folder / HTML_NAME)]
+        self.sinks += [TRACKERS[name](folder, keep_until_step) for name in trackers]
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Record the configuration."""

@@ -1,7 +1,6 @@
 """The sinks of a report: a file in DLLogger's format, like the original's, and JSON lines.
 
-docs/report.md documents both files. To add another place, write a class with the method of `Sink`
-and add it to the sinks of `Report`.
+docs/report.md documents both files. Other places are in trackers.py.
 """
 
 import json

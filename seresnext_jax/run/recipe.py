@@ -11,7 +11,7 @@ _NO_EFFECT = (
     *("data.root", "data.workers", "data.prefetch", "data.max_bad_share", "max_bad_steps"),
     *("distributed.", "checkpoint.", "no_checkpoints", "resume", "run_epochs", "check_data"),
     *("evaluate", "training_only", "topk", "print_freq", "workspace", "raport_file"),
-    *("compilation_cache", "debug"),
+    *("compilation_cache", "debug", "report_to"),
 )
 """Options, and beginnings of their paths, that do not change the trained weights."""
 

@@ -15,6 +15,7 @@ from seresnext_jax.model.initial import init_variables
 from seresnext_jax.model.network import ResNet
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.names import dllogger_path
+from seresnext_jax.report.trackers import check_trackers
 from seresnext_jax.weights.read import open_source, read_weights
 
 Tree = Any
@@ -40,9 +41,11 @@ def find_start(config: Config) -> Start:
 
     Raises:
       UserError: there is nothing to resume, the workspace has checkpoints of another run or can't
-        be written, ``--raport-file`` can't be used, or ``--init-from`` does not exist.
+        be written, ``--raport-file`` or ``--report-to`` can't be used, or ``--init-from`` does not
+        exist.
     """
     dllogger_path(Path(config.workspace), config.raport_file)
+    check_trackers(config.report_to)
     folder = checkpoints_folder(config)
     if saves_checkpoints(config):
         settle_replaced(folder)
