@@ -43,6 +43,8 @@ _OF_THE_ORIGINAL = {
     "--fp16": "--precision fp16",
     "--bn-weight-decay": "--optim.decay-mask all",
     "--wd": "--optim.weight-decay",
+    "--learning-rate": "--optim.lr",
+    "--rmsprop-eps": "--optim.eps",
     "--model": "--model.arch",
     "--model-config": "--model.conv-init",
     "--data": "--data.root",
@@ -53,15 +55,28 @@ _OF_THE_ORIGINAL = {
     "--pretrained-from-file": "--init-from",
     "--pretrained-weights": "--init-from",
     "--pretrained": "--init-from FILE",
+    "--weights": "--init-from",
     "--start-epoch": "--resume, which knows the epoch",
     "--local-rank": "--distributed.process-id",
     "--gather-checkpoints": "--checkpoint.keep -1",
+    "--cfg-file": "--config",
     "--platform": "--config, such as --config dgxa100_amp_90e",
     "--mode": "--config, such as --config dgxa100_amp_90e",
 }
 """Options of the original that have other names or forms here."""
-_NEEDLESS = ("--memory-format", "--gpu-affinity", "--checkpoint-filename", "--num-gpus")
+_NEEDLESS = (
+    *("--memory-format", "--gpu-affinity", "--checkpoint-filename", "--num-gpus"),
+    *("--jit", "--trt", "--fused-se"),
+)
 """Options of the original that have no equivalent."""
+_VALUES_OF_THE_ORIGINAL = {
+    "AMP": "fp16",
+    "TF32": "tf32",
+    "FP32": "fp32",
+    "pytorch": "folder",
+    "syntetic": "synthetic",
+}
+"""Choices of the original that have other names here: of ``--precision`` and ``--data-backend``."""
 
 
 # ---- programs ----------------------------------------------------------------------------------
@@ -179,6 +194,9 @@ def parse(
         if not stop.code:
             raise
         problem = _first_paragraph(printed.getvalue())
+        word = problem.partition("'")[2].partition("'")[0]
+        if ours := _VALUES_OF_THE_ORIGINAL.get(word):
+            problem += f"; the original's {word} is {ours} here"
     else:
         sys.stderr.write(printed.getvalue())
         if not unknown:
@@ -276,6 +294,8 @@ def _explain_unknown(word: str, default: Any, known: Sequence[str]) -> str:
         else:
             options.append(_flag(path, not value))
     ours = _OF_THE_ORIGINAL.get(name, "")
+    if "--init-from" not in options:  # a program that evaluates
+        ours = ours.replace("--init-from", "--weights")
     if ours.split(" ")[0].rstrip(",") in options:
         return f"unknown option {name}: here it is {ours}"
     if name in _NEEDLESS:

@@ -288,13 +288,61 @@ def test_a_mistake_gets_one_line(argv: str, answer: str) -> None:
         ("--pretrained-from-file x.pth", "--init-from"),
         ("--wd 1e-4", "--optim.weight-decay"),
         ("--gather-checkpoints", "--checkpoint.keep -1"),
+        ("--learning-rate 0.1", "--optim.lr"),
+        ("--rmsprop-eps 1e-3", "--optim.eps"),
+        ("--weights x.pth", "--init-from"),
+        ("--cfg_file dgxa100_amp_90e", "--config"),
     ],
 )
 def test_an_option_of_the_original_gets_ours(given: str, ours: str) -> None:
     said = complaint(*given.split())
     assert f": here it is {ours} (" in said
-    value = [] if " " in ours else {"--data.backend": ["dali-cpu"], "--init-from": ["x"]}.get(ours)
+    value = [] if " " in ours else _SOME_VALUE.get(ours)
     read(*ours.split(), *(["1"] if value is None else value))
+
+
+_SOME_VALUE = {
+    "--data.backend": ["dali-cpu"],
+    "--init-from": ["x"],
+    "--config": ["dgxa100_amp_90e"],
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "ours"),
+    [
+        ("--lr 0.1", "--optim.lr"),
+        ("--optimizer rmsprop --lr 0.1", "--optim.optimizer"),
+        ("--rmsprop-alpha 0.9", "--optim.rmsprop-alpha"),
+        ("--augmentation autoaugment", "--data.augmentation"),
+        ("--interpolation bicubic", "--data.interpolation"),
+        ("--nesterov", "--optim.nesterov"),
+        ("--workers 5", "--data.workers"),
+        ("--arch resnet50", "--model.arch"),
+    ],
+)
+def test_an_option_of_the_original_is_in_a_section_here(given: str, ours: str) -> None:
+    words = given.split()
+    assert f"did you mean {ours}?" in complaint(*words)
+    read(ours, *words[1:2], *("--optim.lr", "0.1"))
+
+
+def test_a_choice_of_the_original_gets_ours() -> None:
+    for option, theirs, ours in (
+        ("--precision", "AMP", "fp16"),
+        ("--precision", "TF32", "tf32"),
+        ("--data.backend", "pytorch", "folder"),
+        ("--data.backend", "syntetic", "synthetic"),
+    ):
+        assert f"; the original's {theirs} is {ours} here (" in complaint(option, theirs)
+        read(option, ours)
+
+
+def test_a_file_of_weights_in_a_program_that_evaluates() -> None:
+    with pytest.raises(UserError, match="unknown option --pretrained-from-file: here it is --weig"):
+        parse(Pictures(), ["--pretrained-from-file", "x"], program="classify.py", description="")
+    found = parse(Pictures(), ["--weights", "x"], program="classify.py", description="")
+    assert found == Pictures(weights="x")
 
 
 def test_an_option_of_the_original_in_a_program_that_has_none() -> None:
@@ -304,7 +352,8 @@ def test_an_option_of_the_original_in_a_program_that_has_none() -> None:
 
 
 def test_an_option_of_the_original_that_is_not_needed() -> None:
-    assert "not needed here, leave it out" in complaint("--memory-format", "nhwc")
+    for words in ("--memory-format nhwc", "--jit script", "--trt False", "--fused_se False"):
+        assert "not needed here, leave it out" in complaint(*words.split())
 
 
 def test_a_data_folder_without_its_option(tmp_path: Path) -> None:
