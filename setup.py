@@ -1,4 +1,4 @@
-"""Builds the wheel: the programs and configs/ go into seresnext_jax/programs/.
+"""Builds the wheel: the programs and configs/ go into seresnext_jax/programs/, with a command each.
 
 In a checkout they stay where they are; names as general as train and configs should not be in
 site-packages. Everything else is in pyproject.toml.
@@ -13,7 +13,9 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 LEFT_OUT = ("setup.py", "benchmark.py")
 """benchmark.py measures a checkout, with the tests' PyTorch model."""
+PROGRAMS = sorted(path for path in ROOT.glob("*.py") if path.name not in LEFT_OUT)
 FOLDERS = ("configs", "convert")
+COMMANDS = [f"seresnext-{path.stem.replace('_', '-')}" for path in PROGRAMS] + ["seresnext-convert"]
 
 
 class BuildWithPrograms(build_py):
@@ -27,13 +29,16 @@ class BuildWithPrograms(build_py):
         target = Path(self.build_lib, "seresnext_jax", "programs")
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
-        for path in ROOT.glob("*.py"):
-            if path.name not in LEFT_OUT:
-                shutil.copy(path, target)
+        for path in PROGRAMS:
+            shutil.copy(path, target)
         for name in FOLDERS:
-            shutil.copytree(
-                ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, target / name, ignore=ignored)
 
 
-setup(cmdclass={"build_py": BuildWithPrograms})
+setup(
+    cmdclass={"build_py": BuildWithPrograms},
+    entry_points={
+        "console_scripts": [f"{name} = seresnext_jax.commands:main" for name in COMMANDS]
+    },
+)
