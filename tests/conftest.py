@@ -11,7 +11,17 @@ import tempfile
 import jax
 import pytest
 
-LONGEST = ("distributed", "reliability", "train", "readme", "parity", "step", "convert", "eval")
+LONGEST = (
+    "distributed",
+    "reliability",
+    "train",
+    "readme",
+    "wheel",
+    "parity",
+    "step",
+    "convert",
+    "eval",
+)
 
 CACHE = tempfile.TemporaryDirectory(prefix="seresnext-jax-cache-", ignore_cleanup_errors=True)
 
