@@ -54,6 +54,7 @@ from seresnext_jax.report.paired import (
 )
 from seresnext_jax.report.predictions import Predictions
 from seresnext_jax.run import runtime
+from seresnext_jax.run.affinity import bind_to_gpus, local_gpus
 from seresnext_jax.run.outcome import list_bad_images, list_other_files
 from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.training.precision import POLICIES
@@ -109,6 +110,8 @@ def main(argv: list[str]) -> int:
     runtime.start(config)
     mesh = make_mesh()
     console = Console(enabled=jax.process_index() == 0)
+    if config.distributed.gpu_affinity:
+        bind_to_gpus(local_gpus(mesh), console)
     folder = Path(config.details) if config.details else None
     if config.details or config.against:
         _check_alone()

@@ -27,6 +27,7 @@ from seresnext_jax.processes import fails_alone
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.metrics import metric_rows
 from seresnext_jax.run import runtime
+from seresnext_jax.run.affinity import bind_to_gpus, local_gpus
 from seresnext_jax.run.bad_images import saving_before_bad_images
 from seresnext_jax.run.check import check_and_print
 from seresnext_jax.run.log import TrainLog
@@ -58,6 +59,8 @@ def main(argv: list[str]) -> int:
     runtime.start(config)
     mesh = make_mesh()
     console = Console(enabled=jax.process_index() == 0)
+    if config.distributed.gpu_affinity:
+        bind_to_gpus(local_gpus(mesh), console)
     stop = StopRequest(mesh)
     divide_batch(config, mesh.size)  # refuses batch sizes that do not divide
     with open_workspace(Path(config.workspace), console):

@@ -58,6 +58,7 @@ _OF_THE_ORIGINAL = {
     "--weights": "--init-from",
     "--start-epoch": "--resume, which knows the epoch",
     "--local-rank": "--distributed.process-id",
+    "--gpu-affinity": "--distributed.gpu-affinity",
     "--gather-checkpoints": "--checkpoint.keep -1",
     "--cfg-file": "--config",
     "--platform": "--config, such as --config dgxa100_amp_90e",
@@ -65,7 +66,7 @@ _OF_THE_ORIGINAL = {
 }
 """Options of the original that have other names or forms here."""
 _NEEDLESS = (
-    *("--memory-format", "--gpu-affinity", "--checkpoint-filename", "--num-gpus"),
+    *("--memory-format", "--checkpoint-filename", "--num-gpus"),
     *("--jit", "--trt", "--fused-se"),
 )
 """Options of the original that have no equivalent."""

@@ -204,6 +204,9 @@ class DistributedConfig:
     """Number of processes; 0: taken from the environment."""
     process_id: Annotated[int, Range(-1, 10**5)] = -1
     """Number of this process, from 0; -1: taken from the environment."""
+    gpu_affinity: bool = False
+    """Bind each process to CPU cores near its GPUs, for one process per GPU or socket. Processes
+    with the same cores divide them."""
 
 
 @dataclass(frozen=True)

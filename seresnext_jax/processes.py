@@ -34,6 +34,8 @@ _COMMUNICATION = (
 )
 """XLA's names for communication errors: from Gloo, NCCL or the coordination service."""
 
+_MAX_CORES = 8192
+"""Linux's limit for one machine."""
 _ALONE = "to run alone, give --distributed.num-processes 1"
 _HOW_TO_PLACE = (
     "give --distributed.coordinator, --distributed.num-processes and --distributed.process-id; "
@@ -52,6 +54,19 @@ def processes_on_this_host() -> int:
         return 1
     host = np.uint32(zlib.crc32(socket.gethostname().encode()))
     return int(np.sum(multihost_utils.process_allgather(host) == host))
+
+
+def cores_on_this_host() -> int:
+    """The number of CPU cores of this machine that this run's processes may use, taken together;
+    all processes must call this. A scheduler may have bound each process to other cores."""
+    own = os.sched_getaffinity(0)
+    if jax.process_count() == 1:
+        return len(own)
+    mask = np.zeros(_MAX_CORES, bool)
+    mask[list(own)] = True
+    host = np.uint32(zlib.crc32(socket.gethostname().encode()))
+    hosts, masks = multihost_utils.process_allgather((host, mask))
+    return int(masks[hosts == host].any(axis=0).sum())
 
 
 def on_one_process(action: Callable[[], None]) -> None:

@@ -288,6 +288,7 @@ def test_a_mistake_gets_one_line(argv: str, answer: str) -> None:
         ("--pretrained-from-file x.pth", "--init-from"),
         ("--wd 1e-4", "--optim.weight-decay"),
         ("--gather-checkpoints", "--checkpoint.keep -1"),
+        ("--gpu-affinity socket_unique_contiguous", "--distributed.gpu-affinity"),
         ("--learning-rate 0.1", "--optim.lr"),
         ("--rmsprop-eps 1e-3", "--optim.eps"),
         ("--weights x.pth", "--init-from"),
@@ -305,6 +306,7 @@ _SOME_VALUE = {
     "--data.backend": ["dali-cpu"],
     "--init-from": ["x"],
     "--config": ["dgxa100_amp_90e"],
+    "--distributed.gpu-affinity": [],
 }
 
 

@@ -33,7 +33,7 @@ from seresnext_jax.data.shards import ShardList, find_shards
 from seresnext_jax.data.transform import CentreCrop, TrainCrop
 from seresnext_jax.errors import UserError, printable
 from seresnext_jax.plan import passes_per_step
-from seresnext_jax.processes import processes_on_this_host
+from seresnext_jax.processes import cores_on_this_host, processes_on_this_host
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -234,7 +234,7 @@ def decoding_threads(data: InputConfig, mesh: Mesh, *, on_gpu: bool) -> int:
         return data.workers
     here = processes_on_this_host()
     wanted = data.workers * len(mesh.local_devices) * here
-    on_host = max(data.workers, min(wanted, len(os.sched_getaffinity(0))))
+    on_host = max(data.workers, min(wanted, cores_on_this_host()))
     return -(-on_host // here)
 
 
