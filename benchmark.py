@@ -4,6 +4,7 @@
     python benchmark.py train --batch-sizes 8 --data.root /imagenet
     python benchmark.py infer --batch-sizes 1 8 --against torch
     python benchmark.py data --against torch
+    python benchmark.py data --no-decode --data.root /imagenet --batch-sizes 1024 --steps 200
     python benchmark.py compile --gpu h100 --precisions fp16 tf32 --batch-sizes 128
     python benchmark.py gpu --minutes 8 --json runs/bench-gpu.json
 
@@ -32,7 +33,7 @@ from benchmarks.process import Task, Work
 from benchmarks.suite import run_suite
 from benchmarks.table import installed_version, print_header, print_table
 from seresnext_jax.cli import parse, run
-from seresnext_jax.config import Config, Precision
+from seresnext_jax.config import Config, DataConfig, Precision
 from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import find_architecture
@@ -78,7 +79,7 @@ class BenchmarkConfig:
     batch_sizes: tuple[int, ...] = (8,)
     """All but gpu: images per device and forward pass; data takes the largest."""
     devices: tuple[int, ...] = (1,)
-    """train, compile: numbers of devices."""
+    """train, compile: numbers of devices; data: numbers of GPUs for --rate."""
     steps: int = 10
     """train, infer, data: counted steps of each program."""
     turn: int = 1
@@ -89,6 +90,13 @@ class BenchmarkConfig:
     against: Literal["", "torch"] = ""
     """train, infer, data: also measure PyTorch, taking turns with JAX: with channels_last, and on
     a GPU with autocast and torch.compile."""
+    decode: bool = True
+    """data: decode the images; otherwise only listing the files and feeding DALI are measured."""
+    files: tuple[int, ...] = ()
+    """data with --no-decode: measure folders with so many files, in 1,000 classes, in place of
+    --data.root."""
+    rate: float = 0.0
+    """data: images per second that one GPU trains. Then print what --devices GPUs need."""
     minutes: float = 8.0
     """gpu: time limit of the measurements."""
     gpu: tuple[GpuName, ...] = ("h100",)
@@ -180,21 +188,42 @@ def measure_programs(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
 
 def measure_data(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
     """Images per second that each input backend decodes and crops for training."""
-    from benchmarks.input import measure_backends, write_photographs
+    from benchmarks.input import measure_backends, needs, write_photographs
 
     data = configs(options)[0].data
     with TemporaryDirectory() as photographs:
         if not data.root:
             write_photographs(Path(photographs))
             data = replace(data, root=photographs)
-        rows = measure_backends(
-            data,
-            batch_size=max(options.batch_sizes),
-            warmup=options.warmup,
-            steps=options.steps,
-            with_torch=bool(options.against),
+        if not options.decode:
+            yield {"rows": print_table(measure_listing(options, data))}
+            return
+        rows = print_table(
+            measure_backends(
+                data,
+                batch_size=max(options.batch_sizes),
+                warmup=options.warmup,
+                steps=options.steps,
+                with_torch=bool(options.against),
+            )
         )
-    yield {"rows": print_table(rows)}
+        needed = []
+        if options.rate:
+            needed = print_table(needs(rows, data, options.devices, options.rate))
+    yield {"rows": rows, "needs": needed}
+
+
+def measure_listing(options: BenchmarkConfig, data: DataConfig) -> Iterator[dict[str, Any]]:
+    """Listing the files and feeding DALI, without decoding."""
+    from benchmarks.feed import many_files, measure_feed
+
+    config = replace(configs(options)[0], data=data, batch_size=max(options.batch_sizes))
+    if not options.files:
+        yield from measure_feed(config, options.steps)
+    for number in options.files:
+        with many_files(number) as root:
+            there = replace(config, data=replace(data, root=str(root)))
+            yield from measure_feed(there, options.steps)
 
 
 def measure_gpu(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:

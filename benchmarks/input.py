@@ -13,8 +13,9 @@ from PIL import Image
 
 from benchmarks.table import Row
 from seresnext_jax.config import Config, DataConfig, ModelConfig
-from seresnext_jax.data.files import FileList, class_folders, list_images
+from seresnext_jax.data.files import FileList
 from seresnext_jax.data.images import BadImage, open_rgb
+from seresnext_jax.data.index import open_index
 from seresnext_jax.data.open import open_train, split_folder
 from seresnext_jax.data.sampler import crop_draws
 from seresnext_jax.data.transform import TrainCrop
@@ -47,7 +48,8 @@ def measure_backends(
     """Images per second of Pillow, DALI on the CPU and, if asked for, torch's DataLoader."""
     backends: tuple[Literal["folder", "dali-cpu"], ...] = ("folder", "dali-cpu")
     folder = split_folder(data, "train")
-    model = ModelConfig(num_classes=len(class_folders(folder)))
+    files = open_index(folder, "", lambda line: None).files
+    model = ModelConfig(num_classes=len(files.class_names) or int(files.labels.max()) + 1)
     configs = {
         backend: Config(model=model, data=replace(data, backend=backend), batch_size=batch_size)
         for backend in backends
@@ -56,9 +58,7 @@ def measure_backends(
         backend: _loader_rate(config, warmup, steps) for backend, config in configs.items()
     }
     if with_torch:
-        rates["torch DataLoader"] = _torch_rate(
-            list_images(folder), data, batch_size, warmup, steps
-        )
+        rates["torch DataLoader"] = _torch_rate(files, data, batch_size, warmup, steps)
     return [
         {
             "backend": name,
@@ -69,6 +69,23 @@ def measure_backends(
         }
         for name, rate in rates.items()
     ]
+
+
+def needs(rows: list[Row], data: DataConfig, gpus: tuple[int, ...], rate: float) -> Iterator[Row]:
+    """What some GPUs need that train `rate` images per second each, by the measured rates."""
+    files = open_index(split_folder(data, "train"), "", lambda line: None).files
+    some = np.linspace(0, len(files.paths) - 1, num=min(256, len(files.paths)), dtype=int)
+    size = float(np.mean([files.num_bytes(int(index)) for index in some]))
+    for row in rows:
+        for number in gpus:
+            images = number * rate
+            yield {
+                "backend": row["backend"],
+                "GPUs": number,
+                "img/s": images,
+                "workers": int(np.ceil(images / row["img/s per worker"])),
+                "disk MB/s": images * size / 1e6,
+            }
 
 
 def _loader_rate(config: Config, warmup: int, steps: int) -> float:
@@ -104,7 +121,7 @@ class TorchDataset:
         label = int(self.files.labels[index])
         draws = crop_draws(0, 0, index, 1)[0]
         try:
-            image = open_rgb(self.files.folder / self.files.paths[index])
+            image = open_rgb(self.files.source(index))
         except BadImage:
             if self.on_bad_image == "error":
                 raise

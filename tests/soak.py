@@ -1,6 +1,9 @@
 """Kill a training run at random moments until it is done, and compare it with an undisturbed one.
 
+The disturbed run also uses an index of the files, or shards, which the undisturbed one does not.
+
 python -m tests.soak --kills 30
+python -m tests.soak --kills 30 --shards
 """
 
 import argparse
@@ -16,11 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from seresnext_jax.checkpoint.store import step_folders
-from tests.programs import DIGITS, arrays, done, finish, records, start, tiny
+from tests.programs import DIGITS, arrays, done, finish, records, shared, start, tiny
 
 STOPPED = 75
 DEMO = ("--epochs", "20", "--optim.warmup", "2", "--prof", "-1", "--checkpoint.every-steps", "10")
 """The digits demo, whole, which also saves within its epochs."""
+WITH_INDEX = """
+import train
+from seresnext_jax.data import index
+index.MIN_IMAGES = index.SETTLED = 0  # the digits are few, and written just now
+train.run(train.main)
+"""
 OPTIMISED = {"XLA_FLAGS": ""}
 """The environment of a program that is compiled as a user's."""
 
@@ -138,9 +147,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shards", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         compiled, calm, rough = (Path(folder) / name for name in ("compiled", "calm", "rough"))
+        _, *command = tiny(rough, *DEMO, "--resume", "auto", config=DIGITS)
+        command += ["--data.index", f"{folder}/index"]
+        if options.shards:
+            data = shared() / "digits"
+            done(["pack_data.py", "--data.root", str(data), "--out", f"{folder}/shards"])
+            command += ["--data.root", f"{folder}/shards"]
         done(tiny(compiled, *DEMO, "--run-epochs", "1", config=DIGITS), env=OPTIMISED)
         began = time.monotonic()
         done(tiny(calm, *DEMO, config=DIGITS), env=OPTIMISED)
@@ -148,7 +164,7 @@ def main() -> int:
         outcome = soak(
             calm,
             rough,
-            tiny(rough, *DEMO, "--resume", "auto", config=DIGITS),
+            ["-c", WITH_INDEX, *command],
             kills=options.kills,
             seed=options.seed,
             longest=calm_seconds / 4,  # a start takes half of that: many kills fall into one run

@@ -1,6 +1,7 @@
 """What benchmark.py counts and prints; how fast anything is, no test asks."""
 
 import json
+import math
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -12,6 +13,7 @@ from PIL import Image
 
 from benchmarks import process, programs, suite
 from benchmarks.flops import PEAK_TFLOPS, forward_macs
+from benchmarks.input import PHOTOGRAPHS
 from benchmarks.measure import against, waiting
 from benchmarks.process import Facts, Process, Task
 from benchmarks.profile import kind_rows
@@ -180,6 +182,29 @@ def test_a_broken_image_is_one_line_and_its_fix_works(tmp_path: Path) -> None:
     line = error_line(run(command))
     assert "broken.jpg: " in line and "--data.on-bad-image skip" in line
     done([*command, "--data.on-bad-image", "skip", "--against", "torch"])
+
+
+@pytest.mark.parametrize("source", ["--files 40", ""])
+def test_listing_and_feeding_are_measured_without_decoding(source: str, tmp_path: Path) -> None:
+    words = f"data --no-decode {source} --batch-sizes 8 --steps 3 --json {tmp_path / 'rows.json'}"
+    done(["benchmark.py", *words.split()])
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["images"] for row in rows] == [40 if source else PHOTOGRAPHS] * 2
+    assert [row["start"] for row in rows] == ["listed", "from the index"]
+    assert all(row["first time img/s"] > 0 and row["then img/s"] > 0 for row in rows)
+
+
+def test_what_gpus_need_follows_from_the_rates(tmp_path: Path) -> None:
+    words = "data --data.image-size 32 --batch-sizes 8 --steps 2 --warmup 0 --data.workers 2"
+    more = f"--rate 100 --devices 1 8 --json {tmp_path / 'rows.json'}"
+    done(["benchmark.py", *words.split(), *more.split()])
+    found = json.loads((tmp_path / "rows.json").read_text())
+    rates = {row["backend"]: row["img/s per worker"] for row in found["rows"]}
+    one, eight = (row for row in found["needs"] if row["backend"] == "dali-cpu")
+    assert (one["img/s"], eight["img/s"]) == (100, 800)
+    assert eight["workers"] == math.ceil(800 / rates["dali-cpu"])
+    assert eight["disk MB/s"] == pytest.approx(8 * one["disk MB/s"])
+    assert 1 < one["disk MB/s"] < 30, "a photograph of 500 x 375 has 10 to 300 kB"
 
 
 def never_ready(task: Task, pipe: Connection, share_gpu: bool) -> None:

@@ -19,6 +19,7 @@ import classify
 from check_data import options_from as check_data_options
 from convert.__main__ import parse as parse_conversion
 from eval import options_from as eval_options
+from pack_data import options_from as pack_data_options
 from seresnext_jax import __version__, compare, show
 from seresnext_jax.cli import parse, parse_config, parse_over_config
 from seresnext_jax.config import Config, flatten, option_name
@@ -83,6 +84,8 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> 
         parse_over_config(eval_options, words[2:], program="eval.py", description="")
     elif words[:2] == ["python", "check_data.py"]:
         parse_over_config(check_data_options, words[2:], program="check_data.py", description="")
+    elif words[:2] == ["python", "pack_data.py"]:
+        parse_over_config(pack_data_options, words[2:], program="pack_data.py", description="")
     elif words[0] == "python" and words[1].startswith("examples/"):
         assert f"    {shlex.join(words)}\n" in (ROOT / words[1]).read_text(encoding="utf-8")
     elif words[:2] == ["python", "classify.py"]:

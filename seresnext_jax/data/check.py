@@ -18,7 +18,6 @@ from seresnext_jax.data.formats import count_kinds, has_image_suffix
 from seresnext_jax.data.images import BadImage, Member, decode_rgb, is_meant_as_image
 from seresnext_jax.data.index import open_index
 from seresnext_jax.data.open import SPLITS, Split, split_folder
-from seresnext_jax.data.shards import ShardList
 from seresnext_jax.data.walk import is_hidden
 from seresnext_jax.errors import UserError, printable
 
@@ -131,7 +130,10 @@ def _decode_all(
 
     An image can only be in both splits if one of the same size in bytes is in the other one.
     """
-    sizes = {split: _sizes(files) for split, files in splits.items()}
+    sizes = {
+        split: np.array([files.num_bytes(index) for index in range(len(files.paths))])
+        for split, files in splits.items()
+    }
     train, val = (sizes.get(split, np.empty(0, np.int64)) for split in SPLITS)
     in_both = np.intersect1d(train, val)
     todo = (
@@ -155,20 +157,6 @@ def _decode_all(
                 done += 1
                 progress(done, total)
     return problems, digests
-
-
-def _sizes(files: FileList) -> np.ndarray:
-    """Sizes of the images in bytes, (M,) int64; -1 if a file is missing."""
-    if isinstance(files, ShardList):
-        return files.places["length"]
-    return np.array([_size(files.path(index)) for index in range(len(files.paths))], np.int64)
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
 
 
 def _decode(files: FileList, index: int, with_digest: bool) -> tuple[str | None, bytes | None]:

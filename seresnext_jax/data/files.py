@@ -48,6 +48,11 @@ class FileList:
         """The path of image `index`."""
         return os.path.join(self.folder, self.paths[index])
 
+    def os_paths(self, index: np.ndarray) -> list[bytes]:
+        """The paths of some images, (R,) int64, as the system takes them."""
+        rows = self.paths.rows(index, f"{self.folder}{os.sep}")
+        return rows.view(f"S{rows.shape[1]}").ravel().tolist()
+
     def file_of(self, index: int) -> str:
         """The file on the disk that contains image `index`."""
         return self.path(index)
@@ -55,6 +60,13 @@ class FileList:
     def source(self, index: int) -> Source:
         """From where image `index` is read."""
         return self.path(index)
+
+    def num_bytes(self, index: int) -> int:
+        """Size of image `index` in bytes; -1 if its file is missing."""
+        try:
+            return os.stat(self.path(index)).st_size
+        except OSError:
+            return -1
 
     def count_left_out(self) -> str:
         """The files that are not listed, by suffix: ``.heic 12, no suffix 3``; empty if none."""

@@ -87,8 +87,11 @@ def read_header(source: Source, *, with_turn: bool) -> tuple[int, int, int, int]
 def _head(source: Source) -> bytes:
     if isinstance(source, Member):
         return source.data[:_HEAD]
-    with open(source, "rb", buffering=0) as file:
-        return file.read(_HEAD)
+    file = os.open(source, os.O_RDONLY)  # a file object takes twice as long
+    try:
+        return os.read(file, _HEAD)
+    finally:
+        os.close(file)
 
 
 def parse_jpeg(head: bytes) -> tuple[int, int, int, int] | None:

@@ -22,7 +22,14 @@ from seresnext_jax.data.headers import (
     has_jpeg_end,
     read_header,
 )
-from seresnext_jax.data.images import MAX_PIXELS, BadImage, check_pixels, decode_rgb, open_rgb
+from seresnext_jax.data.images import (
+    MAX_PIXELS,
+    BadImage,
+    Member,
+    check_pixels,
+    decode_rgb,
+    open_rgb,
+)
 from seresnext_jax.data.index import SplitIndex
 from seresnext_jax.data.pixels import SWAPPING
 from seresnext_jax.data.sampler import Rows
@@ -128,9 +135,9 @@ class ImageReader:
           UserError: an image has no readable header or is truncated, and the policy is ``error``;
             or its folder is gone.
         """
-        for i in index.tolist():
+        for i in self._outdated(index).tolist():
             self._try(i, partial(self._check, i))
-            self._checked[i] = True
+        self._checked[index] = True
 
     def headers(self, index: np.ndarray) -> Headers:
         """What the headers of some images say; call `check` first.
@@ -161,18 +168,25 @@ class ImageReader:
         """Write the headers that were read to the index, for the next start."""
         self._index.keep()
 
+    def _outdated(self, index: np.ndarray) -> np.ndarray:
+        """Those of some images whose headers must be read: unknown ones, and changed files."""
+        facts = self._facts[index]
+        known = self._is_complete(facts["flags"])
+        if self.files.in_shards or not known.any():
+            return index[~known]
+        now = np.array(list(map(_state, self.files.os_paths(index[known]))), np.int64)
+        then = np.stack([facts["mtime_ns"][known], facts["length"][known]], axis=1)
+        known[known] = (now == then).all(axis=1)
+        return index[~known]
+
     def _check(self, i: int) -> None:
-        """Bring `self._facts[i]` up to date.
+        """Read the header of image `i`.
 
         Raises:
           BadImage: it can't be read.
         """
-        facts = self._facts[i]
-        state = _IN_A_SHARD if self.files.in_shards else file_state(self.files.path(i))
-        same = (facts["mtime_ns"], facts["length"]) == state
-        if same and self._is_complete(facts["flags"]):
-            return
         source = self.files.source(i)
+        state = _IN_A_SHARD if isinstance(source, Member) else file_state(str(source))
         height, width, flags, turn = read_header(source, with_turn=self.upright)
         check_pixels(height, width)
         if self._find_truncated and flags & JPEG:
@@ -210,6 +224,15 @@ class ImageReader:
             if not self._bad[index]:
                 self._bad[index] = True
                 self.bad_files.append(path)
+
+
+def _state(path: bytes) -> tuple[int, int]:
+    """The state of a file; another one than any in the index if it is missing."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, -1
+    return found.st_mtime_ns, found.st_size
 
 
 def _crop(

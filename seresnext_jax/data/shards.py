@@ -63,6 +63,10 @@ class ShardList(FileList):
         """
         return Member(self.paths[index], self.read(index))
 
+    def num_bytes(self, index: int) -> int:
+        """Size of image `index` in bytes."""
+        return int(self.places["length"][index])
+
     def read(self, index: int) -> bytes:
         """The bytes of image `index`; raises as `source`."""
         place = self.places[index]

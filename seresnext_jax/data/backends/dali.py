@@ -42,8 +42,8 @@ _RESOURCES = re.compile("CUDA|bad_alloc|out of memory")
 """Text in DALI's errors: the operator that failed, and whether memory or the GPU was the cause."""
 
 _BLACK_PIXEL = Path(__file__).with_name("black.ppm")
-_READING_THREADS = 4
-"""They read headers and shards, and decode with Pillow; on network disks they wait together."""
+_MIN_READING_THREADS = 4
+"""They read headers and shards, and decode with Pillow; on network disks most of them wait."""
 _HEADERS_PER_TASK = 32
 
 
@@ -78,7 +78,9 @@ class DaliLoader:
         self._pipelines: list[_Pipeline] = []
         self._next_step: int | None = None
         """The step that the pipelines return next; None: they can't continue."""
-        self._pool = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="read")
+        self._pool = ThreadPoolExecutor(
+            max(_MIN_READING_THREADS, threads), thread_name_prefix="read"
+        )
 
     def batches(self, start: int) -> Iterator[Batch]:
         """See `Loader`."""
@@ -133,12 +135,27 @@ class DaliLoader:
             for i, device in enumerate(local)
         ]
 
+    def inputs(self, start: int) -> Iterator[tuple[Any, ...]]:
+        """What DALI would be given for this process's images, from step `start` on; see `_feed`.
+
+        It measures everything but the decoding.
+        """
+        fed: deque[_Fed] = deque()
+        for given in self._inputs(start, self._sampler, fed):
+            fed.popleft()
+            yield given
+
+    def _inputs(
+        self, start: int, sampler: Sampler, fed: deque["_Fed"]
+    ) -> Iterator[tuple[Any, ...]]:
+        steps = _with_headers(self._reader, map(sampler.rows, count(start)), self._pool)
+        return _feed(self._reader, steps, fed, self._pool)
+
     def _pipeline(self, start: int, columns: slice, device_id: int | None) -> "_Pipeline":
         fed: deque[_Fed] = deque()
         sampler = replace(self._sampler, columns=columns)
-        steps = _with_headers(self._reader, map(sampler.rows, count(start)), self._pool)
         pipeline = _graph(
-            _feed(self._reader, steps, fed, self._pool),
+            self._inputs(start, sampler, fed),
             self._reader.crop,
             upright=self._reader.upright,
             from_paths=not self._reader.files.in_shards,

@@ -1,0 +1,99 @@
+"""Measures what comes before decoding: listing a split, its memory, and the feeding of DALI."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import jax
+import numpy as np
+from PIL import Image
+
+from benchmarks.table import Row
+from seresnext_jax.config import Config, ModelConfig
+from seresnext_jax.data.index import open_index
+from seresnext_jax.data.open import open_train, split_folder
+from seresnext_jax.mesh import make_mesh
+
+_CLASSES = 1000
+_LINKS = 20_000
+"""Names of one file; file systems allow only so many."""
+
+
+@contextmanager
+def many_files(number: int) -> Iterator[Path]:
+    """A dataset whose training split has `number` names of a few small JPEGs, in 1,000 classes."""
+    with TemporaryDirectory() as name:
+        root = Path(name)
+        image = Image.fromarray(np.zeros((375, 500, 3), np.uint8))
+        classes = min(_CLASSES, number)
+        for label in range(classes):
+            (root / "train" / f"n{label:08}").mkdir(parents=True)
+        for index in range(number):
+            file = root / f"{index // _LINKS}.jpg"
+            if index % _LINKS == 0:
+                image.save(file)
+            label = index % classes
+            os.link(file, root / "train" / f"n{label:08}" / f"n{label:08}_{index}.JPEG")
+        yield root
+
+
+def measure_feed(config: Config, steps: int) -> list[Row]:
+    """Two starts of a loader of the training split, the second with the index of the first.
+
+    Each is in its own process; the rates are those of this one process.
+    """
+    files = open_index(split_folder(config.data, "train"), "", lambda line: None).files
+    classes = len(files.class_names) or int(files.labels.max()) + 1
+    with TemporaryDirectory() as index:
+        data = replace(config.data, backend="dali-cpu", index=index)
+        config = replace(config, data=data, model=ModelConfig(num_classes=classes))
+        return [_in_process(config, steps, start) for start in ("listed", "from the index")]
+
+
+def _in_process(config: Config, steps: int, start: str) -> Row:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_measure, config, steps, start).result()
+
+
+def _measure(config: Config, steps: int, start: str) -> Row:
+    import seresnext_jax.data.backends.dali_cpu  # noqa: F401  its import is not the loader's memory
+
+    mesh = make_mesh(jax.devices()[:1])
+    before = _memory()
+    began = time.perf_counter()
+    loader = open_train(config, mesh)
+    opened = time.perf_counter() - began
+    memory = _memory() - before
+    steps = min(steps, loader.num_steps)
+    rates = [_rate(loader, config.batch_size, steps) for _ in range(2)]
+    loader.close()
+    return {
+        "images": loader.num_images,
+        "start": start,
+        "opened in s": opened,
+        "MB": memory / 1e6,
+        "first time img/s": rates[0],
+        "then img/s": rates[1],
+    }
+
+
+def _rate(loader: object, batch_size: int, steps: int) -> float:
+    """Images per second of the first steps."""
+    began = time.perf_counter()
+    for _ in islice(loader.inputs(0), steps):  # type: ignore[attr-defined]
+        pass
+    return steps * batch_size / (time.perf_counter() - began)
+
+
+def _memory() -> int:
+    """Resident bytes of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
