@@ -18,6 +18,7 @@ import benchmark
 import classify
 from check_data import options_from as check_data_options
 from convert.__main__ import parse as parse_conversion
+from doctor import options_from as doctor_options
 from eval import options_from as eval_options
 from pack_data import options_from as pack_data_options
 from seresnext_jax import __version__, compare, show
@@ -82,6 +83,8 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> 
         parse_config(words[2:], program="train.py", description="")
     elif words[:2] == ["python", "eval.py"]:
         parse_over_config(eval_options, words[2:], program="eval.py", description="")
+    elif words[:2] == ["python", "doctor.py"]:
+        parse_over_config(doctor_options, words[2:], program="doctor.py", description="")
     elif words[:2] == ["python", "check_data.py"]:
         parse_over_config(check_data_options, words[2:], program="check_data.py", description="")
     elif words[:2] == ["python", "pack_data.py"]:

@@ -17,9 +17,9 @@ FLOORS: tuple[set[str], ...] = (
     {"training", "cli"},
     {"checkpoint"},
     {"weights"},
-    {"run", "api", "export"},
+    {"run", "api", "export", "health"},
     {"train", "eval", "classify", "check_data", "pack_data", "benchmark", "convert"}
-    | {"setup", "show", "compare"},
+    | {"setup", "show", "compare", "doctor"},
 )
 """The rooms, folders or files, of each floor, from the ground up."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -52,7 +52,7 @@ def open_splits(config: Config, mesh: Mesh) -> tuple[Loader, Loader | None]:
         return open_train(config, mesh), None
     if config.data.backend != "synthetic":
         _find_backend(config.data.backend, mesh)  # refuse a bad one before listing folders
-        _check_classes(config)
+        check_classes(config)
     val = open_val(config, mesh, num_classes=config.model.num_classes)
     train = open_train(config, mesh)
     for problem in differing_classes(train.class_names, val.class_names):
@@ -60,8 +60,12 @@ def open_splits(config: Config, mesh: Mesh) -> tuple[Loader, Loader | None]:
     return train, val
 
 
-def _check_classes(config: Config) -> None:
-    """Compare the class folders of both splits with the network before listing the images."""
+def check_classes(config: Config) -> None:
+    """Compare the class folders of both splits with the network, without listing the images.
+
+    Raises:
+      UserError: a folder is missing, or the classes differ.
+    """
     train, val = (split_folder(config.data, split) for split in SPLITS)
     if find_shards(train) or find_shards(val):  # their classes are in their lists
         return

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from seresnext_jax.data.transform import RESAMPLING
 from seresnext_jax.errors import UserError
 from seresnext_jax.export.network import INPUT, OUTPUT, Array, ExportPrecision, own_logits
 from seresnext_jax.weights.info import Weights, to_json
@@ -158,7 +159,7 @@ def describe(export: Export, weights: Weights, precision: ExportPrecision) -> di
         },
         "preprocessing": {
             "shorter_side": size + info.eval_margin,
-            "filter": "bilinear, antialiased, as Pillow's BILINEAR",
+            "filter": f"antialiased, as Pillow's {RESAMPLING[info.interpolation].name}",
             "centre_crop": size,
             "normalisation": "in the network",
         },

@@ -11,6 +11,7 @@ import jax
 from jax import lax
 
 from seresnext_jax.ops.cpu.convolution import conv2d_on_cpu
+from seresnext_jax.ops.cpu.grouped_native import compilation_problem
 from seresnext_jax.ops.gpu.convolution import conv2d_on_gpu
 
 
@@ -44,3 +45,8 @@ def conv2d(
         cpu=partial(conv2d_on_cpu, **options, portable=portable),
         default=partial(conv2d_on_gpu, **options),
     )
+
+
+def cpu_kernel_problem() -> str:
+    """Why the C++ kernel for CPUs can't be used on this machine; "": it can."""
+    return compilation_problem()

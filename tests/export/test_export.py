@@ -207,6 +207,7 @@ def test_the_command_and_the_description_are_enough_to_classify_a_photo(
     session = onnxruntime.InferenceSession(tmp_path / stored["file"])
     (logits,) = session.run([stored["output"]["name"]], {stored["input"]["name"]: prepared[None]})
     expected = by_pytorch(TINY, prepared[None].copy())
+    assert stored["preprocessing"]["filter"] == "antialiased, as Pillow's BILINEAR"
     assert stored["class_names"][logits[0].argmax()] == CLASSES[expected[0].argmax()]
 
 

@@ -43,6 +43,15 @@ def is_available() -> bool:
     return True
 
 
+def compilation_problem() -> str:
+    """Why the kernel can't be compiled on this machine; "": it can, or it was compiled before."""
+    try:
+        load_library(_SOURCE)
+    except CompilationError as error:
+        return str(error)
+    return ""
+
+
 def is_supported(x: jax.Array, kernel: jax.Array, padding: int, groups: int) -> bool:
     """Whether the kernel supports this convolution of `conv2d`."""
     *taps, group_in, out = kernel.shape

@@ -1,0 +1,100 @@
+"""Check this machine, and a run before it starts: what works, what does not, and how to fix it.
+
+Alone it checks packages, NVIDIA's driver, a convolution on each device, DALI and the C++ compiler.
+With --config or any option of train.py it also checks that run: the class folders, the speed of
+reading against what the devices need, the disk space for checkpoints, and the memory of the
+training step, which is compiled for it. The exit status is 1 if something is a problem.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+
+import jax
+
+from seresnext_jax.cli import check_output, parse_over_config, run, write_output
+from seresnext_jax.commands import program_name
+from seresnext_jax.config import Config, check
+from seresnext_jax.health.data import check_dataset, check_disk, check_reading
+from seresnext_jax.health.finding import Finding
+from seresnext_jax.health.machine import (
+    check_compiler,
+    check_convolution,
+    check_dali,
+    check_devices,
+    check_driver,
+    check_packages,
+)
+from seresnext_jax.health.memory import abstract_state, check_memory, size_in_bytes
+from seresnext_jax.mesh import make_mesh
+from seresnext_jax.report.console import Console
+from seresnext_jax.run import runtime
+from seresnext_jax.run.environment import describe_environment
+
+
+@dataclass(frozen=True)
+class DoctorConfig(Config):
+    """The options of doctor.py: those of the run that it checks, and --json."""
+
+    json: str = ""
+    """Also write the findings to this JSON file."""
+
+
+def options_from(config: Config | None) -> DoctorConfig:
+    """The default options, taken from a config file if there is one."""
+    if config is None:
+        return DoctorConfig()
+    return DoctorConfig(**{f.name: getattr(config, f.name) for f in fields(Config)})
+
+
+def main(argv: list[str]) -> int:
+    """Run the program; returns 1 if something is a problem."""
+    config = parse_over_config(
+        options_from, argv, program=program_name("doctor.py"), description=__doc__ or ""
+    )
+    check_output("--json", config.json)
+    planned = replace(config, json="", debug=False) != DoctorConfig()
+    if planned:
+        check(config)
+    runtime.start(config)
+    console = Console(enabled=True)
+    environment = describe_environment()
+    console.table("This machine", list(environment.items()))
+    if planned:
+        console.note("Reading images and compiling the training step can take minutes.")
+    findings = []
+    for examine in checks(config if planned else None):
+        findings.append(examine())
+        for line in findings[-1].lines():
+            console.note(line)
+    if not planned:
+        console.note("To check a run, too, add its --config and options.")
+    report = {"environment": environment, "findings": [asdict(found) for found in findings]}
+    write_output("--json", config.json, json.dumps(report, indent=2) + "\n")
+    return int(any(found.status == "problem" for found in findings))
+
+
+def checks(config: Config | None) -> Iterator[Callable[[], Finding]]:
+    """The checks in order, quick ones first; without a config those of the machine."""
+    devices = jax.devices()
+    yield check_packages
+    yield check_driver
+    yield partial(check_devices, devices)
+    for device in jax.local_devices():
+        yield partial(check_convolution, device)
+    yield partial(check_dali, config.data.backend if config else None)
+    yield partial(check_compiler, devices[0].platform)
+    if config is None:
+        return
+    mesh = make_mesh()
+    dataset = check_dataset(config)
+    yield lambda: dataset
+    if dataset.status != "problem":
+        yield partial(check_reading, config, mesh)
+    yield partial(check_disk, config, size_in_bytes(abstract_state(config, mesh)))
+    yield partial(check_memory, config, mesh)
+
+
+if __name__ == "__main__":
+    run(main)
