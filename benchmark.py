@@ -97,6 +97,9 @@ class BenchmarkConfig:
     --data.root."""
     rate: float = 0.0
     """data: images per second that one GPU trains. Then print what --devices GPUs need."""
+    processes: tuple[int, ...] = ()
+    """data: measure DALI on the CPU in so many processes of this host, which share the largest of
+    --devices, in place of the backends."""
     minutes: float = 8.0
     """gpu: time limit of the measurements."""
     gpu: tuple[GpuName, ...] = ("h100",)
@@ -198,6 +201,9 @@ def measure_data(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
         if not options.decode:
             yield {"rows": print_table(measure_listing(options, data))}
             return
+        if options.processes:
+            yield {"rows": print_table(measure_sharing(options, data))}
+            return
         rows = print_table(
             measure_backends(
                 data,
@@ -213,17 +219,35 @@ def measure_data(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
     yield {"rows": rows, "needs": needed}
 
 
+def measure_sharing(options: BenchmarkConfig, data: DataConfig) -> Iterator[dict[str, Any]]:
+    """Several processes of this host, each with its part of the devices."""
+    from benchmarks.input import with_classes
+    from benchmarks.processes import measure_processes
+
+    config = replace(configs(options)[0], batch_size=max(options.batch_sizes))
+    config, devices = with_classes(config, data), max(options.devices)
+    for processes in options.processes:
+        if devices % processes:
+            raise UserError(
+                f"{devices} devices do not divide over {processes} processes: give --devices "
+                f"{processes}, or other --processes"
+            )
+        effort = {"warmup": options.warmup, "steps": options.steps}
+        yield measure_processes(config, processes, devices, **effort)
+
+
 def measure_listing(options: BenchmarkConfig, data: DataConfig) -> Iterator[dict[str, Any]]:
     """Listing the files and feeding DALI, without decoding."""
     from benchmarks.feed import many_files, measure_feed
+    from benchmarks.input import with_classes
 
-    config = replace(configs(options)[0], data=data, batch_size=max(options.batch_sizes))
+    config = replace(configs(options)[0], batch_size=max(options.batch_sizes))
     if not options.files:
-        yield from measure_feed(config, options.steps)
+        yield from measure_feed(with_classes(config, data), options.steps)
     for number in options.files:
         with many_files(number) as root:
-            there = replace(config, data=replace(data, root=str(root)))
-            yield from measure_feed(there, options.steps)
+            there = replace(data, root=str(root))
+            yield from measure_feed(with_classes(config, there), options.steps)
 
 
 def measure_gpu(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:

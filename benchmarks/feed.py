@@ -16,9 +16,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.table import Row
-from seresnext_jax.config import Config, ModelConfig
-from seresnext_jax.data.index import open_index
-from seresnext_jax.data.open import open_train, split_folder
+from seresnext_jax.config import Config
+from seresnext_jax.data.open import open_train
 from seresnext_jax.mesh import make_mesh
 
 _CLASSES = 1000
@@ -49,11 +48,9 @@ def measure_feed(config: Config, steps: int) -> list[Row]:
 
     Each is in its own process; the rates are those of this one process.
     """
-    files = open_index(split_folder(config.data, "train"), "", lambda line: None).files
-    classes = len(files.class_names) or int(files.labels.max()) + 1
     with TemporaryDirectory() as index:
         data = replace(config.data, backend="dali-cpu", index=index)
-        config = replace(config, data=data, model=ModelConfig(num_classes=classes))
+        config = replace(config, data=data)
         return [_in_process(config, steps, start) for start in ("listed", "from the index")]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.table import Row
-from seresnext_jax.config import Config, DataConfig, ModelConfig
+from seresnext_jax.config import Config, DataConfig
 from seresnext_jax.data.files import FileList
 from seresnext_jax.data.images import BadImage, open_rgb
 from seresnext_jax.data.index import open_index
@@ -42,22 +42,27 @@ def write_photographs(folder: Path) -> None:
             Image.fromarray(window).save(target / f"{index:03}.jpg", quality=95)
 
 
+def with_classes(config: Config, data: DataConfig) -> Config:
+    """The config with a dataset and the number of its classes."""
+    files = open_index(split_folder(data, "train"), "", lambda line: None).files
+    number = len(files.class_names) or int(files.labels.max()) + 1
+    return replace(config, data=data, model=replace(config.model, num_classes=number))
+
+
 def measure_backends(
     data: DataConfig, *, batch_size: int, warmup: int, steps: int, with_torch: bool
 ) -> list[Row]:
     """Images per second of Pillow, DALI on the CPU and, if asked for, torch's DataLoader."""
     backends: tuple[Literal["folder", "dali-cpu"], ...] = ("folder", "dali-cpu")
-    folder = split_folder(data, "train")
-    files = open_index(folder, "", lambda line: None).files
-    model = ModelConfig(num_classes=len(files.class_names) or int(files.labels.max()) + 1)
+    config = with_classes(Config(batch_size=batch_size), data)
     configs = {
-        backend: Config(model=model, data=replace(data, backend=backend), batch_size=batch_size)
-        for backend in backends
+        backend: replace(config, data=replace(data, backend=backend)) for backend in backends
     }
     rates: dict[str, float] = {
         backend: _loader_rate(config, warmup, steps) for backend, config in configs.items()
     }
     if with_torch:
+        files = open_index(split_folder(data, "train"), "", lambda line: None).files
         rates["torch DataLoader"] = _torch_rate(files, data, batch_size, warmup, steps)
     return [
         {

@@ -194,6 +194,18 @@ def test_listing_and_feeding_are_measured_without_decoding(source: str, tmp_path
     assert all(row["first time img/s"] > 0 and row["then img/s"] > 0 for row in rows)
 
 
+def test_processes_of_one_host_are_measured_together(tmp_path: Path) -> None:
+    words = "data --processes 1 2 --devices 2 --batch-sizes 4 --steps 2 --warmup 0"
+    done(["benchmark.py", *words.split(), "--json", str(tmp_path / "rows.json")])
+    one, two = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert (one["processes"], one["devices of each"]) == (1, 2)
+    assert (two["processes"], two["devices of each"]) == (2, 1)
+    assert two["threads of each"] == -(-one["threads of each"] // 2)
+    assert one["img/s of all"] > 0 and two["img/s of all"] > 0
+    line = error_line(run(["benchmark.py", *words.replace("1 2", "3").split()]))
+    assert "2 devices do not divide over 3 processes: give --devices 3" in line
+
+
 def test_what_gpus_need_follows_from_the_rates(tmp_path: Path) -> None:
     words = "data --data.image-size 32 --batch-sizes 8 --steps 2 --warmup 0 --data.workers 2"
     more = f"--rate 100 --devices 1 8 --json {tmp_path / 'rows.json'}"

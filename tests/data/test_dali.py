@@ -121,6 +121,17 @@ def test_one_pipeline_trains_several_epochs(root: Path, built: list[str]) -> Non
     source.close()
 
 
+def test_the_next_epoch_is_read_while_the_last_one_is_evaluated(root: Path) -> None:
+    source = loader(root, "train")
+    batches = source.batches(0)
+    list(islice(batches, source.num_steps))
+    (pipeline,) = source._pipelines
+    first, *_ = pipeline.fed
+    assert np.array_equal(first.rows.index, source._sampler.rows(source.num_steps).index)
+    assert len(pipeline.fed) >= source._prefetch
+    source.close()
+
+
 def test_one_pipeline_evaluates_again_and_again(root: Path, built: list[str]) -> None:
     source = loader(root, "val", n=5)
     first = list(source.batches(0))
