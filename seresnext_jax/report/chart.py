@@ -10,7 +10,7 @@ STYLES = 8
 """Number of colours and dash patterns in page.css; further lines start again with the first."""
 
 _WIDTH, _HEIGHT = 380, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 10, 34
 _MOST_POINTS = 300
 """Points of a line; of more, the lowest and the highest of each stretch are drawn."""
 _MOST_DOTS = 60
@@ -26,6 +26,7 @@ def draw(panel: Panel) -> str:
     ys = [y for line in lines for _, y in line.points if y is not None]
     low, high = min(xs), max(xs)
     x_axis = Axis(min(low, high - 1), high, pixels=(_LEFT, _WIDTH - _RIGHT), whole=True)
+    ys += [0.0] * panel.from_zero
     y_axis = Axis(min(ys), max(ys), pixels=(_HEIGHT - _BOTTOM, _TOP), log2=panel.log2)
     parts = [_grid(x_axis, y_axis), *(_curve(line, x_axis, y_axis) for line in lines)]
     described = "; ".join(_describe(line) for line in lines)
@@ -81,12 +82,17 @@ def _round_step(size: float) -> float:
     return next(step * power for step in (1, 2, 5, 10) if step * power >= size * (1 - 1e-9))
 
 
+def _short(value: float) -> str:
+    """A value in the six characters that fit beside the axis: ``32768``, ``1.05M``."""
+    return f"{value / 1e6:.3g}M" if abs(value) >= 1e6 else f"{value:.6g}"
+
+
 def _grid(x_axis: Axis, y_axis: Axis) -> str:
     parts = []
     for tick in y_axis.ticks:
         y = y_axis.place(tick)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" class="y">{tick:.6g}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" class="y">{_short(tick)}</text>')
     for tick in x_axis.ticks:
         x = x_axis.place(tick)
         parts.append(f'<path class="grid" d="M{x:.1f} {_HEIGHT - _BOTTOM}v4"/>')

@@ -20,6 +20,7 @@ Metrics = Mapping[str, float | None]
 _OLD_NAMES = {"lr": "train.lr"}
 """Metrics that the original's version of 2020 calls by another name."""
 
+_NUMBER = (int, float)
 _ABOUT_THE_START = "recipe", "command", "deviations", "environment"
 """What is recorded with the options, besides them; fields of `Start`."""
 
@@ -204,4 +205,4 @@ def _epochs(position: Position, per_epoch: int) -> float:
 
 
 def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return float(value) if isinstance(value, _NUMBER) and math.isfinite(value) else None

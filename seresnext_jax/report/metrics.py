@@ -51,6 +51,8 @@ class Metric:
     ``{split}`` stands for train or val, which then have a chart each."""
     log2: bool = False
     """Its chart has a logarithmic axis."""
+    from_zero: bool = False
+    """The axis of its chart begins at zero, so that noise looks as small as it is."""
     over_run: OverRun = "mean"
     """How the run's summary combines its values of the epochs."""
 
@@ -81,12 +83,12 @@ METRICS = (
            "images of the evaluation: those evaluated and those that could not be decoded",
            over_run="last"),
     Metric("total_ips", "throughput", "{:.1f} img/s", "images/s", ":.2f", "train val",
-           "images over wall time", panel="{split} throughput (img/s)"),
+           "images over wall time", panel="{split} throughput (img/s)", from_zero=True),
     Metric("compute_ips", "throughput without data wait", "{:.1f} img/s", "images/s", ":.2f",
            "train val", "the same without the wait for data"),
     Metric("data_time", "data wait", "{:.2f} ms", "s", ":.5f", "train val",
            "per step or batch: time in which the device had no data", 1000, verbose=True,
-           panel="{split} data wait (ms)"),
+           panel="{split} data wait (ms)", from_zero=True),
     Metric("compute_time", "compute time", "{:.2f} ms", "s", ":.5f", "train",
            "per step: the rest of the time", 1000, verbose=True),
     Metric("compute_latency", "latency", "{:.2f} ms", "s", ":.5f", "val",

@@ -28,6 +28,9 @@ class Panel:
     title: str
     lines: tuple[Line, ...]
     log2: bool = False
+    """The y axis is logarithmic."""
+    from_zero: bool = False
+    """The y axis begins at zero."""
 
     @property
     def constant(self) -> float | None:
@@ -49,6 +52,7 @@ def run_panels(history: History) -> list[Panel]:
                 Line(find_metric(name).label, _style(name), _curve(history, name)) for name in names
             ),
             log2=find_metric(names[0]).log2,
+            from_zero=find_metric(names[0]).from_zero,
         )
         for title, names in panels.items()
     ]
@@ -67,7 +71,7 @@ def compared_panels(runs: Sequence[tuple[str, History]]) -> list[Panel]:
             ]
             unit = metric.panel.partition(" (")[2]
             title = metric.label + (f" ({unit}" if unit else "")
-            panels.append(Panel(title, tuple(lines), log2=metric.log2))
+            panels.append(Panel(title, tuple(lines), metric.log2, metric.from_zero))
     return panels
 
 
@@ -82,4 +86,5 @@ def _curve(history: History, name: str) -> tuple[Point, ...]:
 
 
 def _style(name: str) -> int:
-    return list(SPLITS).index(name.rpartition(".")[0])
+    """The number of its split; another program's splits share the last one."""
+    return [*SPLITS, name.rpartition(".")[0]].index(name.rpartition(".")[0])

@@ -65,6 +65,9 @@ def _draw(panel: Panel, axis: "Axes") -> None:
         )
     if panel.log2:
         axis.set_yscale("log", base=2)
+    if panel.from_zero:
+        axis.update_datalim([(0, 0)], updatex=False)
+        axis.autoscale_view()
     axis.set_title(panel.title)
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))

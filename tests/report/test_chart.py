@@ -77,5 +77,12 @@ def test_lines_differ_in_more_than_colour() -> None:
     assert len(styles) == len(set(styles)) == 8
 
 
+def test_an_axis_from_zero_and_large_values_on_it() -> None:
+    line = Line("scale", 0, ((1, 1_200_000.0), (2, 1_199_000.0)))
+    near = re.findall(r'class="y">([^<]+)', draw(Panel("loss scale", (line,))))
+    whole = re.findall(r'class="y">([^<]+)', draw(Panel("loss scale", (line,), from_zero=True)))
+    assert near[0] == "1.2M" and whole == ["0", "500000", "1M", "1.5M"]
+
+
 def test_a_chart_without_a_value_is_left_out() -> None:
     assert draw(Panel("loss", (Line("loss", 0, ((1, None),)),))) == ""
