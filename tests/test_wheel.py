@@ -83,6 +83,8 @@ def test_every_program_has_a_command(scripts: Path) -> None:
     programs = {path.stem for path in ROOT.glob("*.py")} - IN_THE_CHECKOUT_ONLY | {"convert"}
     commands = {f"seresnext-{name.replace('_', '-')}" for name in programs}
     assert {path.name for path in scripts.glob("seresnext-*")} == commands
+    page = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    assert not [name for name in commands if f"| `{name}` |" not in page]
 
 
 def test_the_wheel_takes_one_name_in_site_packages(wheel: Path) -> None:
