@@ -15,6 +15,7 @@ import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -172,7 +173,7 @@ def write_index(index: SplitIndex, file: Path) -> None:
             "positions": files.places,
         }
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    unfinished = file.with_name(f"{file.name}.{uuid4().hex}.tmp")  # processes may write together
     with unfinished.open("wb") as target:
         np.savez(target, **arrays)
         target.flush()
