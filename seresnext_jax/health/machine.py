@@ -15,6 +15,7 @@ from seresnext_jax.config import Backend
 from seresnext_jax.health.finding import Finding
 from seresnext_jax.ops.convolution import conv2d, cpu_kernel_problem
 
+PROJECT = "seresnext-jax"
 DRIVER = Path("/proc/driver/nvidia/version")
 OLDEST_DRIVER = {"12": 525, "13": 580}
 """The first driver that runs programs of each CUDA version."""
@@ -33,7 +34,12 @@ def installed_version(package: str) -> str | None:
 def check_packages(installed: Callable[[str], str | None] = installed_version) -> Finding:
     """Compare the packages with what this project needs, and JAX's plugins with jaxlib."""
     problems, fixes = [], []
-    for text in requires("seresnext-jax") or ():
+    try:
+        texts = requires(PROJECT) or []
+    except PackageNotFoundError:
+        text = "this project is not installed, so its requirements are unknown"
+        return Finding("packages", "warning", text, "pip install -e . in its folder")
+    for text in texts:
         needed = Requirement(text)
         if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
             continue

@@ -61,6 +61,12 @@ def test_a_wrong_package_is_named(changed: dict[str, str | None], detail: str, f
     assert (found.status, found.detail, found.fix) == ("problem", detail, fix)
 
 
+def test_a_checkout_that_is_not_installed_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PROJECT", "absent-project")
+    found = check_packages()
+    assert (found.status, found.fix) == ("warning", "pip install -e . in its folder")
+
+
 @pytest.mark.parametrize("text", [PROPRIETARY, OPEN])
 @pytest.mark.parametrize(
     ("driver", "plugin", "status", "words"),
