@@ -2,9 +2,9 @@
 
 The workspace gets report.html, a page with the curves, after each epoch. `python -m
 seresnext_jax.compare RUN RUN ...` compares workspaces.
-
-Read `train` from top to bottom: data, network, state, where to continue, then one visible loop.
 """
+
+# Read `train` from top to bottom: data, network, state, where to continue, then one visible loop.
 
 import shlex
 from dataclasses import replace

@@ -86,7 +86,7 @@ def test_a_killed_packer_goes_on(tmp_path: Path) -> None:
     process.kill()
     finish(process)
     line = error_line(run(tiny(tmp_path / "run", "--data.root", str(tmp_path))))
-    assert "not packed completely: run pack_data.py again" in line or "val" in line
+    assert "not packed completely: run python pack_data.py again" in line or "val" in line
     done(command)
     for path in (shards() / "train").glob("*.tar"):
         assert (tmp_path / "train" / path.name).read_bytes() == path.read_bytes()

@@ -1,5 +1,6 @@
 """The limit on bad images: how many may be left out before a run stops."""
 
+from seresnext_jax.commands import command
 from seresnext_jax.errors import UserError
 
 
@@ -22,6 +23,6 @@ def check_left_out(what: str, left_out: int, num_images: int, max_share: float) 
     if left_out > max_share * num_images:
         raise TooManyBadImages(
             f"{left_out} of the {num_images} images of {what} could not be decoded, more than "
-            f"--data.max-bad-share {max_share:g} allows: find them with check_data.py and replace "
-            "them, or allow more with a larger --data.max-bad-share"
+            f"--data.max-bad-share {max_share:g} allows: find them with {command('check_data')} "
+            "and replace them, or allow more with a larger --data.max-bad-share"
         )

@@ -13,6 +13,7 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh
 
+from seresnext_jax.commands import command
 from seresnext_jax.config import Config, EvaluationConfig, InputConfig
 from seresnext_jax.data.backends.synthetic import NUM_IMAGES, SyntheticLoader
 from seresnext_jax.data.batch import Backend, Loader
@@ -180,7 +181,7 @@ def _streams(files: FileList, at_once: int) -> Streams | None:
     if not isinstance(files, ShardList):
         raise UserError(
             f"--data.shards-at-once {at_once} needs shards, and {printable(files.folder)} has "
-            "class folders: leave it out, or pack them with pack_data.py"
+            f"class folders: leave it out, or pack them with {command('pack_data')}"
         )
     return Streams.of(files.places["shard"], files.places["offset"], at_once)
 

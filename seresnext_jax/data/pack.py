@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seresnext_jax.commands import command
 from seresnext_jax.data.files import FileList, Listing
 from seresnext_jax.data.headers import FACTS, JPEG, WHOLE, has_jpeg_end, read_header
 from seresnext_jax.data.images import BadImage, Member, open_rgb
@@ -78,7 +79,7 @@ def pack_split(
     except OSError as error:
         raise UserError(
             f"packing into {printable(folder)} failed ({error.strerror or error}): what is packed "
-            "is kept; fix that and run pack_data.py again as before"
+            f"is kept; fix that and run {command('pack_data')} again as before"
         ) from error
     return len(shards)
 
@@ -119,8 +120,8 @@ def _start(files: FileList, folder: Path, images_per_shard: int, shuffled: bool)
         _write(file, json.dumps(begun).encode())
     elif json.loads(file.read_text()) != begun:
         raise UserError(
-            f"{printable(folder)} was begun with other images or options: run pack_data.py as "
-            "then, or remove the folder"
+            f"{printable(folder)} was begun with other images or options: run "
+            f"{command('pack_data')} as then, or remove the folder"
         )
 
 
@@ -203,7 +204,7 @@ def _read_file(path: str) -> tuple[bytes, int]:
     except OSError as error:
         raise UserError(
             f"can't read {printable(path)}: {error.strerror}; make it readable or remove it, and "
-            "run pack_data.py again (with another --out if it was removed)"
+            f"run {command('pack_data')} again (with another --out if it was removed)"
         ) from error
 
 
@@ -220,7 +221,7 @@ def _read_back(
             if member.name != name or zlib.crc32(data) != sums[row]:
                 raise UserError(
                     f"{printable(path)} is not what was written to it: check the disk, and run "
-                    "pack_data.py again"
+                    f"{command('pack_data')} again"
                 )
             places[row] = (0, member.size, member.offset_data, zlib.crc32(header))
             facts[row] = _facts_of(Member(name, data))

@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from seresnext_jax.commands import command
 from seresnext_jax.data.files import FileList, Listing, Progress
 from seresnext_jax.data.formats import has_image_suffix
 from seresnext_jax.data.images import Member
@@ -122,8 +123,8 @@ def find_shards(folder: Path) -> tuple[str, ...]:
         names = [e.name for e in entries if e.name.endswith(SUFFIX) and e.is_file()]
     if any(entry.name == PACKING for entry in entries):
         raise UserError(
-            f"{printable(folder)} is not packed completely: run pack_data.py again as before, "
-            "or give another --data.root"
+            f"{printable(folder)} is not packed completely: run "
+            f"{command('pack_data')} again as before, or give another --data.root"
         )
     return tuple(sorted(names))
 
@@ -224,7 +225,8 @@ def _labels_by_number(folder: Path, images: list[_Found], numbers: dict[str, int
     if without:
         raise UserError(
             f"{len(without)} images in {printable(folder)} have no .cls beside them "
-            f"({printable(without[0])}, ...): add them, or pack class folders with pack_data.py"
+            f"({printable(without[0])}, ...): add them, or pack class folders with "
+            f"{command('pack_data')}"
         )
     return np.array([numbers[member.key] for member in images], np.int32)
 
@@ -235,7 +237,8 @@ def _labels_by_folder(folder: Path, images: list[_Found]) -> tuple[np.ndarray, t
     if loose:
         raise UserError(
             f"{len(loose)} images in {printable(folder)} are in no class folder and have no .cls "
-            f"({printable(loose[0])}, ...): pack class folders with pack_data.py"
+            f"({printable(loose[0])}, ...): pack class folders with "
+            f"{command('pack_data')}"
         )
     class_names = tuple(sorted(set(names)))
     labels = {name: label for label, name in enumerate(class_names)}

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from seresnext_jax.checkpoint.meta import Progress
+from seresnext_jax.commands import command
 from seresnext_jax.config import Config
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.limit import TooManyBadImages, check_left_out
@@ -126,8 +127,8 @@ class TrainLog:
         if self._empty_steps >= self._config.max_bad_steps:
             raise TooManyBadImages(
                 f"none of the images of {self._empty_steps} steps in a row up to step {step} could "
-                "be decoded: find them with check_data.py and replace them, or allow more with a "
-                "larger --max-bad-steps"
+                f"be decoded: find them with {command('check_data')} and replace them, or allow "
+                "more with a larger --max-bad-steps"
             )
         if metrics["bad_steps"] >= self._config.max_bad_steps and not empty:
             raise UserError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from seresnext_jax.commands import command
 from seresnext_jax.data.batch import Batch, Loader
 from seresnext_jax.data.limit import TooManyBadImages, check_left_out
 from seresnext_jax.processes import sum_over_processes
@@ -64,7 +65,7 @@ def evaluate(
     if not count:
         raise TooManyBadImages(
             f"none of the {wanted} images of the evaluation could be decoded: find out why with "
-            "check_data.py"
+            f"{command('check_data')}"
         )
     total = before - started
     batches = len(latencies)

@@ -220,7 +220,9 @@ def refused(val: Path) -> bool:
     """Whether a run refuses the folder, or it is complete but not tidied up."""
     if index_beside(val).exists() and not (val / PACKING).exists():
         return True
-    with pytest.raises(UserError, match="not packed completely: run pack_data.py again|no class"):
+    with pytest.raises(
+        UserError, match="not packed completely: run python pack_data.py again|no class"
+    ):
         batches_of(val)
     return True
 
@@ -281,7 +283,9 @@ def test_a_full_disk_is_one_line_and_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(pack_module.os, "fsync", full)
-        with pytest.raises(UserError, match="No space left on device.*run pack_data.py again"):
+        with pytest.raises(
+            UserError, match="No space left on device.*run python pack_data.py again"
+        ):
             pack_val(files, out)
     pack_val(files, out)
 
