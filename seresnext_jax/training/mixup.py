@@ -23,7 +23,8 @@ def mix_batch(
       images: (N, H, W, 3) float, normalised.
       targets: (N, K) float32 one-hot.
       mask: (N,) bool; an image mixed with a masked one is masked too.
-      mixup, cutmix: alpha of each one's Beta distribution; 0: off, but one of them is on.
+      mixup: alpha of mixup's Beta distribution; 0: off, then CutMix is on.
+      cutmix: alpha of CutMix's Beta distribution; 0: off, then mixup is on.
 
     Returns:
       Images, targets and mask of the same shapes and types.

@@ -182,14 +182,17 @@ def test_an_unreadable_file_is_bad(
 ) -> None:
     """Permissions do not bind the superuser, who may run this test: so `open` refuses for them."""
     forbidden = str(root / "val" / "ant" / "x.jpg")
-    real = builtins.open
 
-    def refuse(path: Any, *args: Any, **options: Any) -> Any:
-        if str(path) == forbidden:
-            raise PermissionError(13, "Permission denied", forbidden)
-        return real(path, *args, **options)
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(path: Any, *args: Any, **options: Any) -> Any:
+            if str(path) == forbidden:
+                raise PermissionError(13, "Permission denied", forbidden)
+            return real(path, *args, **options)
 
-    monkeypatch.setattr(builtins, "open", refuse)
+        return refuse
+
+    monkeypatch.setattr(builtins, "open", refusing(builtins.open))
+    monkeypatch.setattr(os, "open", refusing(os.open))
     assert read(root, backend, "skip") == (3, ["x.jpg"])
     with pytest.raises(UserError, match="x.jpg: Permission denied"):
         read(root, backend)
