@@ -14,7 +14,7 @@ from typing import Annotated
 from seresnext_jax.cli import parse_over_config, run
 from seresnext_jax.config import Config, InputConfig, Range
 from seresnext_jax.data.files import list_folder
-from seresnext_jax.data.open import SPLITS, split_folder
+from seresnext_jax.data.open import SPLITS, show_if_slow, split_folder
 from seresnext_jax.data.pack import pack_split
 from seresnext_jax.errors import UserError, printable
 from seresnext_jax.report.console import Console
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
         )
     console = Console(enabled=True)
     for split, folder in present.items():
-        files = list_folder(folder, console.note).files
+        files = list_folder(folder, show_if_slow()).files
         if files.left_out:
             console.note(f"files that are not packed, in {files.note_left_out()}")
         with console.bar(f"packing {split}") as progress:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from benchmarks.table import Row
 from seresnext_jax.config import Config
+from seresnext_jax.data.index import SETTLED
 from seresnext_jax.data.open import open_train
 from seresnext_jax.mesh import make_mesh
 
@@ -40,6 +41,7 @@ def many_files(number: int) -> Iterator[Path]:
                 image.save(file)
             label = index % classes
             os.link(file, root / "train" / f"n{label:08}" / f"n{label:08}_{index}.JPEG")
+        time.sleep(SETTLED / 1e9)  # the index does not trust folders that have just changed
         yield root
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seresnext_jax.config import InputConfig
-from seresnext_jax.data.classes import class_problems, differing_classes, number_problems
+from seresnext_jax.data.classes import class_count_problems, class_problems, differing_classes
 from seresnext_jax.data.files import FileList
 from seresnext_jax.data.formats import count_kinds, has_image_suffix
 from seresnext_jax.data.images import BadImage, Member, decode_rgb, is_meant_as_image
@@ -60,7 +60,7 @@ def check_data(
         if split == "train":
             problems += class_problems(files, num_classes)
         else:  # a class may have no images here
-            problems += number_problems(files.class_names, files.folder, num_classes)
+            problems += class_count_problems(files, num_classes)
         problems += _similar_names(files)
         problems += _images_left_out(split, files)
     if len(splits) == len(SPLITS):
@@ -105,7 +105,10 @@ def _counts(split: str, files: FileList) -> list[tuple[str, str]]:
     return [
         (f"{split}: images", str(len(files.paths))),
         (f"{split}: classes", str(len(files.class_names))),
-        (f"{split}: images per class", f"{sizes.min()} to {sizes.max()}"),
+        (
+            f"{split}: images per class",
+            f"{sizes.min(initial=len(files.paths))} to {sizes.max(initial=0)}",
+        ),
         (f"{split}: files left out", files.count_left_out() or "0"),
     ]
 

@@ -91,14 +91,19 @@ def _label_problems(files: FileList, num_classes: int) -> list[str]:
 
 def class_problems(files: FileList, num_classes: int) -> list[str]:
     """One line on each class folder without images, and one if their number is wrong."""
-    if not files.class_names:
-        return _label_problems(files, num_classes)
     problems = [
         f"class folder {printable(files.folder / name)} has no images: add images or remove "
         "the folder"
         for name in empty_classes(files)
     ]
-    return problems + number_problems(files.class_names, files.folder, num_classes)
+    return problems + class_count_problems(files, num_classes)
+
+
+def class_count_problems(files: FileList, num_classes: int) -> list[str]:
+    """One line if the classes, or labels without names, are not those of the network."""
+    if not files.class_names:
+        return _label_problems(files, num_classes)
+    return number_problems(files.class_names, files.folder, num_classes)
 
 
 def number_problems(names: tuple[str, ...], folder: Path, num_classes: int) -> list[str]:

@@ -83,9 +83,10 @@ def has_image_suffix(path: str) -> bool:
 
 def split_by_suffix(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The images and the other files, each sorted."""
-    images = sorted(name for name in names if _is_image_suffix(name[name.rfind(".") :]))
-    if len(images) == len(names):
-        return images, []
+    suffixes = {name[name.rfind(".") :] for name in names}
+    if all(map(_is_image_suffix, suffixes)):  # as in most folders, which can be large
+        return sorted(names), []
+    images = sorted(filter(has_image_suffix, names))
     return images, sorted(set(names).difference(images))
 
 

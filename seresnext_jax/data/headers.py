@@ -120,11 +120,18 @@ def parse_jpeg(head: bytes) -> tuple[int, int, int, int] | None:
 
 
 def has_jpeg_end(source: Source) -> bool:
-    """Whether a file ends with a JPEG's end-of-image marker, possibly followed by zeros."""
+    """Whether a file ends with a JPEG's end-of-image marker, possibly followed by zeros.
+
+    Raises:
+      BadImage: it can't be read.
+    """
     if isinstance(source, Member):
         tail = source.data[-_TAIL:]
     else:
-        with open(source, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            tail = file.read()
+        try:
+            with open(source, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+                tail = file.read()
+        except OSError as error:
+            raise BadImage(error.strerror or str(error)) from error
     return tail.rstrip(b"\0").endswith(_JPEG_END)

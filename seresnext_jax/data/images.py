@@ -1,5 +1,6 @@
 """Opens one image file with Pillow as RGB, or refuses it with the cause."""
 
+import errno
 import io
 import os
 import stat
@@ -19,6 +20,7 @@ from seresnext_jax.data.formats import (
     unreadable_kind,
 )
 from seresnext_jax.data.pixels import orientation, to_rgb, turned
+from seresnext_jax.errors import UserError
 
 T = TypeVar("T")
 
@@ -83,7 +85,13 @@ def opened(source: Source) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError as error:
         raise BadImage(_not_an_image(source)) from error
+    except MemoryError:  # not the image's fault
+        raise
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise UserError(
+                f"{error.strerror}: raise the limit (ulimit -n), or lower --data.workers"
+            ) from error
         raise BadImage(error.strerror or str(error)) from error
     except Exception as error:  # for damaged files decoders raise nearly anything
         raise BadImage(str(error) or type(error).__name__) from error

@@ -6,12 +6,15 @@ later change could have the same times. What is known of an image is used if the
 mtime and length.
 """
 
+import fcntl
 import hashlib
 import os
 import time
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +23,23 @@ from uuid import uuid4
 import numpy as np
 
 from seresnext_jax.data.files import FileList, Listing, Progress, list_folder
-from seresnext_jax.data.formats import format_names
+from seresnext_jax.data.formats import format_names, is_broken_link
 from seresnext_jax.data.headers import FACTS
 from seresnext_jax.data.paths import Paths
 from seresnext_jax.data.shards import PLACE, ShardList, find_shards, index_beside, list_shards
 from seresnext_jax.data.walk import PlaceState, listing, place_state
-from seresnext_jax.errors import printable
+from seresnext_jax.errors import UserError, printable
 
 SETTLED = 10 * 10**9
 """Nanoseconds."""
 MIN_IMAGES = 10_000
 """Smaller splits are listed in less time than their index would save."""
 _FORMAT = 1
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What numpy and zipfile raise for a damaged file."""
 
 
 @dataclass
@@ -43,7 +51,7 @@ class SplitIndex:
     """(M,) `FACTS`; flags 0 for an image whose header was not read."""
     listed: Listing
     listed_ns: int
-    """When the listing began, on the clock of the file system's times."""
+    """When the listing began, on this machine's clock, in nanoseconds."""
     file: Path | None
     """Where this is kept; None: nowhere."""
     changed: bool = False
@@ -54,13 +62,14 @@ class SplitIndex:
         if self.file is None or not self.changed:
             return
         self.changed = False
-        kept = _read(self.file, self.listed.files.folder)
-        facts = self.facts.copy()
-        if kept is not None and _same_files(kept.listed, self.listed):
-            unknown = facts["flags"] == 0
-            facts[unknown] = kept.facts[unknown]
         try:
-            write_index(replace(self, facts=facts), self.file)
+            with _alone(self.file):
+                kept = _read(self.file, self.listed.files.folder)
+                facts = self.facts.copy()
+                if kept is not None and _same_files(kept.listed, self.listed):
+                    unknown = facts["flags"] == 0
+                    facts[unknown] = kept.facts[unknown]
+                write_index(replace(self, facts=facts), self.file)
         except OSError as error:
             self.file = None
             warnings.warn(
@@ -82,18 +91,20 @@ def open_index(folder: Path, kept_in: str, progress: Progress) -> SplitIndex:
     """
     shards = find_shards(folder)
     beside = _read(index_beside(folder), folder) if shards else None
-    if beside is not None and _has_shards(beside.files, shards):
-        return replace(beside, file=None)
+    if beside is not None:
+        _check_missing(beside.files, shards)
+        if _has_shards(beside.files, shards):
+            return replace(beside, file=None)
     file = _file_for(folder, kept_in) if kept_in else None
     kept = _read(file, folder) if file else None
-    if kept is not None and _unchanged(kept):
+    if kept is not None and _shards_of(kept.files) == shards and _unchanged(kept):
         return kept
     now = time.time_ns()
     listed = list_shards(folder, progress) if shards else list_folder(folder, progress)
     number = len(listed.files.paths)
-    index = SplitIndex(
-        listed.files, np.zeros(number, FACTS), listed, now, file if number >= MIN_IMAGES else None
-    )
+    if number < MIN_IMAGES or (not shards and _has_broken_links(listed.files)):
+        file = None
+    index = SplitIndex(listed.files, np.zeros(number, FACTS), listed, now, file)
     if kept is not None and _same_files(kept.listed, listed):
         index.facts = kept.facts
     index.changed = True
@@ -125,6 +136,27 @@ def _unchanged(index: SplitIndex) -> bool:
     return True
 
 
+def _shards_of(files: FileList) -> tuple[str, ...]:
+    return files.shards if isinstance(files, ShardList) else ()
+
+
+def _has_broken_links(files: FileList) -> bool:
+    """Whether a link leads nowhere yet: when it does, no listed folder changes."""
+    return any(is_broken_link(os.path.join(files.folder, path)) for path in files.left_out)
+
+
+def _check_missing(files: FileList, shards: tuple[str, ...]) -> None:
+    """Refuse a copy that lacks some of the shards, so that it is not taken for a smaller split."""
+    listed = _shards_of(files)
+    missing = sorted(set(listed) - set(shards))
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(listed)} shards of {printable(files.folder)} are missing "
+            f"({printable(missing[0])}, ...): copy them there, or remove "
+            f"{printable(index_beside(files.folder))} to use the others alone"
+        )
+
+
 def _has_shards(files: FileList, shards: tuple[str, ...]) -> bool:
     """Whether the index beside some shards is theirs; their times change when they are copied.
 
@@ -148,8 +180,22 @@ def _same_files(one: Listing, two: Listing) -> bool:
 # ---- the file ----------------------------------------------------------------------------------
 
 
-def write_index(index: SplitIndex, file: Path) -> None:
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Let one process after the other add to an index; without locks, the last one wins."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".lock").open("w") as lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write_index(index: SplitIndex, file: Path, *, durable: bool = False) -> None:
     """Write an index; the file has its name only when it is complete.
+
+    Args:
+      durable: wait until it is on disk, so that it outlasts a loss of power. Otherwise it may be
+        damaged then, which its checksums show.
 
     Raises:
       OSError: it can't be written.
@@ -172,23 +218,23 @@ def write_index(index: SplitIndex, file: Path) -> None:
             "lengths": np.array(files.lengths, np.int64),
             "positions": files.places,
         }
-    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"{file.name}.{uuid4().hex}.tmp")  # processes may write together
     with unfinished.open("wb") as target:
         np.savez(target, **arrays)
         target.flush()
-        os.fsync(target.fileno())
+        if durable:
+            os.fsync(target.fileno())
     unfinished.replace(file)
 
 
 def _read(file: Path, folder: Path) -> SplitIndex | None:
     """The index in a file; None if there is none, or it is damaged or of another version."""
-    if not file.exists():
-        return None
     try:
+        if not file.exists():
+            return None
         with file.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
             return _from_arrays(dict(arrays), folder, file)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         warnings.warn(
             f"the index {printable(file)} can't be read ({error}): it is made again", stacklevel=2
         )
@@ -197,7 +243,8 @@ def _read(file: Path, folder: Path) -> SplitIndex | None:
 
 def _from_arrays(arrays: dict[str, np.ndarray], folder: Path, file: Path) -> SplitIndex | None:
     version, listed_ns = arrays["format"].tolist()
-    if version != _FORMAT or arrays["suffixes"].tobytes() != format_names().encode():
+    other_names = arrays["suffixes"].tobytes() != format_names().encode()
+    if version != _FORMAT or (other_names and file != index_beside(folder)):
         return None
     paths, labels, facts = Paths(arrays["paths"]), arrays["labels"], arrays["facts"]
     if not len(paths) == len(labels) == len(facts) or facts.dtype != FACTS:

@@ -146,7 +146,7 @@ def _open(
             sampler, mesh, seed=seed, image_size=data.image_size, num_classes=num_classes
         )
     backend = _find_backend(data.backend, mesh)
-    index = open_index(split_folder(data, split), data.index, _show_if_slow())
+    index = open_index(split_folder(data, split), data.index, show_if_slow())
     if split == "train":
         files = check_train(index.files, num_classes)
         sampler_of = partial(sampler_of, streams=_streams(files, shards_at_once))
@@ -164,7 +164,8 @@ def _open(
     )
     # Older checkpoints have fingerprints without these options.
     other = ", upright" * data.exif_orientation
-    other += f", {shards_at_once} shards at once" * bool(shards_at_once)
+    if isinstance(sampler, TrainSampler) and sampler.streams:
+        other += f", {sampler.streams.at_once} shards at once {sampler.streams.digest()}"
     return backend.open_loader(
         reader,
         sampler,
@@ -186,7 +187,7 @@ def _streams(files: FileList, at_once: int) -> Streams | None:
     return Streams.of(files.places["shard"], files.places["offset"], at_once)
 
 
-def _show_if_slow() -> Progress:
+def show_if_slow() -> Progress:
     """Shows a line about a listing every few seconds, on one process."""
     shown = time.monotonic()
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from seresnext_jax.commands import command
 from seresnext_jax.data.files import FileList, Listing
-from seresnext_jax.data.headers import FACTS, JPEG, WHOLE, has_jpeg_end, read_header
+from seresnext_jax.data.headers import FACTS, JPEG, WHOLE, file_state, has_jpeg_end, read_header
 from seresnext_jax.data.images import BadImage, Member, open_rgb
 from seresnext_jax.data.index import SplitIndex, open_index, write_index
 from seresnext_jax.data.shards import BLOCK, PACKING, PLACE, SUFFIX, ShardList, index_beside
@@ -63,6 +63,8 @@ def pack_split(
       UserError: another dataset is packed in the folder, a file can't be read or changes meanwhile,
         or the disk is full.
     """
+    if not files.paths:
+        raise UserError(f"{printable(files.folder)} has no images: nothing can be packed")
     shards = plan(files, folder, images_per_shard=images_per_shard, shuffled=shuffled)
     try:
         if index_beside(folder).exists() and not (folder / PACKING).exists():
@@ -71,7 +73,7 @@ def pack_split(
         _start(files, folder, images_per_shard, shuffled)
         done = 0
         for shard in shards:
-            if not (shard.path.exists() and shard.part.exists()):
+            if not _is_packed(files, shard):
                 _write_shard(files, shard)
             done += len(shard.images)
             progress(done, len(files.paths))
@@ -142,7 +144,8 @@ def _finish(files: FileList, folder: Path, shards: list[Shard]) -> None:
         lengths=tuple(shard.path.stat().st_size for shard in shards),
         places=places,
     )
-    write_index(SplitIndex(packed, facts, Listing(packed, {}), 0, None), index_beside(folder))
+    index = SplitIndex(packed, facts, Listing(packed, {}), 0, None)
+    write_index(index, index_beside(folder), durable=True)
     (folder / PACKING).unlink()
     for shard in shards:
         shard.part.unlink()
@@ -150,14 +153,35 @@ def _finish(files: FileList, folder: Path, shards: list[Shard]) -> None:
 
 def _check_finished(files: FileList, folder: Path) -> None:
     """Refuse a folder in which other images are packed; tidy up one that is complete."""
-    packed = open_index(folder, "", lambda line: None).files
-    if packed.fingerprint("") != files.fingerprint(""):
+    packed = open_index(folder, "", lambda line: None)
+    if packed.files.fingerprint("") != files.fingerprint(""):
         raise UserError(
             f"{printable(folder)} contains shards of other images: give --out another folder, or "
             "remove it"
         )
+    changed = _changed(files, np.arange(len(files.paths)), packed.facts)
+    if len(changed):
+        raise UserError(
+            f"{len(changed)} images have changed since they were packed in {printable(folder)} "
+            f"({printable(files.paths[changed[0]])}, ...): remove it, or give --out another folder"
+        )
     for part in folder.glob(f".*{SUFFIX}.npz"):
         part.unlink()
+
+
+def _is_packed(files: FileList, shard: Shard) -> bool:
+    """Whether a shard is complete, and its images have not changed since."""
+    if not (shard.path.exists() and shard.part.exists()):
+        return False
+    with np.load(shard.part, allow_pickle=False) as part:
+        return not len(_changed(files, shard.images, part["facts"]))
+
+
+def _changed(files: FileList, images: np.ndarray, facts: np.ndarray) -> np.ndarray:
+    """Those of some images whose files are not as they were when they were packed."""
+    now = np.array([tuple(file_state(files.path(i))) for i in images.tolist()], np.int64)
+    then = np.stack([facts["mtime_ns"], facts["length"]], axis=1)
+    return images[(now != then).any(axis=1)]
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -176,7 +200,7 @@ def _write(path: Path, data: bytes) -> None:
 def _write_shard(files: FileList, shard: Shard) -> None:
     """Write a shard and its part of the index."""
     unfinished = shard.path.with_name(f".{shard.path.name}.tmp")
-    sums = []
+    sums, times = [], []
     with unfinished.open("wb") as raw, ThreadPoolExecutor(_READING_THREADS) as pool:
         with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
             indices = shard.images.tolist()
@@ -184,12 +208,14 @@ def _write_shard(files: FileList, shard: Shard) -> None:
                 indices, pool.map(lambda i: _read_file(files.path(i)), indices), strict=True
             ):
                 member = tarfile.TarInfo(files.paths[i])
-                member.size, member.mtime = len(data), mtime
+                member.size, member.mtime = len(data), mtime // 10**9
                 tar.addfile(member, io.BytesIO(data))
                 sums.append(zlib.crc32(data))
+                times.append(mtime)
         raw.flush()
         os.fsync(raw.fileno())
     places, facts = _read_back(unfinished, files, shard, sums)
+    facts["mtime_ns"], facts["length"] = times, places["length"]
     buffer = io.BytesIO()
     np.savez(buffer, places=places, facts=facts)
     _write(shard.part, buffer.getvalue())
@@ -197,10 +223,10 @@ def _write_shard(files: FileList, shard: Shard) -> None:
 
 
 def _read_file(path: str) -> tuple[bytes, int]:
-    """The bytes of a file and its mtime in seconds."""
+    """The bytes of a file and its mtime in nanoseconds."""
     try:
         with open(path, "rb") as file:
-            return file.read(), int(os.fstat(file.fileno()).st_mtime)
+            return file.read(), os.fstat(file.fileno()).st_mtime_ns
     except OSError as error:
         raise UserError(
             f"can't read {printable(path)}: {error.strerror}; make it readable or remove it, and "
@@ -214,7 +240,10 @@ def _read_back(
     """Compare each member with its file; returns the places and the facts, (R,) each."""
     places, facts = np.zeros(len(shard.images), PLACE), np.zeros(len(shard.images), FACTS)
     with path.open("rb") as raw, tarfile.open(fileobj=raw) as tar:
-        for row, member in enumerate(tar):
+        members = tar.getmembers()
+        if len(members) != len(sums):
+            members = []
+        for row, member in enumerate(members):
             raw.seek(member.offset_data - BLOCK)
             header, data = raw.read(BLOCK), raw.read(member.size)
             name = files.paths[shard.images[row]]

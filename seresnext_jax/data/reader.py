@@ -216,8 +216,11 @@ class ImageReader:
     def _refuse(self, index: int, cause: BadImage) -> None:
         path = self.files.path(index)
         if self._on_bad_image == "error":
+            fix = "replace or delete it"
+            if self.files.in_shards:
+                fix = "replace it in the class folders and pack them again"
             raise UserError(
-                f"can't decode {printable(path)}: {printable(cause)}; replace or delete it, "
+                f"can't decode {printable(path)}: {printable(cause)}; {fix}, "
                 "or leave such files out with --data.on-bad-image skip"
             ) from cause
         with self._lock:

@@ -3,6 +3,7 @@
 Philox is a counter-based generator: it can compute the draws of any position directly.
 """
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -43,6 +44,10 @@ class Streams:
         images = np.lexsort([offsets, shards])
         ends = np.flatnonzero(np.diff(shards[images], append=-1)) + 1
         return Streams(images, ends, at_once)
+
+    def digest(self) -> str:
+        """Identifies which image is where in the shards."""
+        return f"{zlib.crc32(self.ends.tobytes(), zlib.crc32(self.images.tobytes())):08x}"
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """The images of an epoch, (M,) int64."""

@@ -27,6 +27,8 @@ PACKING = "packing.json"
 """The plan of a folder of shards that is not complete yet (pack.py)."""
 BLOCK = 512
 """Size of a tar header, in bytes."""
+_MOST_PADDING = 2**20
+"""Bytes of zeros after the last member; a file that was only reserved on the disk has more."""
 _OPEN_FILES = 128
 
 PLACE = np.dtype(
@@ -71,22 +73,37 @@ class ShardList(FileList):
     def read(self, index: int) -> bytes:
         """The bytes of image `index`; raises as `source`."""
         place = self.places[index]
-        length, start = int(place["length"]), int(place["offset"]) - BLOCK
         path = self.file_of(index)
-        try:
-            file = _open(path)  # keeps the descriptor open
-            found = os.pread(file.descriptor, length + BLOCK, start)
-        except OSError as error:
-            raise UserError(
-                f"can't read {printable(path)}: {error.strerror}; make it available again and "
-                "start the program again"
-            ) from error
-        if len(found) < length + BLOCK or zlib.crc32(found[:BLOCK]) != place["header"]:
+        found = _read_member(path, place)
+        if found is None:  # the file may have been replaced after it was opened
+            _open.cache_clear()
+            found = _read_member(path, place)
+        if found is None:
             raise UserError(
                 f"{printable(path)} is not as it was when it was listed: start the program again "
                 f"(if that does not help, remove {printable(index_beside(self.folder))})"
             )
-        return found[BLOCK:]
+        return found
+
+
+def _read_member(path: str, place: np.void) -> bytes | None:
+    """The bytes at a `PLACE` of a shard; None if another tar header than then is before them.
+
+    Raises:
+      UserError: the shard can't be read.
+    """
+    length, start = int(place["length"]), int(place["offset"]) - BLOCK
+    try:
+        file = _open(path)  # keeps the descriptor open
+        found = os.pread(file.descriptor, length + BLOCK, start)
+    except OSError as error:
+        raise UserError(
+            f"can't read {printable(path)}: {error.strerror}; make it available again and "
+            "start the program again"
+        ) from error
+    if len(found) < length + BLOCK or zlib.crc32(found[:BLOCK]) != place["header"]:
+        return None
+    return found[BLOCK:]
 
 
 class _OpenFile:
@@ -149,8 +166,9 @@ def list_shards(folder: Path, progress: Progress) -> Listing:
         states = {name: place_state(folder / name) for name in shards}
         lengths = tuple((folder / name).stat().st_size for name in shards)
     numbers = {member.key: member.number for member in members if member.number is not None}
-    images = [m for m in members if m.number is None and has_image_suffix(m.name)]
-    others = [m.name for m in members if m.number is None and not has_image_suffix(m.name)]
+    images = [m for m in members if _is_image(m, of_sample=bool(numbers))]
+    used = {id(member) for member in images}
+    others = [m.name for m in members if m.number is None and id(m) not in used]
     class_names: tuple[str, ...] = ()
     if numbers:
         labels = _labels_by_number(folder, images, numbers)
@@ -170,10 +188,20 @@ def list_shards(folder: Path, progress: Progress) -> Listing:
     return Listing(files, states)
 
 
+def _is_image(member: "_Found", *, of_sample: bool) -> bool:
+    """Whether a member is an image; that of a sample has one suffix (``0.mask.png`` is not it)."""
+    if member.place is None or not has_image_suffix(member.name):
+        return False
+    return not of_sample or os.path.basename(member.name).count(".") == 1
+
+
+_Place = tuple[int, int, int, int]
+
+
 class _Found(NamedTuple):
     name: str
-    place: tuple[int, int, int, int]
-    """As in `PLACE`."""
+    place: _Place | None
+    """As in `PLACE`; None for what is not a plain file."""
     key: str
     """What the members of one sample share: the name up to its first dot, with the shard."""
     number: int | None
@@ -183,19 +211,29 @@ class _Found(NamedTuple):
 def _read_members(path: Path, shard: int) -> list[_Found]:
     """The files in a shard, without hidden ones."""
     found = []
+    places: dict[str, _Place | None] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
-                folder, name = os.path.split(os.path.normpath(member.name))
-                if not member.isreg() or member.issparse() or is_hidden(name):
+                name = os.path.normpath(member.name).lstrip("/")
+                if member.isdir() or any(map(is_hidden, name.split("/"))):
                     continue
-                key = f"{shard}/{folder}/{name.partition('.')[0]}"
+                place: _Place | None = None
+                if member.isreg() and not member.issparse():
+                    place = (shard, member.size, member.offset_data, _header_crc(tar, member))
+                elif member.islnk():  # another name of an earlier member
+                    place = places.get(os.path.normpath(member.linkname).lstrip("/"))
+                if name in places:
+                    raise ValueError(f"{name} is in it twice")
+                places[name] = place
+                folder, base = os.path.split(name)
+                key = f"{shard}/{folder}/{base.partition('.')[0]}"
                 number = None
-                if name.endswith(".cls"):
-                    number = int(tar.extractfile(member).read())  # type: ignore[union-attr]
-                place = (shard, member.size, member.offset_data, _header_crc(tar, member))
-                found.append(_Found(os.path.join(folder, name), place, key, number))
+                if base.endswith(".cls") and place is not None:
+                    raw.seek(place[2])
+                    number = _label(raw.read(place[1]))
+                found.append(_Found(name, place, key, number))
             _check_end(path, tar.offset)
     except (OSError, tarfile.TarError, ValueError) as error:
         raise UserError(
@@ -207,10 +245,18 @@ def _read_members(path: Path, shard: int) -> list[_Found]:
 def _check_end(path: Path, end: int) -> None:
     """Refuse a shard that was cut off; tarfile takes it for a shorter one if a header is cut."""
     with path.open("rb") as file:
-        file.seek(end - BLOCK)
-        block = file.read(2 * BLOCK)
-    if len(block) < 2 * BLOCK or any(block[BLOCK:]):
+        file.seek(end)
+        rest = file.read(_MOST_PADDING + 1)
+    if not BLOCK <= len(rest) <= _MOST_PADDING or any(rest):
         raise ValueError("unexpected end of data")
+
+
+def _label(text: bytes) -> int:
+    """The number in a .cls member."""
+    digits = text.decode("ascii").strip()
+    if not digits.isdecimal() or int(digits) >= 2**31:
+        raise ValueError(f"{digits!r} is no label")
+    return int(digits)
 
 
 def _header_crc(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:

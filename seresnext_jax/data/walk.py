@@ -73,11 +73,14 @@ def folders_below(folder: str | Path) -> Iterator[Folder]:
 def _entries(folder: str) -> tuple[list[str], list[str]]:
     """The names of the files and of the folders in a folder; hidden ones are left out."""
     with os.scandir(folder) as found:
-        entries = [entry for entry in found if not entry.name.startswith(".")]
+        entries = list(found)
     # Most entries are files, and this asks no disk.
     others = [entry for entry in entries if not entry.is_file(follow_symlinks=False)]
     folders = {entry.name for entry in others if _is_folder(entry)}
-    return [entry.name for entry in entries if entry.name not in folders], list(folders)
+    names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    if folders:
+        names = [name for name in names if name not in folders]
+    return names, [name for name in folders if not is_hidden(name)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

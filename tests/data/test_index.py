@@ -131,6 +131,16 @@ def test_a_changed_split_is_listed_again(folder: Path, listed: list[str], change
     assert listed == ["train"] * 2
 
 
+def test_a_link_that_leads_nowhere_yet_keeps_no_index(folder: Path, listed: list[str]) -> None:
+    """A share that is not mounted: when it is, no folder of the split changes."""
+    (folder / "cow").symlink_to(folder.parent / "share")
+    assert opened(folder).files.class_names == ("ant", "bee")
+    picture(folder.parent / "share" / "a.jpg")
+    assert opened(folder).files.class_names == ("ant", "bee", "cow")
+    assert opened(folder).files.class_names == ("ant", "bee", "cow")
+    assert listed == ["train"] * 2
+
+
 def test_a_folder_that_has_just_changed_is_not_trusted(
     folder: Path, listed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +237,7 @@ def test_processes_add_to_one_index(folder: Path, headers: list[str]) -> None:
 
 def test_a_damaged_index_is_made_again(folder: Path, listed: list[str]) -> None:
     read_all(opened(folder))
-    (file,) = Path(kept_in(folder)).iterdir()
+    (file,) = Path(kept_in(folder)).glob("*.npz")
     whole = file.read_bytes()
     expected = list_folder(folder, print).files.fingerprint("")
     for end in [*range(0, len(whole), max(1, len(whole) // 40))]:
@@ -242,7 +252,7 @@ def test_a_damaged_index_is_made_again(folder: Path, listed: list[str]) -> None:
             assert read_all(index) == [[20, 30]] * 5
 
 
-@pytest.mark.parametrize("at", ["open", "savez", "fsync", "replace"])
+@pytest.mark.parametrize("at", ["open", "savez", "replace"])
 def test_a_writer_that_is_killed_leaves_the_old_index(
     folder: Path, listed: list[str], at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +264,7 @@ def test_a_writer_that_is_killed_leaves_the_old_index(
 
     read_all(opened(folder))
     with monkeypatch.context() as patch:
-        owner = {"open": Path, "savez": np, "fsync": os, "replace": Path}[at]
+        owner = {"open": Path, "savez": np, "replace": Path}[at]
         patch.setattr(owner, at, kill)
         with pytest.raises(Killed):
             add(folder)

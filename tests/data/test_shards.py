@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from seresnext_jax.config import Backend, DataConfig
+from seresnext_jax.data import index as index_module
 from seresnext_jax.data import pack as pack_module
 from seresnext_jax.data.check import check_data
 from seresnext_jax.data.files import FileList, list_images
@@ -261,6 +262,29 @@ def test_other_images_or_options_are_refused(root: Path, packed: Path, tmp_path:
     pack_val(files, full)
 
 
+def test_images_that_changed_since_are_packed_again(root: Path, tmp_path: Path) -> None:
+    files, out = list_images(root / "val"), tmp_path / "val"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 9)
+        pack_val(files, out)
+    picture(77).save(root / "val" / "ant" / "0.jpg")
+    pack_val(files, out)
+    assert same(batches_of(out), batches(root, "val"))
+    picture(78).save(root / "val" / "ant" / "0.jpg")
+    with pytest.raises(UserError, match="1 images have changed since .*ant/0.jpg.* remove it"):
+        pack_val(files, out)
+    shutil.rmtree(out)
+    pack_val(files, out)
+    assert same(batches_of(out), batches(root, "val"))
+
+
+def test_a_split_without_images_is_not_packed(tmp_path: Path) -> None:
+    (tmp_path / "val" / "ant").mkdir(parents=True)
+    with pytest.raises(UserError, match="has no images: nothing can be packed"):
+        pack_val(list_images(tmp_path / "val"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_was_written_wrongly_is_noticed(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,8 +410,60 @@ def test_a_shard_that_is_cut_anywhere_is_refused(tmp_path: Path) -> None:
         path.write_bytes(whole[:end])
         with pytest.raises(UserError, match="can't be read as a shard"):
             list_shards(tmp_path / "val", print)
+    for other in (whole[:last] + bytes(2**21), whole + whole):
+        path.write_bytes(other)
+        with pytest.raises(UserError, match="can't be read as a shard"):
+            list_shards(tmp_path / "val", print)
     path.write_bytes(whole)
     assert len(list_shards(tmp_path / "val", print).files.paths) == 3
+
+
+@pytest.mark.parametrize("label", [b"-1", b"1_0", b"99999999999", b"", b"dog", b"1.5", b"\xff"])
+def test_what_is_no_label_is_refused(tmp_path: Path, label: bytes) -> None:
+    write_tar(tmp_path / "val" / "0.tar", {"a.jpg": jpeg(0), "a.cls": label})
+    with pytest.raises(UserError, match="0.tar can't be read as a shard"):
+        list_shards(tmp_path / "val", print)
+    write_tar(tmp_path / "val" / "0.tar", {"a.jpg": jpeg(0), "a.cls": b" 2\n"})
+    assert list_shards(tmp_path / "val", print).files.labels.tolist() == [2]
+
+
+def test_other_images_of_a_sample_are_left_out(tmp_path: Path) -> None:
+    members = {"0.jpg": jpeg(0), "0.mask.png": jpeg(1), "0.cls": b"1"}
+    write_tar(tmp_path / "val" / "0.tar", members)
+    files = list_shards(tmp_path / "val", print).files
+    assert list(files.paths) == ["0.jpg"] and files.left_out == ("0.mask.png",)
+
+
+def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    """Its label would be the last one's."""
+    path = tmp_path / "val" / "0.tar"
+    write_tar(path, {"0.jpg": jpeg(0), "0.cls": b"0"})
+    with tarfile.open(path, "a") as tar:
+        for name, data in {"0.jpg": jpeg(1), "0.cls": b"5"}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, BytesIO(data))
+    with pytest.raises(UserError, match="0.jpg is in it twice"):
+        list_shards(tmp_path / "val", print)
+
+
+def test_links_and_hidden_folders_in_a_shard(root: Path, tmp_path: Path) -> None:
+    ant = root / "val" / "ant"
+    os.link(ant / "0.jpg", ant / "hard.jpg")
+    (ant / "soft.jpg").symlink_to("0.jpg")
+    (ant / ".thumbs").mkdir()
+    shutil.copy(ant / "0.jpg", ant / ".thumbs" / "0.jpg")
+    (tmp_path / "val").mkdir()
+    with tarfile.open(tmp_path / "val" / "0.tar", "w") as tar:
+        tar.add(ant, "ant")
+    found = list_shards(tmp_path / "val", print).files
+    assert set(found.paths) | {"ant/soft.jpg"} == {
+        f"ant/{path}" for path in ("hard.jpg", "soft.jpg", *(f"{i}.jpg" for i in range(4)))
+    } | {f"ant/deep/{'x' * 120}.png"}
+    assert found.left_out == ("ant/soft.jpg",)
+    hard, soft = (list(found.paths).index(f"ant/{name}.jpg") for name in ("hard", "0"))
+    source = found.source(hard), found.source(soft)
+    assert source[0].data == source[1].data  # type: ignore[union-attr]
 
 
 # ---- shards that change ------------------------------------------------------------------------
@@ -413,6 +489,28 @@ def test_a_shard_that_is_gone_is_no_bad_image(packed: Path) -> None:
     source.close()
 
 
+def test_a_copy_that_lacks_a_shard_is_refused(packed: Path) -> None:
+    (packed / "val" / "val-000001.tar").unlink()
+    with pytest.raises(UserError, match="1 of the 4 shards .* are missing .*val-000001.tar"):
+        batches(packed, "val")
+    index_beside(packed / "val").unlink()
+    assert len(batches(packed, "val")) == 3
+
+
+def test_a_shard_that_is_added_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the shards of the kept index have not changed."""
+    monkeypatch.setattr(index_module, "MIN_IMAGES", 0)
+    monkeypatch.setattr(index_module, "SETTLED", 0)
+    val, index = tmp_path / "val", str(tmp_path / "index")
+    write_tar(val / "0.tar", {"ant/a.jpg": jpeg(0)})
+    assert len(open_index(val, index, print).files.paths) == 1
+    write_tar(val / "1.tar", {"bee/a.jpg": jpeg(1)})
+    assert open_index(val, index, print).files.class_names == ("ant", "bee")
+    (val / "cat").mkdir()
+    picture(0).save(val / "cat" / "a.jpg")
+    assert open_index(val, index, print).files.class_names == ("cat",)
+
+
 def test_the_index_beside_other_shards_is_not_used(root: Path, packed: Path) -> None:
     shutil.rmtree(root / "val" / "ant" / "deep")
     other = pack(root, packed.parent / "other")
@@ -436,6 +534,14 @@ def test_reading_shard_after_shard_needs_shards(root: Path, packed: Path) -> Non
     plain = loader(packed, "train")
     assert source.fingerprint != plain.fingerprint
     source.close(), plain.close()
+    for split in SPLITS:
+        shutil.rmtree(packed / split)
+        options = {"images_per_shard": 5, "shuffled": split == "train"}
+        files = list_images(root / split)
+        pack_split(files, packed / split, progress=lambda *_: None, **options)  # type: ignore[arg-type]
+    other = loader(packed, "train", shards_at_once=2)
+    assert other.fingerprint != source.fingerprint, "the order is another one"
+    other.close()
 
 
 def test_an_epoch_by_shards_resumes_exactly(packed: Path) -> None:
