@@ -11,10 +11,11 @@ from seresnext_jax.config import Config
 from seresnext_jax.model.network import ARCHITECTURES, Architecture
 
 NAME = "one-block"
-ARCHITECTURES[NAME] = Architecture("bottleneck", (1, 0, 0, 0), (64, 64, 64, 64), 2, 4, squeeze=4)
+ARCHITECTURE = Architecture("bottleneck", (1, 0, 0, 0), (64, 64, 64, 64), 2, 4, squeeze=4)
 
 
 def get_config() -> Config:
     """`configs/digits.py` with another network."""
+    ARCHITECTURES[NAME] = ARCHITECTURE  # not on import: other tests read the table
     config = digits.get_config()
     return replace(config, model=replace(config.model, arch=NAME))

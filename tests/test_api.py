@@ -17,6 +17,7 @@ import seresnext_jax
 from seresnext_jax import Model, create_model, load_weights, normalize, preprocess
 from seresnext_jax.config import DataConfig
 from seresnext_jax.errors import UserError
+from tests import one_block
 from tests.data.loaders import open_split
 from tests.weights.conversion import CLASSES, TINY, trained_like
 
@@ -229,9 +230,7 @@ def test_the_page_word_for_word(
     page = (Path(__file__).parent.parent / "docs/library.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    from tests import one_block  # here, as it adds a row to the table of architectures
-
-    create_model(one_block.NAME, 10, image_size=SIZE).save("weights")
+    create_model(one_block.get_config().model.arch, 10, image_size=SIZE).save("weights")
     Image.open(photos[0]).convert("RGB").save("photo.jpg")
     names: dict[str, Any] = {"__name__": "page"}
     for block in blocks:

@@ -21,6 +21,7 @@ from benchmarks.table import Row
 from seresnext_jax.config import Config, DataConfig, ModelConfig
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import ARCHITECTURES
+from tests import one_block
 from tests.programs import done, error_line, run, shared
 
 
@@ -90,8 +91,6 @@ def test_the_training_step_is_that_of_the_whole_configuration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The options that change the step reach the function that train.py compiles it with."""
-    from tests import one_block  # here, as it adds a row to the table of architectures
-
     config = replace(one_block.get_config(), batch_size=2, use_ema=0.9, mixup=0.2)
     config = replace(config, optim=replace(config.optim, freeze_backbone=True))
     seen = []

@@ -32,6 +32,7 @@ from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import ARCHITECTURES
 from seresnext_jax.training.precision import POLICIES
+from tests import one_block
 
 HLO = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f16[8,4]{1,0})->f16[8,4]{1,0}}
 
@@ -303,8 +304,6 @@ def test_the_versions_of_the_compiler_are_told() -> None:
 
 
 def test_the_step_is_lowered_for_the_devices_and_passes_of_the_job() -> None:
-    from tests import one_block  # here, as it adds a row to the table of architectures
-
     config = one_block.get_config()
     config = replace(config, batch_size=2, optimizer_batch_size=8, use_ema=0.9)
     job = Job("h100", "train", config, devices=2)

@@ -1,8 +1,10 @@
 """A split as a list of files: `root/<split>/<class>/.../<image>`, classes in sorted order."""
 
+import gc
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -117,17 +119,17 @@ def list_folder(folder: Path, progress: Progress) -> Listing:
     class_names, left_out = _entries(folder)
     members: list[Paths] = []
     images = 0
-    with listing():
+    with listing(), _without_garbage_collection():
         for name in class_names:
-            found: list[str] = []
+            found: list[tuple[str, list[str]]] = []
             for below in folders_below(folder / name):
                 above = os.path.relpath(below.path, folder)
                 places[above] = below.state
                 names, others = split_by_suffix(below.names)
-                found += [f"{above}/{name}" for name in names]
+                found.append((f"{above}/", names))
                 left_out += [f"{above}/{name}" for name in others]
-            members.append(Paths.pack(sorted(found)))
-            images += len(found)
+            members.append(_pack(found))
+            images += len(members[-1])
             done = f"{images} images in {len(members)} of {len(class_names)} classes"
             progress(f"listing {printable(folder)}: {done}")
     sizes = [len(found) for found in members]
@@ -135,6 +137,26 @@ def list_folder(folder: Path, progress: Progress) -> Listing:
     return Listing(
         FileList(folder, Paths.join(members), labels, class_names, tuple(left_out)), places
     )
+
+
+def _pack(folders: list[tuple[str, list[str]]]) -> Paths:
+    """The sorted paths of a class, from its folders (each with a /) and their sorted names."""
+    if len(folders) == 1:  # as in ImageNet: no Python string for each path
+        ((above, names),) = folders
+        return Paths.pack(names, above)
+    return Paths.pack(sorted(above + name for above, names in folders for name in names))
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """A million directory entries start it again and again; none of them is part of a cycle."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def list_images(folder: Path) -> FileList:

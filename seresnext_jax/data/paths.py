@@ -19,9 +19,9 @@ class Paths(Sequence[str]):
         self._ends = np.flatnonzero(packed == 0)
 
     @staticmethod
-    def pack(strings: Sequence[str]) -> "Paths":
-        """Pack strings; none of them may contain a 0."""
-        packed = "\0".join(strings) + "\0" * bool(strings)
+    def pack(strings: Sequence[str], prefix: str = "") -> "Paths":
+        """Pack strings, each with a prefix; none of them may contain a 0."""
+        packed = prefix + f"\0{prefix}".join(strings) + "\0" if strings else ""
         return Paths(np.frombuffer(os.fsencode(packed), np.uint8))
 
     @staticmethod

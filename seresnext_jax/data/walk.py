@@ -77,7 +77,7 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
     # Most entries are files, and this asks no disk.
     others = [entry for entry in entries if not entry.is_file(follow_symlinks=False)]
     folders = {entry.name for entry in others if _is_folder(entry)}
-    names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    names = [name for name in [entry.name for entry in entries] if name[0] != "."]
     if folders:
         names = [name for name in names if name not in folders]
     return names, [name for name in folders if not is_hidden(name)]

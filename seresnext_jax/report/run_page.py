@@ -113,8 +113,8 @@ def _results(history: History) -> Iterator[tuple[str, str, str]]:
         yield "waiting for data", f"{share:.1f} %", "share of the time"
     for label, value in metric_rows(summary, ["train.skipped_steps"]):
         yield label, value, "steps without finite gradients"
-    if history.seconds:
-        starts = len(history.starts)
+    starts = len(history.starts)
+    if history.seconds or starts > 1:
         yield "time", show_duration(history.seconds), f"{starts} starts" if starts > 1 else ""
 
 

@@ -16,6 +16,7 @@ names = st.binary(max_size=12).map(lambda data: os.fsdecode(data.replace(b"\0", 
 @given(st.lists(names, max_size=8), st.lists(names, max_size=8))
 def test_any_names_come_back(one: list[str], other: list[str]) -> None:
     assert list(Paths.pack(one)) == one
+    assert list(Paths.pack(one, "x/")) == [f"x/{name}" for name in one]
     both = Paths.join([Paths.pack(one), Paths.pack(other)])
     assert list(both) == one + other and len(both) == len(one + other)
     assert both[2:5] == (one + other)[2:5]

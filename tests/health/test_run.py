@@ -33,7 +33,7 @@ from seresnext_jax.model.initial import init_variables
 from seresnext_jax.plan import divide_batch
 from seresnext_jax.training.state import create_train_state
 from seresnext_jax.weights.identify import network
-from tests.one_block import NAME
+from tests import one_block
 
 TINY = "se-resnext-tiny"
 
@@ -172,7 +172,8 @@ def test_the_memory_of_a_step_grows_with_the_batch_and_a_smaller_one_is_the_fix(
     config: Config,
 ) -> None:
     mesh = make_mesh(jax.devices()[:2])
-    config = replace(config, model=ModelConfig(arch=NAME, num_classes=2), batch_size=64)
+    arch = one_block.get_config().model.arch
+    config = replace(config, model=ModelConfig(arch=arch, num_classes=2), batch_size=64)
     state = size_in_bytes(abstract_state(config, mesh))
     large = step_bytes(config, mesh)
     available = int(0.7 * large)
