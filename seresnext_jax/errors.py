@@ -11,6 +11,13 @@ class UserError(Exception):
     """
 
 
+class CommonError(UserError):
+    """A `UserError` that all processes of a run raise at the same point, so that they end together.
+
+    With any other error, a process ends before the others.
+    """
+
+
 def printable(text: object) -> str:
     """Text as it can be printed in one line, such as a file name that is not UTF-8.
 

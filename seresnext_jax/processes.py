@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from seresnext_jax.errors import UserError, fixable_by_the_user, shown
+from seresnext_jax.errors import CommonError, UserError, fixable_by_the_user, shown
 
 JOIN_TIMEOUT = 300
 """Seconds that a process waits at its start for the others."""
@@ -34,6 +34,7 @@ _COMMUNICATION = (
 )
 """XLA's names for communication errors: from Gloo, NCCL or the coordination service."""
 
+_KEY_BYTES = 128
 _MAX_CORES = 8192
 """Linux's limit for one machine."""
 _ALONE = "to run alone, give --distributed.num-processes 1"
@@ -67,6 +68,34 @@ def cores_on_this_host() -> int:
     host = np.uint32(zlib.crc32(socket.gethostname().encode()))
     hosts, masks = multihost_utils.process_allgather((host, mask))
     return int(masks[hosts == host].any(axis=0).sum())
+
+
+def processes_by(key: str) -> dict[str, str]:
+    """The processes that have each key; all of them must call this.
+
+    Args:
+      key: at most 128 bytes of ASCII.
+
+    Returns:
+      by key, the numbers of the processes and their hosts: ``processes 0, 1 on node1``.
+    """
+    mine = (np.zeros(_KEY_BYTES, np.uint8), np.zeros(_KEY_BYTES, np.uint8))
+    for array, text in zip(mine, (key, socket.gethostname()), strict=True):
+        encoded = text.encode()[:_KEY_BYTES]
+        array[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    everyones = (
+        [bytes(row).rstrip(b"\0").decode() for row in rows.reshape(-1, _KEY_BYTES)]
+        for rows in multihost_utils.process_allgather(mine)
+    )
+    found: dict[str, tuple[list[str], dict[str, None]]] = {}
+    for number, (their_key, host) in enumerate(zip(*everyones, strict=True)):
+        numbers, hosts = found.setdefault(their_key, ([], {}))
+        numbers.append(str(number))
+        hosts[host] = None
+    return {
+        their_key: f"process{'es' * (len(numbers) > 1)} {', '.join(numbers)} on {', '.join(hosts)}"
+        for their_key, (numbers, hosts) in found.items()
+    }
 
 
 def on_one_process(action: Callable[[], None]) -> None:
@@ -287,7 +316,7 @@ def fails_alone(main: Main) -> Main:
         try:
             return main(argv)
         except Exception as error:
-            if not jax.distributed.is_initialized():
+            if isinstance(error, CommonError) or not jax.distributed.is_initialized():
                 raise
             status = _explain(error, debug="--debug" in argv)
             sys.stdout.flush()

@@ -1,11 +1,11 @@
 """The limit on bad images: how many may be left out before a run stops."""
 
 from seresnext_jax.commands import command
-from seresnext_jax.errors import UserError
+from seresnext_jax.errors import CommonError
 
 
-class TooManyBadImages(UserError):
-    """More images were left out than allowed; all processes raise it at the same step."""
+class TooManyBadImages(CommonError):
+    """More images were left out than allowed."""
 
 
 def check_left_out(what: str, left_out: int, num_images: int, max_share: float) -> None:

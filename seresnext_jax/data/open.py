@@ -32,9 +32,9 @@ from seresnext_jax.data.reader import ImageReader
 from seresnext_jax.data.sampler import EvalSampler, Sampler, Streams, TrainSampler
 from seresnext_jax.data.shards import ShardList, find_shards
 from seresnext_jax.data.transform import CentreCrop, TrainCrop
-from seresnext_jax.errors import UserError, printable
+from seresnext_jax.errors import CommonError, UserError, printable
 from seresnext_jax.plan import passes_per_step
-from seresnext_jax.processes import cores_on_this_host, processes_on_this_host
+from seresnext_jax.processes import cores_on_this_host, processes_by, processes_on_this_host
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -147,6 +147,8 @@ def _open(
         )
     backend = _find_backend(data.backend, mesh)
     index = open_index(split_folder(data, split), data.index, show_if_slow())
+    if jax.process_count() > 1:
+        check_same_files(index.files)
     if split == "train":
         files = check_train(index.files, num_classes)
         sampler_of = partial(sampler_of, streams=_streams(files, shards_at_once))
@@ -174,6 +176,22 @@ def _open(
         threads=decoding_threads(data, mesh, on_gpu=backend.on_gpu),
         prefetch=data.prefetch,
     )
+
+
+def check_same_files(files: FileList) -> None:
+    """Check that all processes have listed the same files; all of them must call this.
+
+    Raises:
+      CommonError: they have not, so they would not read every image once.
+    """
+    groups = processes_by(f"{len(files.paths)} images (checksum {files.fingerprint('')[:8]})")
+    if len(groups) > 1:
+        found = "; ".join(f"{where}: {what}" for what, where in groups.items())
+        raise CommonError(
+            f"the processes find different files in {printable(files.folder)} ({found}): copy the "
+            "dataset again to the hosts that differ (rsync --archive --delete), or give "
+            "--data.root a folder that all of them share"
+        )
 
 
 def _streams(files: FileList, at_once: int) -> Streams | None:
