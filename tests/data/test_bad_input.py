@@ -1,4 +1,4 @@
-"""A damaged tree of images: what docs/reliability.md says of each kind, in both backends."""
+"""A damaged tree of images: what docs/data.md says of each kind, in both backends."""
 
 import builtins
 import os
