@@ -1,6 +1,6 @@
 # make demo   train a small network on real images, then classify some (SEED=1: another seed)
 # make test   run the tests
-# make soak   kill a training run 30 times and compare it with an undisturbed one (30 minutes)
+# make soak   kill a training run 45 times and compare it with an undisturbed one (30 minutes)
 # make lint   check format, lint and types
 # make docs   build the site of the documentation in dist/site
 # Each sets up .venv first.
