@@ -79,9 +79,9 @@ def keep_freed_memory() -> None:
     """Let glibc keep the memory that XLA's CPU backend frees, for the next step.
 
     Each step allocates gigabytes of temporary buffers. By default glibc returns them to the system
-    every time, and the kernel has to clear each page again (docs/performance.md). A thread keeps
-    its arena, so this must run before XLA starts its threads. Nothing is changed for other C
-    libraries, and with an NVIDIA GPU, where XLA manages the memory itself.
+    every time, and the kernel has to clear each page again (docs/performance-cpu.md). A thread
+    keeps its arena, so this must run before XLA starts its threads. Nothing changes with other C
+    libraries, or with an NVIDIA GPU, where XLA manages the memory itself.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and not _NVIDIA_DRIVER.exists():

@@ -17,7 +17,7 @@ from seresnext_jax.ops.cpu.fusion import computed_once
 from seresnext_jax.ops.reference import conv2d_reference
 
 _BLOCK_WIDTH = 16
-"""Channels of a block, or those of one group if it has more (docs/performance.md)."""
+"""Channels of a block, or those of one group if it has more (docs/performance-cpu.md)."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
