@@ -11,15 +11,52 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS: tuple[set[str], ...] = (
-    {"ops", "mesh", "errors", "torch_keys", "commands"},
-    {"config", "report", "processes"},
-    {"model", "data", "config_files"},
-    {"training", "cli"},
-    {"checkpoint"},
-    {"weights"},
-    {"run", "api", "export", "health"},
-    {"train", "eval", "classify", "check_data", "pack_data", "benchmark", "convert"}
-    | {"setup", "show", "compare", "doctor"},
+    {
+        "commands",
+        "errors",
+        "mesh",
+        "ops",
+        "torch_keys",
+    },
+    {
+        "config",
+        "processes",
+        "report",
+    },
+    {
+        "config_files",
+        "data",
+        "model",
+    },
+    {
+        "cli",
+        "training",
+    },
+    {
+        "checkpoint",
+    },
+    {
+        "weights",
+    },
+    {
+        "api",
+        "export",
+        "health",
+        "run",
+    },
+    {
+        "benchmark",
+        "check_data",
+        "classify",
+        "compare",
+        "convert",
+        "doctor",
+        "eval",
+        "pack_data",
+        "setup",
+        "show",
+        "train",
+    },
 )
 """The rooms, folders or files, of each floor, from the ground up."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
