@@ -148,6 +148,13 @@ def differing_classes(train: tuple[str, ...], val: tuple[str, ...]) -> list[str]
 
     Their labels would mean different things.
     """
+    if bool(train) != bool(val):
+        named, numbered = ("train", "val") if train else ("val", "train")
+        return [
+            f"{named}/ has class folders ({listed(train or val)}), but {numbered}/ has shards with "
+            "numbers as labels (.cls), which may mean other classes: give both splits class "
+            "folders, or both .cls files"
+        ]
     train_only, val_only = (
         [name for name in a if name not in set(b)] for a, b in ((train, val), (val, train))
     )

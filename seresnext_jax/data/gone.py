@@ -1,5 +1,6 @@
-"""Detects a folder that disappears during a run (a network share), so no file is called bad."""
+"""Tells a disk that fails (a network share that is gone) from a bad file, so no file is blamed."""
 
+import errno
 import os
 import time
 
@@ -7,10 +8,20 @@ from seresnext_jax.errors import UserError, printable
 
 RETRY_SECONDS = 5.0
 _PAUSE = 0.5
+UNREACHABLE = frozenset(
+    {
+        *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNREFUSED),
+        *(errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+        *(errno.ENETDOWN, errno.ENETUNREACH),
+    }
+)
+"""Errors of a network disk that does not answer."""
+WORTH_A_RETRY = UNREACHABLE | {errno.EIO, errno.EINTR, errno.EAGAIN}
+"""Errors that may be gone when the file is read again."""
 
 
-class FolderGone(UserError):
-    """A folder of the dataset is no longer there."""
+class DataGone(UserError):
+    """The dataset can't be read any more: a folder is missing, or a disk fails."""
 
 
 def folder_was_away(folder: str) -> bool:
@@ -19,7 +30,7 @@ def folder_was_away(folder: str) -> bool:
     Waits a short time for a missing folder to come back.
 
     Raises:
-      FolderGone: it did not come back.
+      DataGone: it did not come back.
     """
     if os.path.isdir(folder):
         return False
@@ -28,7 +39,7 @@ def folder_was_away(folder: str) -> bool:
         time.sleep(_PAUSE)
         if os.path.isdir(folder):
             return True
-    raise FolderGone(
+    raise DataGone(
         f"the folder {printable(_topmost_missing(folder))} is gone (waited {RETRY_SECONDS:g} s): "
         "make it available again and start the program again"
     )

@@ -37,6 +37,11 @@ takes at most 2 GiB in each process, or 3 GiB for 16-bit grey, with any number o
 class BadImage(Exception):
     """A file that can't be decoded; the message is the cause, without the file's name."""
 
+    @property
+    def errno(self) -> int | None:
+        """The system's number of the error; None if the file was read."""
+        return getattr(self.__cause__, "errno", None)
+
 
 class Member(NamedTuple):
     """A file that was read from an archive."""

@@ -34,6 +34,8 @@ SETTLED = 10 * 10**9
 """Nanoseconds."""
 MIN_IMAGES = 10_000
 """Smaller splits are listed in less time than their index would save."""
+_ABANDONED = 3600
+"""Seconds after which an unfinished file is that of a writer that was killed."""
 _FORMAT = 1
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError),
@@ -219,12 +221,25 @@ def write_index(index: SplitIndex, file: Path, *, durable: bool = False) -> None
             "positions": files.places,
         }
     unfinished = file.with_name(f"{file.name}.{uuid4().hex}.tmp")  # processes may write together
-    with unfinished.open("wb") as target:
-        np.savez(target, **arrays)
-        target.flush()
-        if durable:
-            os.fsync(target.fileno())
-    unfinished.replace(file)
+    try:
+        with unfinished.open("wb") as target:
+            np.savez(target, **arrays)
+            target.flush()
+            if durable:
+                os.fsync(target.fileno())
+        unfinished.replace(file)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+    remove_unfinished(file, _ABANDONED)
+
+
+def remove_unfinished(file: Path, age: float) -> None:
+    """Remove what killed writers of an index have left, if it is older than `age` seconds."""
+    for other in file.parent.glob(f"{file.name}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - other.stat().st_mtime >= age:
+                other.unlink()
 
 
 def _read(file: Path, folder: Path) -> SplitIndex | None:

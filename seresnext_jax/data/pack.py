@@ -4,13 +4,16 @@ While a split is packed, its folder has a file `PACKING` with the plan, and load
 shard has its name only when it was compared; its part of the index is written before that.
 """
 
+import fcntl
 import io
 import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +23,7 @@ from seresnext_jax.commands import command
 from seresnext_jax.data.files import FileList, Listing
 from seresnext_jax.data.headers import FACTS, JPEG, WHOLE, file_state, has_jpeg_end, read_header
 from seresnext_jax.data.images import BadImage, Member, open_rgb
-from seresnext_jax.data.index import SplitIndex, open_index, write_index
+from seresnext_jax.data.index import SplitIndex, open_index, remove_unfinished, write_index
 from seresnext_jax.data.shards import BLOCK, PACKING, PLACE, SUFFIX, ShardList, index_beside
 from seresnext_jax.data.walk import is_hidden
 from seresnext_jax.errors import UserError, printable
@@ -28,6 +31,8 @@ from seresnext_jax.errors import UserError, printable
 _FORMAT = 1
 _READING_THREADS = 8
 """On a network disk most of the time is spent waiting for single files."""
+_FILES_AHEAD = 4 * _READING_THREADS
+"""Files that are read before they are written, so that a shard need not fit in memory."""
 
 
 class Shard(NamedTuple):
@@ -61,7 +66,7 @@ def pack_split(
 
     Raises:
       UserError: another dataset is packed in the folder, a file can't be read or changes meanwhile,
-        or the disk is full.
+        another packer is at work, or the disk is full.
     """
     if not files.paths:
         raise UserError(f"{printable(files.folder)} has no images: nothing can be packed")
@@ -71,13 +76,14 @@ def pack_split(
             _check_finished(files, folder)
             return len(shards)
         _start(files, folder, images_per_shard, shuffled)
-        done = 0
-        for shard in shards:
-            if not _is_packed(files, shard):
-                _write_shard(files, shard)
-            done += len(shard.images)
-            progress(done, len(files.paths))
-        _finish(files, folder, shards)
+        with _alone(folder):
+            done = 0
+            for shard in shards:
+                if not _is_packed(files, shard):
+                    _write_shard(files, shard)
+                done += len(shard.images)
+                progress(done, len(files.paths))
+            _finish(files, folder, shards)
     except OSError as error:
         raise UserError(
             f"packing into {printable(folder)} failed ({error.strerror or error}): what is packed "
@@ -127,6 +133,22 @@ def _start(files: FileList, folder: Path, images_per_shard: int, shuffled: bool)
         )
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse a folder that another packer is writing to; without locks, that is not noticed."""
+    with (folder / PACKING).open("r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another program is packing into {printable(folder)}: wait for its "
+                "end, or give --out another folder"
+            ) from error
+        except OSError:
+            pass
+        yield
+
+
 def _finish(files: FileList, folder: Path, shards: list[Shard]) -> None:
     """Write the index; the folder then counts as packed."""
     places, facts = np.zeros(len(files.paths), PLACE), np.zeros(len(files.paths), FACTS)
@@ -147,8 +169,15 @@ def _finish(files: FileList, folder: Path, shards: list[Shard]) -> None:
     index = SplitIndex(packed, facts, Listing(packed, {}), 0, None)
     write_index(index, index_beside(folder), durable=True)
     (folder / PACKING).unlink()
-    for shard in shards:
-        shard.part.unlink()
+    _tidy_up(folder)
+
+
+def _tidy_up(folder: Path) -> None:
+    """Remove what a complete folder does not need."""
+    remove_unfinished(index_beside(folder), 0)
+    for name in (f".*{SUFFIX}.npz", ".*.tmp"):
+        for path in folder.glob(name):
+            path.unlink()
 
 
 def _check_finished(files: FileList, folder: Path) -> None:
@@ -165,8 +194,8 @@ def _check_finished(files: FileList, folder: Path) -> None:
             f"{len(changed)} images have changed since they were packed in {printable(folder)} "
             f"({printable(files.paths[changed[0]])}, ...): remove it, or give --out another folder"
         )
-    for part in folder.glob(f".*{SUFFIX}.npz"):
-        part.unlink()
+    with suppress(OSError):  # the folder may be read-only by now
+        _tidy_up(folder)
 
 
 def _is_packed(files: FileList, shard: Shard) -> bool:
@@ -204,9 +233,8 @@ def _write_shard(files: FileList, shard: Shard) -> None:
     with unfinished.open("wb") as raw, ThreadPoolExecutor(_READING_THREADS) as pool:
         with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
             indices = shard.images.tolist()
-            for i, (data, mtime) in zip(
-                indices, pool.map(lambda i: _read_file(files.path(i)), indices), strict=True
-            ):
+            read = _read_ahead(map(files.path, indices), pool)
+            for i, (data, mtime) in zip(indices, read, strict=True):
                 member = tarfile.TarInfo(files.paths[i])
                 member.size, member.mtime = len(data), mtime // 10**9
                 tar.addfile(member, io.BytesIO(data))
@@ -220,6 +248,16 @@ def _write_shard(files: FileList, shard: Shard) -> None:
     np.savez(buffer, places=places, facts=facts)
     _write(shard.part, buffer.getvalue())
     unfinished.replace(shard.path)
+
+
+def _read_ahead(paths: Iterable[str], pool: ThreadPoolExecutor) -> Iterator[tuple[bytes, int]]:
+    """`_read_file` of each path, in order; a limited number of files is in memory."""
+    ahead: deque[Future[tuple[bytes, int]]] = deque()
+    for path in paths:
+        ahead.append(pool.submit(_read_file, path))
+        if len(ahead) > _FILES_AHEAD:
+            yield ahead.popleft().result()
+    yield from (file.result() for file in ahead)
 
 
 def _read_file(path: str) -> tuple[bytes, int]:

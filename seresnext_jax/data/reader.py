@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from seresnext_jax.data.gone import folder_was_away
+from seresnext_jax.data.gone import UNREACHABLE, WORTH_A_RETRY, DataGone, folder_was_away
 from seresnext_jax.data.headers import (
     AS_PILLOW,
     JPEG,
@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 MAX_DALI_PIXELS = 2**25
 """Pillow decodes larger images: DALI keeps a whole batch in memory, at 3 bytes per pixel."""
+MAX_READ_ERRORS = 10
+"""A disk on which more images can't be read than this fails: they are not damaged."""
 _IN_A_SHARD = FileState(0, 0)
 
 
@@ -81,6 +83,7 @@ class ImageReader:
         self._find_truncated = find_truncated
         self._needed = KNOWN | TURN_KNOWN * upright
         self._lock = Lock()
+        self._read_errors = 0
         self._checked = np.zeros(len(self.files.paths), bool)
         if self.files.in_shards:  # whose state is compared when a file is read
             self._checked[:] = self._is_complete(self._facts["flags"])
@@ -94,7 +97,8 @@ class ImageReader:
           draws: the random numbers that the crop takes, if any.
 
         Raises:
-          UserError: the image can't be decoded, and the policy is ``error``; or its folder is gone.
+          UserError: the image can't be decoded, and the policy is ``error``.
+          DataGone: its folder is gone, or the disk fails.
         """
         if self._bad[index]:
             return None
@@ -132,8 +136,8 @@ class ImageReader:
           index: (R,) int64 indices into the file list.
 
         Raises:
-          UserError: an image has no readable header or is truncated, and the policy is ``error``;
-            or its folder is gone.
+          UserError: an image has no readable header or is truncated, and the policy is ``error``.
+          DataGone: its folder is gone, or the disk fails.
         """
         for i in self._outdated(index).tolist():
             self._try(i, partial(self._check, i))
@@ -204,17 +208,27 @@ class ImageReader:
     # ---- bad files -----------------------------------------------------------------------------
 
     def _try(self, index: int, read: Callable[[], T]) -> T | None:
-        """Call `read` on an image and apply the policy; None if the image is left out."""
+        """Call `read` on an image and apply the policy; None if the image is left out.
+
+        If the folder was away or the disk had an error, it is called again.
+        """
+        retried = False
         while True:
             try:
                 return read()
             except BadImage as cause:
-                if not folder_was_away(os.path.dirname(self.files.file_of(index))):
-                    self._refuse(index, cause)
-                    return None
+                if folder_was_away(os.path.dirname(self.files.file_of(index))):
+                    continue
+                if cause.errno in WORTH_A_RETRY and not retried:
+                    retried = True
+                    continue
+                self._refuse(index, cause)
+                return None
 
     def _refuse(self, index: int, cause: BadImage) -> None:
         path = self.files.path(index)
+        if cause.errno in WORTH_A_RETRY:
+            self._check_disk(path, cause)
         if self._on_bad_image == "error":
             fix = "replace or delete it"
             if self.files.in_shards:
@@ -227,6 +241,16 @@ class ImageReader:
             if not self._bad[index]:
                 self._bad[index] = True
                 self.bad_files.append(path)
+
+    def _check_disk(self, path: str, cause: BadImage) -> None:
+        """Raise `DataGone` if the disk fails, rather than a part of it that has one image."""
+        with self._lock:
+            self._read_errors += 1
+        if cause.errno in UNREACHABLE or self._read_errors > MAX_READ_ERRORS:
+            raise DataGone(
+                f"can't read {printable(path)}: {printable(cause)}; check the disk or the network, "
+                "make it available again and start the program again"
+            ) from cause
 
 
 def _state(path: bytes) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import numpy as np
 from seresnext_jax.commands import command
 from seresnext_jax.data.files import FileList, Listing, Progress
 from seresnext_jax.data.formats import has_image_suffix
+from seresnext_jax.data.gone import DataGone
 from seresnext_jax.data.images import Member
 from seresnext_jax.data.paths import Paths
 from seresnext_jax.data.walk import is_hidden, listing, place_state
@@ -62,7 +63,8 @@ class ShardList(FileList):
         """The bytes of image `index`.
 
         Raises:
-          UserError: the shard can't be read, or has changed since it was listed.
+          DataGone: the shard can't be read.
+          UserError: it has changed since it was listed.
         """
         return Member(self.paths[index], self.read(index))
 
@@ -74,33 +76,34 @@ class ShardList(FileList):
         """The bytes of image `index`; raises as `source`."""
         place = self.places[index]
         path = self.file_of(index)
-        found = _read_member(path, place)
-        if found is None:  # the file may have been replaced after it was opened
-            _open.cache_clear()
-            found = _read_member(path, place)
-        if found is None:
-            raise UserError(
-                f"{printable(path)} is not as it was when it was listed: start the program again "
-                f"(if that does not help, remove {printable(index_beside(self.folder))})"
-            )
-        return found
+        for last in (False, True):
+            try:
+                found = _read_member(path, place)
+            except OSError as error:
+                if last:
+                    raise DataGone(
+                        f"can't read {printable(path)}: {error.strerror}; make it available again "
+                        "and start the program again"
+                    ) from error
+            else:
+                if found is not None:
+                    return found
+            _open.cache_clear()  # the file may have been replaced after it was opened
+        raise UserError(
+            f"{printable(path)} is not as it was when it was listed: start the program again "
+            f"(if that does not help, remove {printable(index_beside(self.folder))})"
+        )
 
 
 def _read_member(path: str, place: np.void) -> bytes | None:
     """The bytes at a `PLACE` of a shard; None if another tar header than then is before them.
 
     Raises:
-      UserError: the shard can't be read.
+      OSError: the shard can't be read.
     """
     length, start = int(place["length"]), int(place["offset"]) - BLOCK
-    try:
-        file = _open(path)  # keeps the descriptor open
-        found = os.pread(file.descriptor, length + BLOCK, start)
-    except OSError as error:
-        raise UserError(
-            f"can't read {printable(path)}: {error.strerror}; make it available again and "
-            "start the program again"
-        ) from error
+    file = _open(path)  # keeps the descriptor open
+    found = os.pread(file.descriptor, length + BLOCK, start)
     if len(found) < length + BLOCK or zlib.crc32(found[:BLOCK]) != place["header"]:
         return None
     return found[BLOCK:]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax
 
 from seresnext_jax.checkpoint.meta import Progress
-from seresnext_jax.data.gone import FolderGone
+from seresnext_jax.data.gone import DataGone
 from seresnext_jax.data.limit import TooManyBadImages
 from seresnext_jax.plan import Plan
 from seresnext_jax.run.log import TrainLog
@@ -28,7 +28,7 @@ def saving_before_bad_images(
     """
     try:
         yield
-    except (TooManyBadImages, FolderGone) as error:
+    except (TooManyBadImages, DataGone) as error:
         if isinstance(error, TooManyBadImages) or jax.process_count() == 1:
             log.forget_empty_steps()
             last = _after_last_good_step(state(), plan)

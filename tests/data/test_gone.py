@@ -1,16 +1,21 @@
-"""A folder that goes away during a run: named after a short wait, and no file of it is blamed."""
+"""A folder that goes away or a disk that fails in a run: named, and no file of it is blamed."""
 
+import builtins
+import errno
 import os
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from seresnext_jax.config import Backend, DataConfig
-from seresnext_jax.data import gone
+from seresnext_jax.data import gone, reader
 from seresnext_jax.errors import UserError
 from tests.data.loaders import open_split
 
@@ -30,6 +35,28 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gone, "RETRY_SECONDS", 0.0)
+
+
+def failing(
+    patch: pytest.MonkeyPatch, code: int, names: tuple[str, ...], times: int = 10**6
+) -> Counter[str]:
+    """Let the first `times` attempts to open each of some files fail; returns their numbers."""
+    attempts: Counter[str] = Counter()
+
+    def fails(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *args: Any, **options: Any) -> Any:
+            name = "/".join(str(path).split("/")[-2:])
+            if name in names:
+                attempts[name] += 1
+                if attempts[name] <= times:
+                    raise OSError(code, os.strerror(code), str(path))
+            return real(path, *args, **options)
+
+        return call
+
+    patch.setattr(builtins, "open", fails(builtins.open))
+    patch.setattr(os, "open", fails(os.open))
+    return attempts
 
 
 @pytest.mark.usefixtures("no_wait")
@@ -65,6 +92,54 @@ def test_a_folder_that_comes_back_costs_nothing(
         root.rename(away)
         assert sum(int(batch.mask.sum()) for batch in source.batches(0)) == 8
         assert source.bad_files == []
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_error_that_passes_costs_nothing(
+    root: Path, backend: Backend, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataConfig(root=str(root), backend=backend, image_size=16, workers=1)
+    with closing(open_split(data, "val", n=2)) as source:
+        attempts = failing(monkeypatch, code, ("bee/0.png", "bee/1.png"), times=1)
+        assert sum(int(batch.mask.sum()) for batch in source.batches(0)) == 8
+        assert source.bad_files == []
+        assert set(attempts) == {"bee/0.png", "bee/1.png"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_disk_that_does_not_answer_is_named(
+    root: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataConfig(
+        root=str(root), backend=backend, image_size=16, workers=1, on_bad_image="skip"
+    )
+    with closing(open_split(data, "val", n=2)) as source, monkeypatch.context() as patch:
+        failing(patch, errno.ESTALE, ("bee/0.png",))
+        with pytest.raises(gone.DataGone, match="can't read .*bee/0.png: Stale file handle; check"):
+            list(source.batches(0))
+        assert source.bad_files == []
+    with closing(open_split(data, "val", n=2)) as source:  # the disk is available again
+        assert sum(int(batch.mask.sum()) for batch in source.batches(0)) == 8
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_file_that_the_disk_lost_is_bad_but_not_many(
+    root: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "MAX_READ_ERRORS", 2)
+    data = DataConfig(
+        root=str(root), backend=backend, image_size=16, workers=1, on_bad_image="skip"
+    )
+    names = tuple(f"bee/{i}.png" for i in range(4))
+    with closing(open_split(data, "val", n=2)) as source, monkeypatch.context() as patch:
+        failing(patch, errno.EIO, names[:2])
+        assert sum(int(batch.mask.sum()) for batch in source.batches(0)) == 6
+        assert sorted(source.bad_files) == [str(root / "val" / name) for name in names[:2]]
+    with closing(open_split(data, "val", n=2)) as source, monkeypatch.context() as patch:
+        failing(patch, errno.EIO, names)
+        with pytest.raises(gone.DataGone, match="Input/output error; check the disk"):
+            list(source.batches(0))
 
 
 @pytest.mark.usefixtures("no_wait")

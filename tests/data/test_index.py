@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -269,11 +270,31 @@ def test_a_writer_that_is_killed_leaves_the_old_index(
         with pytest.raises(Killed):
             add(folder)
             opened(folder)
+    unfinished = list(Path(kept_in(folder)).glob("*.tmp"))
+    assert len(unfinished) == (at != "open")
     listed.clear()
     assert len(opened(folder).files.paths) == 6
     assert listed == ["train"]
     assert len(opened(folder).files.paths) == 6
     assert listed == ["train"]
+    assert list(Path(kept_in(folder)).glob("*.tmp")) == unfinished, "it may be another process's"
+    for path in unfinished:
+        os.utime(path, (0, 0))
+    picture(folder / "ant" / "newer.jpg")
+    opened(folder)
+    assert not list(Path(kept_in(folder)).glob("*.tmp"))
+
+
+def test_a_full_disk_leaves_no_half_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: BinaryIO, **arrays: object) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        with pytest.warns(UserWarning, match="can't be kept .*No space left on device"):
+            opened(folder)
+    assert [path.suffix for path in Path(kept_in(folder)).iterdir()] == [".lock"]
 
 
 def test_a_folder_that_cannot_be_written_costs_only_a_warning(folder: Path) -> None:

@@ -9,20 +9,23 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from seresnext_jax.config import Backend, DataConfig
+from seresnext_jax.config import Backend, Config, DataConfig, ModelConfig
 from seresnext_jax.data import index as index_module
 from seresnext_jax.data import pack as pack_module
 from seresnext_jax.data.check import check_data
 from seresnext_jax.data.files import FileList, list_images
+from seresnext_jax.data.gone import DataGone
 from seresnext_jax.data.index import open_index
-from seresnext_jax.data.open import SPLITS, Split
+from seresnext_jax.data.open import SPLITS, Split, open_splits
 from seresnext_jax.data.pack import pack_split
 from seresnext_jax.data.shards import PACKING, ShardList, index_beside, list_shards
 from seresnext_jax.errors import UserError
+from seresnext_jax.mesh import make_mesh
 from tests.data.loaders import open_split
 
 CONFIG = DataConfig(backend="folder", image_size=16, eval_margin=4, workers=1)
@@ -203,8 +206,7 @@ def test_a_packer_that_is_killed_anywhere_goes_on(
         assert contents(out) == expected
         assert same(batches_of(out), batches_of(packed / "val"))
         pack_val(files, out)
-        names = [path.name for path in out.iterdir() if not path.name.endswith(".tmp")]
-        assert sorted(names) == sorted([*expected, "index.npz"])
+        assert {path.name for path in out.iterdir()} == {*expected, "index.npz"}
         number += 1
     assert number > 15
 
@@ -276,6 +278,46 @@ def test_images_that_changed_since_are_packed_again(root: Path, tmp_path: Path) 
     shutil.rmtree(out)
     pack_val(files, out)
     assert same(batches_of(out), batches(root, "val"))
+
+
+def test_a_second_packer_is_refused(root: Path, tmp_path: Path) -> None:
+    files, out = list_images(root / "val"), tmp_path / "val"
+
+    def second(done: int, total: int) -> None:
+        with pytest.raises(UserError, match="another program is packing .*: wait for"):
+            pack_val(files, out)
+
+    options: Any = {"images_per_shard": 4, "shuffled": False, "progress": second}
+    pack_split(files, out, **options)
+    pack_val(files, out)
+    assert same(batches_of(out), batches(root, "val"))
+
+
+def test_a_shard_need_not_fit_in_memory(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, ahead, most = list_images(root / "val"), 0, 0
+    read, add = pack_module._read_file, tarfile.TarFile.addfile
+
+    def reading(path: str) -> tuple[bytes, int]:
+        nonlocal ahead, most
+        ahead += 1
+        most = max(most, ahead)
+        return read(path)
+
+    def adding(*args: Any) -> None:
+        nonlocal ahead
+        ahead -= 1
+        add(*args)
+
+    monkeypatch.setattr(pack_module, "_FILES_AHEAD", 2)
+    monkeypatch.setattr(pack_module, "_read_file", reading)
+    monkeypatch.setattr(tarfile.TarFile, "addfile", adding)
+    pack_split(
+        files, tmp_path / "val", images_per_shard=99, shuffled=False, progress=lambda *_: None
+    )
+    assert len(files.paths) > 10 and most <= 3
+    assert same(batches_of(tmp_path / "val"), batches(root, "val"))
 
 
 def test_a_split_without_images_is_not_packed(tmp_path: Path) -> None:
@@ -362,6 +404,27 @@ def test_numbers_of_other_classes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="labels from 0 to 2, but the network has 2 classes: give"):
         open_split(replace(CONFIG, root=str(tmp_path), index=""), "train", num_classes=2)
     open_split(replace(CONFIG, root=str(tmp_path), index=""), "train", num_classes=3).close()
+
+
+def test_numbers_and_class_folders_do_not_mix(tmp_path: Path) -> None:
+    """Nothing says that their labels mean the same classes."""
+    webdataset(tmp_path / "val")
+    write_tar(tmp_path / "train" / "0.tar", {f"{name}/0.jpg": jpeg(0) for name in "abc"})
+    config = Config(
+        model=ModelConfig(num_classes=3),
+        data=replace(CONFIG, root=str(tmp_path), index=""),
+        batch_size=1,
+    )
+    message = (
+        "train/ has class folders .*, but val/ has shards with numbers as labels .*: give both"
+    )
+    with pytest.raises(UserError, match=message):
+        open_splits(config, make_mesh(jax.devices()[:1]))
+    webdataset(tmp_path / "train")
+    (tmp_path / "train" / "0.tar").unlink()
+    for loader in open_splits(config, make_mesh(jax.devices()[:1])):
+        assert loader is not None
+        loader.close()
 
 
 def test_class_folders_that_tar_has_packed(root: Path, tmp_path: Path) -> None:
@@ -484,9 +547,25 @@ def test_a_shard_that_is_replaced_during_a_run_is_noticed(root: Path, packed: Pa
 def test_a_shard_that_is_gone_is_no_bad_image(packed: Path) -> None:
     source = loader(packed, "val", on_bad_image="skip")
     (packed / "val" / "val-000000.tar").rename(packed / "away")
-    with pytest.raises(UserError, match="can't read .*val-000000.tar: No such file"):
+    with pytest.raises(DataGone, match="can't read .*val-000000.tar: No such file"):
         list(source.batches(0))
     source.close()
+    (packed / "away").rename(packed / "val" / "val-000000.tar")
+    assert len(batches(packed, "val")) == 3
+
+
+def test_a_shard_is_read_once_more(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pread, failures = os.pread, iter([OSError(116, "Stale file handle")])
+
+    def failing(descriptor: int, length: int, start: int) -> bytes:
+        if start == 0 and (error := next(failures, None)):
+            raise error
+        return pread(descriptor, length, start)
+
+    whole = batches(packed, "val")
+    monkeypatch.setattr(os, "pread", failing)
+    assert same(batches(packed, "val"), whole)
+    assert next(failures, None) is None
 
 
 def test_a_copy_that_lacks_a_shard_is_refused(packed: Path) -> None:
