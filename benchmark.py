@@ -11,7 +11,7 @@
 Each program runs in its own process; programs that are compared take turns, some steps of one, then
 some of the other. The figures exclude warm-up and compilation; compilation has its own figure.
 `compile` needs no GPU (docs/gpu-compile.md). `gpu` measures training and inference on a GPU, the
-most important first, until --minutes are over, and runs the tests that need a GPU.
+most important first, for at most --minutes, and runs the tests that need a GPU.
 """
 
 import json
@@ -64,7 +64,7 @@ class Data:
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """The options of benchmark.py; their help begins with the measurements that use them."""
+    """The options of benchmark.py; the help of each begins with the measurements that use it."""
 
     what: tyro.conf.Positional[Literal["train", "infer", "data", "compile", "gpu"]] = "train"
     """What to measure; compile: whether the training and the evaluation step compile for a GPU
@@ -83,7 +83,7 @@ class BenchmarkConfig:
     steps: int = 10
     """train, infer, data: counted steps of each program."""
     turn: int = 1
-    """train, infer: steps that a program runs before the other one's turn. On a GPU use 10:
+    """train, infer: steps that a program runs before it is the other one's turn. On a GPU use 10:
     training then waits for the device once in ten steps."""
     warmup: int = 2
     """train, infer, data: uncounted steps at the beginning."""
@@ -91,15 +91,15 @@ class BenchmarkConfig:
     """train, infer, data: also measure PyTorch, taking turns with JAX: with channels_last, and on
     a GPU with autocast and torch.compile."""
     decode: bool = True
-    """data: decode the images; otherwise only listing the files and feeding DALI are measured."""
+    """data: decode the images. --no-decode measures only listing the files and feeding DALI."""
     files: tuple[int, ...] = ()
-    """data with --no-decode: measure folders with so many files, in 1,000 classes, in place of
+    """data with --no-decode: measure folders of this many files, in 1,000 classes, instead of
     --data.root."""
     rate: float = 0.0
-    """data: images per second that one GPU trains. Then print what --devices GPUs need."""
+    """data: images per second that one GPU trains; also print what --devices GPUs need."""
     processes: tuple[int, ...] = ()
-    """data: measure DALI on the CPU in so many processes of this host, which share the largest of
-    --devices, in place of the backends."""
+    """data: instead of the backends, measure DALI on the CPU in this many processes of this host,
+    which share the largest of --devices."""
     minutes: float = 8.0
     """gpu: time limit of the measurements."""
     gpu: tuple[GpuName, ...] = ("h100",)
@@ -126,9 +126,7 @@ def main(argv: list[str]) -> int:
     options = parse(BenchmarkConfig(), argv, program="benchmark.py", description=__doc__ or "")
     counts = options.batch_sizes + options.devices + options.passes
     if min(*counts, options.steps, options.turn) < 1 or options.warmup < 0:
-        raise UserError(
-            "--steps, --turn, --batch-sizes, --devices and --passes take numbers from 1 on"
-        )
+        raise UserError("--steps, --turn, --batch-sizes, --devices and --passes must be at least 1")
     if options.steps % options.turn:
         raise UserError(
             f"--steps {options.steps} is not a multiple of --turn {options.turn}: give "

@@ -1,10 +1,10 @@
 """Classify images: ``python classify.py --weights WEIGHTS IMAGE_OR_FOLDER ...``.
 
 Images are preprocessed as in evaluation, but photos are turned upright by their EXIF orientation;
---data.no-exif-orientation shows them to the network as stored, as train.py and eval.py do. Folders
-are searched for files with the suffix of an image that Pillow can read; a named file may have any
-name. Two of ImageNet's 1,000 names are the same (crane): ``--json FILE`` also has each class's
-index. ``--weights`` takes what eval.py takes.
+--data.no-exif-orientation leaves them as stored, as train.py and eval.py do. In folders, files with
+the suffix of an image that Pillow can read are classified; a file named directly may have any
+suffix. Two of ImageNet's 1,000 names are the same (crane); ``--json FILE`` also gives the index of
+each class. ``--weights`` takes what eval.py takes.
 """
 
 import json
@@ -40,7 +40,7 @@ class Pictures(SizesOfWeights):
     """How the images are prepared."""
 
     exif_orientation: bool = True
-    """Turn photos upright by their EXIF orientation."""
+    """Turn photos upright by their EXIF orientation. --data.no-exif-orientation: as stored."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ClassifyConfig:
     topk: Annotated[int, Range(1, 10**7)] = 5
     """Number of classes to print for each image, the most probable first."""
     precision: Precision = "fp32"
-    """fp32, tf32, bf16 or fp16."""
+    """Precision of the computation."""
     batch_size: Annotated[int, Range(1, 10**6)] = 16
     """Images per forward pass."""
     data: Pictures = field(default_factory=Pictures)

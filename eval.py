@@ -1,9 +1,9 @@
 """Evaluate weights on a validation split: accuracy, loss, throughput and latency.
 
-``--weights`` takes a checkpoint, a folder of checkpoints (its newest one; <folder>/best: its best),
-a converted weights folder, or a PyTorch file. Architecture, number of classes and class names come
-from the weights, and so does the image size unless --config or an option sets it. The class folders
-are matched with the names. Weights without names take the sorted folders as their classes;
+``--weights`` takes a checkpoint, a folder of checkpoints (its newest one; <folder>/best: its best
+one), a weights folder, or a PyTorch file. Architecture, number of classes and class names come from
+the weights, and so does the image size unless --config or an option sets it. Class folders are
+matched by name. Weights without class names take the sorted folders as their classes;
 ``--class-names`` gives another order.
 
 ``--details FOLDER`` adds accuracy by class, confusions, every wrong image, calibration, and a
@@ -154,7 +154,7 @@ def _check_alone() -> None:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Weights and how they did."""
+    """The evaluation of one set of weights."""
 
     header: dict[str, Any]
     """What was evaluated, and how."""
@@ -235,7 +235,7 @@ def evaluate_weights(
 
 
 def report_details(folder: Path, done: Evaluated, console: Console) -> None:
-    """Print what matters most of the details, and write all of them.
+    """Print the most important details, and write all of them.
 
     Raises:
       UserError: a file can't be written.

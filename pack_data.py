@@ -2,8 +2,8 @@
 
     python pack_data.py --data.root /imagenet --out /shards
 
-Each image is read back from its shard and compared. A run that was interrupted goes on where it
-was. Then train with --data.root /shards: every batch is the same as from the folders.
+Each image is read back from its shard and compared. If packing is interrupted, the same command
+continues it. Then train with --data.root /shards: every batch is the same as from the folders.
 """
 
 import os

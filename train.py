@@ -1,7 +1,8 @@
 """Train an image classifier, evaluate it after each epoch, keep the last and the best checkpoint.
 
 The workspace gets report.html, a page with the curves, after each epoch. `python -m
-seresnext_jax.compare RUN RUN ...` compares workspaces.
+seresnext_jax.compare RUN RUN ...` compares workspaces. "The original" below is NVIDIA's
+SE-ResNeXt101-32x4d for PyTorch.
 """
 
 # Read `train` from top to bottom: data, network, state, where to continue, then one visible loop.

@@ -23,7 +23,7 @@ from seresnext_jax.mesh import make_mesh
 
 _CLASSES = 1000
 _LINKS = 20_000
-"""Names of one file; file systems allow only so many."""
+"""Names (hard links) of one file; file systems limit their number."""
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def measure_backends(
 
 
 def needs(rows: list[Row], data: DataConfig, gpus: tuple[int, ...], rate: float) -> Iterator[Row]:
-    """What some GPUs need that train `rate` images per second each, by the measured rates."""
+    """What GPUs need that each train `rate` images per second, according to the measured rates."""
     files = open_index(split_folder(data, "train"), "", lambda line: None).files
     some = np.linspace(0, len(files.paths) - 1, num=min(256, len(files.paths)), dtype=int)
     size = float(np.mean([files.num_bytes(int(index)) for index in some]))

@@ -1,4 +1,4 @@
-"""Measures how the processes of one host share its cores: the images that all of them read."""
+"""Measures DALI in several processes of one host, which share its cores."""
 
 import multiprocessing
 import socket

@@ -1,4 +1,4 @@
-"""Measures where a step's time on the device goes, by kind of kernel."""
+"""Measures how a step's time on the device is divided over the kinds of kernels."""
 
 import re
 from collections import Counter

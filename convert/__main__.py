@@ -23,7 +23,7 @@ from seresnext_jax.weights.verify import compare_weights
 
 
 def to_flax(options: argparse.Namespace) -> int:
-    """Convert a torch file to a weights folder, or a complete training state to a checkpoint."""
+    """Convert a PyTorch file to a weights folder, or a complete training state to a checkpoint."""
     if options.training:
         return _training_to_flax(options)
     weights = read_weights(options.file, ema=options.ema, table=options.table)
@@ -41,7 +41,7 @@ def _training_to_flax(options: argparse.Namespace) -> int:
     if options.steps_per_epoch is None or options.steps_per_epoch < 1:
         raise UserError("--training needs --steps-per-epoch, such as 1251 for ImageNet in 1024s")
     if options.ema:
-        raise UserError("--training carries the moving average along: leave --ema out")
+        raise UserError("--training converts the moving average, too: leave --ema out")
     if options.table:
         raise UserError("--training takes the file's own tables: leave --table out")
     words = ["--config", options.training, *options.overrides]
@@ -56,7 +56,7 @@ def _training_to_flax(options: argparse.Namespace) -> int:
     root = [] if config.data.root else ["--data.root", "DATA"]
     more = ["--workspace", str(options.out), *root, "--resume", "auto"]
     print(f"{options.out}: a training state after epoch {meta.epoch}, step {meta.step}")
-    print(f"go on with: {command('train')} {shlex.join([*words, *more])}")
+    print(f"continue with: {command('train')} {shlex.join([*words, *more])}")
     return 0
 
 
@@ -227,7 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
         return added
 
     add = add_command("to-flax", to_flax)
-    add.add_argument("file", type=Path, help="torch file (.pth.tar, .pt, .safetensors)")
+    add.add_argument("file", type=Path, help="PyTorch file (.pth.tar, .pt, .safetensors)")
     add.add_argument("out", type=Path, help="folder to write")
     add.add_argument("--ema", action="store_true", help="take the moving average")
     _add_class_names(add)
@@ -247,7 +247,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_table(add)
 
     add = add_command("to-torch", to_torch)
-    add.add_argument("source", type=Path, help="weights folder, checkpoint or torch file")
+    add.add_argument("source", type=Path, help="weights folder, checkpoint or PyTorch file")
     add.add_argument("out", type=Path, help="file to write")
     add.add_argument(
         "--layout",
@@ -268,7 +268,7 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--ema", action="store_true", help="take the moving average")
 
     add = add_command("export", export)
-    add.add_argument("source", type=Path, help="weights folder, checkpoint or torch file")
+    add.add_argument("source", type=Path, help="weights folder, checkpoint or PyTorch file")
     add.add_argument("out", type=Path, help="file to write: NAME.onnx or NAME.stablehlo")
     add.add_argument(
         "--precision",
@@ -287,12 +287,12 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--force", action="store_true", help="replace existing files")
 
     add = add_command("inspect", inspect)
-    add.add_argument("file", type=Path, help="weights folder, checkpoint or torch file")
+    add.add_argument("file", type=Path, help="weights folder, checkpoint or PyTorch file")
     _add_table(add)
     add.add_argument("--json", default="", metavar="FILE", help="also write JSON to this file")
 
     add = add_command("verify", verify)
-    add.add_argument("a", type=Path, help="weights folder, checkpoint or torch file")
+    add.add_argument("a", type=Path, help="weights folder, checkpoint or PyTorch file")
     add.add_argument("b", type=Path, help="another one")
     _add_table(add)
     add.add_argument("--images", type=Path, metavar="DIR", help="compare on these, not on noise")

@@ -231,7 +231,7 @@ def preprocess(
     interpolation: Interpolation = "bilinear",
     exif_orientation: bool = False,
 ) -> np.ndarray:
-    """Prepare images as in evaluation: RGB, shorter side resized, centre cut out.
+    """Prepare images as in evaluation: RGB, shorter side resized, centre cropped.
 
     Args:
       images: files, Pillow images, or arrays of pixels.
@@ -242,7 +242,7 @@ def preprocess(
 
     Returns:
       (N, image_size, image_size, 3) uint8. The methods of `Model` take these pixels and normalise
-      them; a loop of your own calls `normalize`.
+      them; your own loop calls `normalize`.
 
     Raises:
       UserError: an image can't be decoded, or an array does not have the shape of an image.
@@ -281,7 +281,7 @@ def _on_device(variables: Tree) -> Tree:
 
 
 def _new_info(info: WeightsInfo, **changes: Any) -> WeightsInfo:
-    """The facts that stay true for other weights of the network."""
+    """The facts that are also true for other weights of the network."""
     kept = ["architecture", "num_classes", "class_names", "source"]
     kept += ["image_size", "eval_margin", "interpolation"]
     return WeightsInfo(**{**{name: getattr(info, name) for name in kept}, **changes})

@@ -241,7 +241,7 @@ def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def check_output(option: str, path: str) -> None:
-    """Refuse an output file early if its folder is missing or its name is an image's.
+    """Refuse an output file early if its folder is missing or it has the name of an image.
 
     Raises:
       UserError: the file is refused; the message names the option.

@@ -64,12 +64,12 @@ class InputConfig:
     """How images are resized, antialiased in every backend. triangular, DALI's name for antialiased
     bilinear, gives the pixels of bilinear."""
     workers: Annotated[int, Range(1, 1024)] = 4
-    """Decoding threads per device. CPU backends of a host together have at most as many as it has
-    cores, or this number if that is larger."""
+    """Decoding threads per device. The CPU backends of a host share one pool, capped at its number
+    of cores but never smaller than this value."""
     prefetch: Annotated[int, Range(1, 64)] = 2
     """Number of batches that are decoded in advance."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """What to do with a file that can't be decoded: stop the run, or leave the file out, count it
+    """What to do with a file that can't be decoded: stop the run, or leave the file out, and count
     and list it."""
     max_bad_share: Annotated[float, Range(0, 1)] = 0.1
     """With on_bad_image skip: stop when more than this share of the images of an epoch or an
@@ -77,13 +77,13 @@ class InputConfig:
     exif_orientation: bool = False
     """Turn photos upright by their EXIF orientation. The original does not."""
     index: str = "~/.cache/seresnext_jax/index"
-    """Folder for lists of the files and their image sizes, so that the next start need not read
-    them again (for at least 10,000 images); empty: none."""
+    """Folder that keeps the list of files and their image sizes for the next start, if there are at
+    least 10,000 images; empty: none."""
 
 
 @dataclass(frozen=True)
 class SizesOfWeights:
-    """How images are resized to evaluate weights; by default as it is stored with them."""
+    """How images are resized to evaluate weights; by default as stored with them."""
 
     image_size: Annotated[int, Range(0, 4096)] = 0
     """Width and height of the network's input in pixels; 0: as stored with the weights."""
@@ -112,13 +112,14 @@ class DataConfig(InputConfig):
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest aspect ratio (width / height) of the random training crop."""
     shards_at_once: Annotated[int, Range(0, 10**6)] = 0
-    """Only with shards: an epoch reads this many shards at the same time, each from its beginning
-    to its end, which suits network disks. 0: all images in any order."""
+    """Only with shards: read this many shards at a time, each from beginning to end, which is
+    faster on network disks. 0: all images in random order."""
     flip: bool = True
-    """Mirror half of the training images, chosen at random."""
+    """Mirror half of the training images, chosen at random. --data.no-flip mirrors none."""
     augmentation: Augmentation = "none"
-    """autoaugment: AutoAugment's policy for ImageNet, as the original has it; randaugment: random
-    operations of equal strength. Both work on the cropped image, in every backend alike."""
+    """autoaugment: AutoAugment's policy for ImageNet, as in the original; randaugment: random
+    operations of equal strength. Both are applied to the cropped image, the same in every
+    backend."""
     randaugment_num_ops: Annotated[int, Range(1, 16)] = 2
     """Operations of randaugment per image."""
     randaugment_magnitude: Annotated[int, Range(0, 30)] = 9
@@ -147,12 +148,12 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the averages of the gradients and the squared gradients of adamw and lamb."""
     eps: Annotated[float | None, Range(0, 1)] = None
-    """Added to the root of the averaged squares. None: 1e-3 for rmsprop, 1e-8 for adamw, 1e-6 for
-    lamb."""
+    """Added to the square root of the averaged squares. None: 1e-3 for rmsprop, 1e-8 for adamw,
+    1e-6 for lamb."""
     clip_norm: Annotated[float, Range(0, 1e6)] = 0.0
-    """Scale the gradient of a step down to this norm over all weights if it is longer; 0: never."""
+    """Clip the gradient of a step to this norm over all weights; 0: no clipping."""
     weight_decay: Annotated[float, Range(0, 1)] = 6.103515625e-05
-    """Weight decay. sgd and rmsprop add it to the gradient, adamw and lamb to the update."""
+    """Weight decay, added to the gradient by sgd and rmsprop, to the update by adamw and lamb."""
     decay_mask: DecayMask = "no-bn"
     """Which parameters decay. no-bn: all except those of BatchNorm; nvidia-names: all except those
     with "bn" in their name (the original's rule; downsample BatchNorms decay); all: each one."""
@@ -273,20 +274,20 @@ class Config(EvaluationConfig):
     that could be decoded."""
 
     workspace: str = "runs/default"
-    """Folder that gets the report, the checkpoints and the plot."""
+    """Folder for the report, the checkpoints and the plots."""
     raport_file: str = "experiment_raport.json"
     """Name of the report in NVIDIA's DLLogger format, in the workspace."""
     report_to: tuple[str, ...] = ()
-    """Also report to tensorboard (event files in the workspace) or wandb (Weights & Biases), or to
+    """Also report to tensorboard (event files in the workspace), wandb (Weights & Biases), or
     both."""
     resume: str = ""
     """Checkpoint to continue from; auto: the newest one in the workspace, or a new run if there is
-    none. The classes must be those of the checkpoint."""
+    none. The classes must be the same."""
     init_from: str = ""
-    """Weights for a new run: a weights folder, a checkpoint or a torch file. If the data has other
-    classes, the classifier starts at random."""
+    """Weights for a new run: a weights folder, a checkpoint or a PyTorch file. If the data has
+    other classes, the classifier starts from random weights."""
     evaluate: bool = False
-    """Evaluate the weights that resume or init_from name, and stop."""
+    """Evaluate the weights of --resume or --init-from, and stop."""
     training_only: bool = False
     """Do not evaluate after each epoch."""
     no_checkpoints: bool = False
@@ -298,7 +299,7 @@ class Config(EvaluationConfig):
 
     @property
     def validation_smoothing(self) -> float:
-        """Label smoothing of the validation loss; as in the original, none with mixed images."""
+        """Label smoothing of the validation loss; as in the original, none if images are mixed."""
         return 0.0 if self.mixup or self.cutmix else self.label_smoothing
 
 

@@ -102,7 +102,7 @@ def _known_configs(file: str) -> str:
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Put a folder at the front of the import path for a while."""
+    """Put a folder at the front of the import path, for the block."""
     sys.path.insert(0, str(folder))
     try:
         yield

@@ -19,7 +19,7 @@ class CommonError(UserError):
 
 
 def printable(text: object) -> str:
-    """Text as it can be printed in one line, such as a file name that is not UTF-8.
+    """Text that can be printed in one line, for example of a file name that is not UTF-8.
 
     Control characters and bytes of another encoding are escaped.
     """

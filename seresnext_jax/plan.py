@@ -31,7 +31,8 @@ class Plan:
     lr: float
     """Peak learning rate."""
     steps_per_epoch: int
-    """Optimizer steps, at most --prof; the remaining images are not used in this epoch."""
+    """Optimizer steps per epoch, at most --prof; the remaining images are not used in this
+    epoch."""
     epochs: int
     total_steps: int
 

@@ -19,12 +19,11 @@ from jax.experimental import multihost_utils
 from seresnext_jax.errors import CommonError, UserError, fixable_by_the_user, shown
 
 JOIN_TIMEOUT = 300
-"""Seconds that a process waits at its start for the others."""
+"""Seconds that a process waits for the others at the start."""
 HEARTBEAT_TIMEOUT = 30
-"""Seconds after which the other processes abort if one shows no sign of life; JAX's default is
-100."""
+"""Seconds without a heartbeat of a process after which the others abort; JAX's default is 100."""
 SHUTDOWN_TIMEOUT = 60
-"""Seconds that a process waits at its end for the others before all abort; JAX's default is 300."""
+"""Seconds that a process waits for the others at the end before all abort; JAX's default is 300."""
 EXIT_OTHERS_LOST = 76
 """Exit status of a process whose computation with the others failed (sysexits: EX_PROTOCOL)."""
 
@@ -108,7 +107,7 @@ def on_one_process(action: Callable[[], None]) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """The place of this process among the processes of one run."""
+    """The rank of this process in its run, and how to reach the others."""
 
     coordinator: str
     """host:port of process 0."""
@@ -144,11 +143,11 @@ def initialize_distributed(*, coordinator: str, num_processes: int, process_id: 
 
 
 def find_place() -> Place | None:
-    """The place of this process according to its environment; None: it is alone.
+    """The rank of this process according to its environment; None: it is alone.
 
-    Reads the variables of torchrun, Open MPI and Slurm. An allocation of Slurm for several tasks
-    also sets variables in shells that are not one of these tasks: a process there is alone, and a
-    message says so.
+    Reads the variables of torchrun, Open MPI and Slurm. A Slurm allocation for several tasks also
+    sets variables in shells that are none of these tasks. A process there runs alone, and a message
+    says so.
 
     Raises:
       UserError: a variable is missing or not a number.

@@ -2,8 +2,8 @@
 
 train.py writes them, too: the page (report.html) after each epoch, the plots (report.png,
 loss_plot.png, top1_plot.png, top5_plot.png) at the end. This command makes them from any report,
-also while the run goes on, and also from a report of the original. `python -m
-seresnext_jax.compare` compares runs.
+also during a run, and also from a report of the original. `python -m seresnext_jax.compare`
+compares runs.
 """
 
 from dataclasses import dataclass

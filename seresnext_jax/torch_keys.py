@@ -17,13 +17,13 @@ Array = np.ndarray[Any, Any]
 PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every key."""
 COUNTER = "num_batches_tracked"
-"""BatchNorm's step counter: in the original's state dict, of no use here."""
+"""BatchNorm's step counter in the original's state dict; not used here."""
 
 _EXTRAS = {"total_ops", "total_params", "n_averaged"}
 """Entries that profilers and averages add to a state dict."""
 _LOSS = re.compile(r"(?:\w*_)?(?:criterion|loss)(?:_\w*)?\.", re.IGNORECASE)
 _START = re.compile(r"(?:^|\.)(?=layers\.\d+\.\d+\.|layer\d+\.\d+\.|conv1\.|bn1\.|fc\.)")
-"""Where the name of the network's own module starts in a key."""
+"""Where the network's own names start in a key."""
 
 _BATCH_NORM = re.compile(r"bn\d+")
 _STATISTICS = {"mean": "running_mean", "var": "running_var"}
@@ -99,7 +99,7 @@ def common_prefix(keys: Iterable[str]) -> str:
 
 
 def is_extra(key: str) -> bool:
-    """Whether a key is of a profiler's, an average's or a loss's entry, not of a weight."""
+    """Whether a key belongs to a profiler, an average or a loss, not to a weight."""
     return key.rpartition(".")[2] in _EXTRAS or bool(_LOSS.match(key))
 
 

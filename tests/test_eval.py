@@ -1,4 +1,4 @@
-"""eval.py: whose image size, which loss, and a torch file as it is."""
+"""eval.py: whose image size, which loss, and a PyTorch file as it is."""
 
 import json
 import shutil
@@ -101,7 +101,7 @@ def test_a_checkpoint_of_pytorch_is_evaluated_and_trained_on(
     assert convert([*words, *options]) == 0
     printed = capsys.readouterr().out
     assert "after epoch 2, step 12" in printed
-    command = printed.partition("go on with: python ")[2].split()
+    command = printed.partition("continue with: python ")[2].split()
     out = done(command).stdout
     assert "continuing after step 12 (epoch 2)" in out
     assert [record["epoch"] for record in event(run, "epoch")] == [2]

@@ -22,7 +22,7 @@ class Progress:
     """Percent; -1 before the first evaluation."""
     best_epoch: int = -1
     interval_loss: Mean = field(default_factory=Mean)
-    """The mean since the last line of the report."""
+    """The mean loss since the last record of the report."""
     epoch_loss: Mean = field(default_factory=Mean)
     epoch_bad_images: int = 0
     """Number of images of this epoch that were left out."""

@@ -51,7 +51,7 @@ class Checkpoints:
         """By step; a damaged checkpoint has none and counts as one without a result."""
         self._inode: int | None = None
         self._saving: int | None = None
-        """The step of a save that may be under way."""
+        """The step of a save that may still be in progress."""
         try:
             make_folder(self.folder)
             self._inode = self._find_inode()

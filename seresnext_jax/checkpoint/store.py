@@ -71,7 +71,7 @@ def step_folders(folder: Path) -> list[Path]:
 
 
 def best_step(metas: Mapping[K, Meta]) -> K | None:
-    """The key of the highest top-1, the first of equal ones, as in `Progress`."""
+    """The key of the highest top-1; of equal ones the first, as in `Progress`."""
     scores = {key: meta.top1 for key, meta in metas.items() if meta.top1 is not None}
     return max(scores, key=scores.__getitem__) if scores else None
 
@@ -191,7 +191,7 @@ def read_arrays(checkpoint: Path, item: Literal["weights", "training"]) -> Tree:
 
 def _unreadable(checkpoint: Path, error: Exception) -> UserError:
     return UserError(
-        f"checkpoint {checkpoint} can't be read ({first_line(error)}); an earlier one may be whole"
+        f"checkpoint {checkpoint} can't be read ({first_line(error)}); an earlier one may be intact"
     )
 
 

@@ -37,7 +37,7 @@ class CheckResult(NamedTuple):
 def check_data(
     data: InputConfig, num_classes: int, progress: Callable[[int, int], None]
 ) -> CheckResult:
-    """Look at every file of both splits and decode every image.
+    """Check every file of both splits, and decode every image.
 
     Args:
       progress: called with (images decoded, total images) after each image.
@@ -87,7 +87,7 @@ def _loose_images(folder: Path) -> list[str]:
 
 
 def _images_left_out(split: str, files: FileList) -> list[str]:
-    """One line on unlisted files that are images or seem to be meant as images."""
+    """One line on unlisted files that are images or seem to be."""
     paths = [str(files.folder / p) for p in files.left_out if not has_image_suffix(p)]
     meant = [path for path in paths if is_meant_as_image(path)]
     if not meant:

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits of scikit-learn as JPEG folders: real data without a download."""
+"""Writes the 1,797 handwritten digits of scikit-learn as JPEG folders: real data, no download."""
 
 import sys
 from pathlib import Path

@@ -26,7 +26,7 @@ from seresnext_jax.data.walk import (
 from seresnext_jax.errors import UserError, printable
 
 Progress = Callable[[str], None]
-"""Shows one line about what is being listed."""
+"""Shows one line about the progress of a listing."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FileList:
         return os.path.join(self.folder, self.paths[index])
 
     def os_paths(self, index: np.ndarray) -> list[bytes]:
-        """The paths of some images, (R,) int64, as the system takes them."""
+        """The paths of images `index`, (R,) int64, as the operating system takes them."""
         rows = self.paths.rows(index, f"{self.folder}{os.sep}")
         return rows.view(f"S{rows.shape[1]}").ravel().tolist()
 
@@ -100,7 +100,8 @@ class Listing:
 
     files: FileList
     places: dict[str, PlaceState]
-    """Each folder or archive that was listed, as it was then; by path below the split's folder."""
+    """The state of each listed folder or archive at that time, by its path below the split's
+    folder."""
 
 
 def list_folder(folder: Path, progress: Progress) -> Listing:

@@ -1,4 +1,4 @@
-"""What DALI needs to know of an image before it decodes it, read from the file's header."""
+"""Reads from an image's header what DALI needs to know before it decodes the image."""
 
 import os
 import stat
@@ -16,7 +16,7 @@ FACTS = np.dtype(
         *(("mtime_ns", np.int64), ("length", np.int64)),
     ]
 )
-"""What is known of one image: its size in pixels as stored, its EXIF orientation, and the state of
+"""The facts about one image: its size in pixels as stored, its EXIF orientation, and the state of
 the file when its header was read (0 for a file in a shard)."""
 
 KNOWN, AS_PILLOW, XMP, JPEG, WHOLE, TURN_KNOWN = 1, 2, 4, 8, 16, 32

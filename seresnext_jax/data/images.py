@@ -51,7 +51,7 @@ class Member(NamedTuple):
 
 
 Source = str | Path | Member
-"""Where an image is: its path, or its bytes."""
+"""Where an image is read from: its path, or its bytes."""
 
 
 def decode_rgb(source: Source, use: Callable[[Image.Image], T], *, upright: bool = False) -> T:
@@ -80,7 +80,7 @@ def open_rgb(source: Source) -> Image.Image:
 
 @contextmanager
 def opened(source: Source) -> Iterator[Image.Image]:
-    """Open an image, pixels not read yet; any error in the block becomes `BadImage`."""
+    """Open an image without reading its pixels; any error in the block becomes `BadImage`."""
     Image.MAX_IMAGE_PIXELS = None  # `check_pixels` has our limit
     try:
         with Image.open(_file(source), formats=readable_formats()) as image:

@@ -1,9 +1,9 @@
 """What is known of a split, kept in a file for the next start: its files and their headers.
 
-The list of files is used again if each folder, or shard, is as it was when it was listed: same
-inode, mtime and ctime. A folder that had changed less than `SETTLED` before is listed again: a
-later change could have the same times. What is known of an image is used if the file has the same
-mtime and length.
+The list of files is used again if each folder, or shard, is unchanged since it was listed: same
+inode, mtime and ctime. A folder that had changed less than `SETTLED` before the listing is listed
+again, as a later change could have the same times. What is known of an image is used if mtime and
+length of the file are unchanged.
 """
 
 import fcntl
@@ -55,12 +55,12 @@ class SplitIndex:
     listed_ns: int
     """When the listing began, on this machine's clock, in nanoseconds."""
     file: Path | None
-    """Where this is kept; None: nowhere."""
+    """The file of this index; None: it has none."""
     changed: bool = False
     """Whether there are facts that are not in the file."""
 
     def keep(self) -> None:
-        """Write the file, together with what other processes have written since."""
+        """Write the file, merged with what other processes have written since."""
         if self.file is None or not self.changed:
             return
         self.changed = False
@@ -125,7 +125,7 @@ def _file_for(folder: Path, kept_in: str) -> Path:
 
 
 def _unchanged(index: SplitIndex) -> bool:
-    """Whether every folder or shard is as it was when it was listed, and had been for a while."""
+    """Whether every folder or shard is unchanged since it was listed, and for a while before."""
     folder = index.listed.files.folder
     for place, state in index.listed.places.items():
         if max(state.mtime_ns, state.ctime_ns) > index.listed_ns - SETTLED:
@@ -143,7 +143,7 @@ def _shards_of(files: FileList) -> tuple[str, ...]:
 
 
 def _has_broken_links(files: FileList) -> bool:
-    """Whether a link leads nowhere yet: when it does, no listed folder changes."""
+    """Whether a link is broken: if its target appears later, no listed folder changes."""
     return any(is_broken_link(os.path.join(files.folder, path)) for path in files.left_out)
 
 
@@ -160,7 +160,7 @@ def _check_missing(files: FileList, shards: tuple[str, ...]) -> None:
 
 
 def _has_shards(files: FileList, shards: tuple[str, ...]) -> bool:
-    """Whether the index beside some shards is theirs; their times change when they are copied.
+    """Whether the index beside shards belongs to them; their times change when they are copied.
 
     A shard of the same length with other contents is found when an image is read from it.
     """
@@ -171,7 +171,7 @@ def _has_shards(files: FileList, shards: tuple[str, ...]) -> bool:
 
 
 def _same_files(one: Listing, two: Listing) -> bool:
-    """Whether two listings have the same files at the same places."""
+    """Whether two listings have the same files at the same positions."""
     if not np.array_equal(one.files.paths.packed, two.files.paths.packed):
         return False
     if isinstance(one.files, ShardList) and isinstance(two.files, ShardList):
@@ -184,7 +184,7 @@ def _same_files(one: Listing, two: Listing) -> bool:
 
 @contextmanager
 def _alone(file: Path) -> Iterator[None]:
-    """Let one process after the other add to an index; without locks, the last one wins."""
+    """Let only one process at a time add to an index; without locks, the last one wins."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_suffix(".lock").open("w") as lock:
         with suppress(OSError):
@@ -193,11 +193,11 @@ def _alone(file: Path) -> Iterator[None]:
 
 
 def write_index(index: SplitIndex, file: Path, *, durable: bool = False) -> None:
-    """Write an index; the file has its name only when it is complete.
+    """Write an index under a temporary name, and rename it when it is complete.
 
     Args:
-      durable: wait until it is on disk, so that it outlasts a loss of power. Otherwise it may be
-        damaged then, which its checksums show.
+      durable: wait until it is on disk, so that it survives a power loss. Otherwise a power loss
+        may damage it, which its checksums show.
 
     Raises:
       OSError: it can't be written.
@@ -251,7 +251,7 @@ def _read(file: Path, folder: Path) -> SplitIndex | None:
             return _from_arrays(dict(arrays), folder, file)
     except _UNREADABLE as error:
         warnings.warn(
-            f"the index {printable(file)} can't be read ({error}): it is made again", stacklevel=2
+            f"the index {printable(file)} can't be read ({error}): making it again", stacklevel=2
         )
         return None
 

@@ -44,7 +44,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 def open_splits(config: Config, mesh: Mesh) -> tuple[Loader, Loader | None]:
     """Open the splits of a run: train, and val unless the run only trains.
 
-    The smaller split is opened first, so that its faults are reported sooner.
+    The smaller split is opened first, so that its errors are reported sooner.
 
     Raises:
       UserError: as `open_train` and `open_val`; or the splits have different classes.

@@ -1,7 +1,7 @@
 """Packs a split of class folders into shards: resumable, and each image is read back and compared.
 
 While a split is packed, its folder has a file `PACKING` with the plan, and loaders refuse it. A
-shard has its name only when it was compared; its part of the index is written before that.
+shard gets its name only after it was compared; its part of the index is written before that.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ from seresnext_jax.errors import UserError, printable
 
 _FORMAT = 1
 _READING_THREADS = 8
-"""On a network disk most of the time is spent waiting for single files."""
+"""Threads that read files; on a network disk they mostly wait."""
 _FILES_AHEAD = 4 * _READING_THREADS
 """Files that are read before they are written, so that a shard need not fit in memory."""
 
@@ -56,7 +56,7 @@ def pack_split(
     shuffled: bool,
     progress: Callable[[int, int], None],
 ) -> int:
-    """Pack a split, or go on with it; returns the number of shards.
+    """Pack a split, or continue packing it; returns the number of shards.
 
     Args:
       files: class folders.
@@ -111,7 +111,7 @@ def plan(files: FileList, folder: Path, *, images_per_shard: int, shuffled: bool
 
 
 def _start(files: FileList, folder: Path, images_per_shard: int, shuffled: bool) -> None:
-    """Write the plan, or compare it with the one that was begun."""
+    """Write the plan, or compare it with the one on disk."""
     begun = {
         "format": _FORMAT,
         "files": files.fingerprint(""),
@@ -181,7 +181,7 @@ def _tidy_up(folder: Path) -> None:
 
 
 def _check_finished(files: FileList, folder: Path) -> None:
-    """Refuse a folder in which other images are packed; tidy up one that is complete."""
+    """Refuse a folder in which other images are packed; clean up a complete one."""
     packed = open_index(folder, "", lambda line: None)
     if packed.files.fingerprint("") != files.fingerprint(""):
         raise UserError(
@@ -207,14 +207,14 @@ def _is_packed(files: FileList, shard: Shard) -> bool:
 
 
 def _changed(files: FileList, images: np.ndarray, facts: np.ndarray) -> np.ndarray:
-    """Those of some images whose files are not as they were when they were packed."""
+    """The given images whose files have changed since they were packed."""
     now = np.array([tuple(file_state(files.path(i))) for i in images.tolist()], np.int64)
     then = np.stack([facts["mtime_ns"], facts["length"]], axis=1)
     return images[(now != then).any(axis=1)]
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file that has its name only when it is complete."""
+    """Write a file under a temporary name; it is renamed when it is complete."""
     unfinished = path.with_name(f".{path.name}.tmp")
     with unfinished.open("wb") as file:
         file.write(data)

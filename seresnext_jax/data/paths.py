@@ -1,4 +1,4 @@
-"""Millions of paths in little memory: one array of bytes in place of a Python string for each."""
+"""Millions of paths in little memory: one array of bytes instead of a Python string for each."""
 
 import os
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class Paths(Sequence[str]):
         return os.fsdecode(self.packed[start : self._ends[index]].tobytes())
 
     def rows(self, index: np.ndarray, prefix: str = "") -> np.ndarray:
-        """Some strings as rows of bytes, without a Python object for each.
+        """The strings `index` as rows of bytes, without a Python object for each.
 
         Args:
           index: (R,) int64.

@@ -1,4 +1,4 @@
-"""Loose pictures: the image files below a folder, without classes."""
+"""Finds the image files below a folder that has no classes."""
 
 from pathlib import Path
 

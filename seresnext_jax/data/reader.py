@@ -46,7 +46,7 @@ _IN_A_SHARD = FileState(0, 0)
 
 
 class Headers(NamedTuple):
-    """What the headers of R images say."""
+    """What is known of R images from their headers."""
 
     sizes: np.ndarray
     """(R, 2) int32, height and width in pixels; 0 for images that are left out."""
@@ -98,7 +98,7 @@ class ImageReader:
 
         Raises:
           UserError: the image can't be decoded, and the policy is ``error``.
-          DataGone: its folder is gone, or the disk fails.
+          DataGone: its folder has disappeared, or the disk fails.
         """
         if self._bad[index]:
             return None
@@ -126,25 +126,25 @@ class ImageReader:
     # ---- headers -------------------------------------------------------------------------------
 
     def unchecked(self, index: np.ndarray) -> np.ndarray:
-        """Which of some images `check` has not looked at in this run."""
+        """The given images that `check` has not checked in this run."""
         return index[~self._checked[index]]
 
     def check(self, index: np.ndarray) -> None:
-        """Read the headers of some images; those in the index only if their files have changed.
+        """Read the headers of images; for those in the index, only if their files have changed.
 
         Args:
           index: (R,) int64 indices into the file list.
 
         Raises:
           UserError: an image has no readable header or is truncated, and the policy is ``error``.
-          DataGone: its folder is gone, or the disk fails.
+          DataGone: its folder has disappeared, or the disk fails.
         """
         for i in self._outdated(index).tolist():
             self._try(i, partial(self._check, i))
         self._checked[index] = True
 
     def headers(self, index: np.ndarray) -> Headers:
-        """What the headers of some images say; call `check` first.
+        """What is known of images from their headers; call `check` first.
 
         Args:
           index: (R,) int64 indices into the file list.
@@ -173,7 +173,7 @@ class ImageReader:
         self._index.keep()
 
     def _outdated(self, index: np.ndarray) -> np.ndarray:
-        """Those of some images whose headers must be read: unknown ones, and changed files."""
+        """The given images whose headers must be read: those unknown or changed."""
         facts = self._facts[index]
         known = self._is_complete(facts["flags"])
         if self.files.in_shards or not known.any():
@@ -201,7 +201,7 @@ class ImageReader:
         self._index.changed = True
 
     def _is_complete(self, flags: Any) -> Any:
-        """Whether everything is known that this reader needs; also for arrays of flags."""
+        """Whether the flags contain everything that this reader needs; also for arrays of flags."""
         needed = self._needed | WHOLE * (self._find_truncated & (flags & JPEG != 0))
         return flags & needed == needed
 
@@ -254,7 +254,7 @@ class ImageReader:
 
 
 def _state(path: bytes) -> tuple[int, int]:
-    """The state of a file; another one than any in the index if it is missing."""
+    """The state of a file; if it is missing, a state that no index contains."""
     try:
         found = os.stat(path)
     except OSError:

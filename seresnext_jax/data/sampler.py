@@ -26,7 +26,7 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Streams:
-    """Shards, for epochs that read some of them at the same time, each in its own order.
+    """Shards, for epochs that read a few of them at a time, each in its own order.
 
     Such an epoch's batches mix the images of `at_once` shards. Two images of one shard always come
     in the same order, with others between them; which shards are mixed changes with the epoch.
@@ -35,7 +35,7 @@ class Streams:
     images: np.ndarray
     """(M,) int64 indices into the file list: the images of the first shard, of the second, …"""
     ends: np.ndarray
-    """(S,) int64: where each shard ends in `images`."""
+    """(S,) int64: the end of each shard in `images`."""
     at_once: int
 
     @staticmethod

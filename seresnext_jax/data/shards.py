@@ -29,7 +29,7 @@ PACKING = "packing.json"
 BLOCK = 512
 """Size of a tar header, in bytes."""
 _MOST_PADDING = 2**20
-"""Bytes of zeros after the last member; a file that was only reserved on the disk has more."""
+"""Bytes of zeros after the last member; a file whose space was only reserved has more."""
 _OPEN_FILES = 128
 
 PLACE = np.dtype(
@@ -96,7 +96,7 @@ class ShardList(FileList):
 
 
 def _read_member(path: str, place: np.void) -> bytes | None:
-    """The bytes at a `PLACE` of a shard; None if another tar header than then is before them.
+    """The bytes at a `PLACE` of a shard; None if the tar header before them has changed.
 
     Raises:
       OSError: the shard can't be read.
@@ -192,7 +192,7 @@ def list_shards(folder: Path, progress: Progress) -> Listing:
 
 
 def _is_image(member: "_Found", *, of_sample: bool) -> bool:
-    """Whether a member is an image; that of a sample has one suffix (``0.mask.png`` is not it)."""
+    """Whether a member is an image; the image of a sample has one suffix, unlike ``0.mask.png``."""
     if member.place is None or not has_image_suffix(member.name):
         return False
     return not of_sample or os.path.basename(member.name).count(".") == 1
@@ -206,7 +206,8 @@ class _Found(NamedTuple):
     place: _Place | None
     """As in `PLACE`; None for what is not a plain file."""
     key: str
-    """What the members of one sample share: the name up to its first dot, with the shard."""
+    """What the members of one sample have in common: the shard, and the name up to its first
+    dot."""
     number: int | None
     """The label in a .cls member."""
 
@@ -246,7 +247,7 @@ def _read_members(path: Path, shard: int) -> list[_Found]:
 
 
 def _check_end(path: Path, end: int) -> None:
-    """Refuse a shard that was cut off; tarfile takes it for a shorter one if a header is cut."""
+    """Refuse a truncated shard; if a header is cut, tarfile takes it for a shorter shard."""
     with path.open("rb") as file:
         file.seek(end)
         rest = file.read(_MOST_PADDING + 1)

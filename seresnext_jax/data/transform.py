@@ -37,7 +37,8 @@ class TrainCrop:
         return self.config.image_size
 
     def __str__(self) -> str:
-        """What decides the pixels. Do not change it: it is in the fingerprints of checkpoints."""
+        """What determines the pixels. Do not change it: checkpoints contain it in their
+        fingerprints."""
         names = ["image_size", "eval_margin", "crop_area", "crop_ratio", "flip"]
         if RESAMPLING[self.config.interpolation] is not Image.Resampling.BILINEAR:
             names += ["interpolation"]
@@ -52,7 +53,7 @@ class TrainCrop:
     def numbers(
         self, sizes: np.ndarray, draws: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The windows to cut out, and whether to mirror.
+        """The windows to crop, and whether to mirror.
 
         torchvision's RandomResizedCrop.get_params: up to ten windows with an area uniform in
         `crop_area` times the image's and a log-uniform width / height; the first that fits is
@@ -110,14 +111,14 @@ class TrainCrop:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """The shorter side resized to image_size + eval_margin, then the centre cut out."""
+    """The shorter side resized to image_size + eval_margin, then the centre cropped."""
 
     image_size: int
     eval_margin: int
     interpolation: Interpolation = "bilinear"
 
     def numbers(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The windows to cut out, and the sizes of the resized images that they are cut from.
+        """The windows to crop, and the sizes of the resized images that they are cropped from.
 
         torchvision: Resize truncates the longer side, CenterCrop rounds halves to even.
 

@@ -28,7 +28,7 @@ class Folder(NamedTuple):
     names: list[str]
     """Its files, including links to files; in no order."""
     state: PlaceState
-    """As it was just before the listing."""
+    """Its state just before the listing."""
 
 
 def place_state(path: str | Path) -> PlaceState:

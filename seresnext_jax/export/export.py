@@ -23,7 +23,7 @@ _BATCHES = (1, 3)
 
 @dataclass(frozen=True)
 class Format:
-    """A format of files, with the functions that write and run one."""
+    """A file format, with the functions that write and run a file."""
 
     name: str
     precisions: tuple[ExportPrecision, ...]
@@ -94,7 +94,7 @@ def export_weights(
 
 
 def _find_format(out: Path, precision: ExportPrecision) -> Format:
-    """The format that the name of the file means; its packages are imported here."""
+    """The format of a file, by its suffix; imports the packages that it needs."""
     if out.suffix not in (".onnx", ".stablehlo"):
         raise UserError(
             f"{out} names no format: end it with .onnx or .stablehlo, such as {out.stem}.onnx"

@@ -30,7 +30,7 @@ def portable_forward(
 
 
 def own_logits(weights: Weights, pixels: Array) -> Array:
-    """The logits of the network as it was trained: float32, BatchNorm not folded."""
+    """The logits of the network as it was trained: in float32, with BatchNorm not folded."""
     network = _network(weights, "fp32")
 
     @jax.jit

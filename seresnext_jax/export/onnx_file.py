@@ -1,7 +1,7 @@
 """ONNX files, written node by node from the folded network.
 
-Nothing is traced, so no operation is lost or changed on the way: blocks are inferred from the names
-of the parameters, groups from their shapes, strides from the position.
+Nothing is traced: blocks are inferred from the names of the parameters, groups from their shapes,
+strides from the position.
 """
 
 from pathlib import Path

@@ -61,7 +61,7 @@ def check_reading(config: Config, mesh: Mesh) -> Finding:
 def measure_reading(config: Config, mesh: Mesh) -> tuple[float, int]:
     """The speed of the run's loader in images/s, and the number of training images.
 
-    Files that were read a moment ago come from memory: the disk may be slower.
+    Files that were read shortly before come from memory: the disk may be slower.
 
     Raises:
       UserError: as `open_train`, the images fill no step, or one can't be decoded.

@@ -14,13 +14,13 @@ class Finding:
 
     name: str
     status: Status
-    """warning: it works, but worse than it could; problem: it does not work."""
+    """warning: it works, but not as well as it could; problem: it does not work."""
     detail: str
     """One line for people."""
     fix: str = ""
     """What to do about a warning or a problem."""
     numbers: dict[str, float] = field(default_factory=dict)
-    """What was measured, in the unit that the name ends with."""
+    """What was measured; the name ends with the unit."""
 
     def lines(self) -> list[str]:
         """The finding as lines to print."""

@@ -20,7 +20,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 OLDEST_DRIVER = {"12": 525, "13": 580}
 """The first driver that runs programs of each CUDA version."""
 _TOLERANCE = 2e-2
-"""Of a convolution in TF32, relative to its largest value."""
+"""Tolerance of a convolution in TF32, relative to its largest value."""
 
 
 def installed_version(package: str) -> str | None:

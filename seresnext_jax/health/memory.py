@@ -1,4 +1,4 @@
-"""The memory of a run's training step, as its compiler plans it."""
+"""Checks the memory that the compiler plans for the training step."""
 
 import os
 from functools import partial
@@ -18,7 +18,7 @@ from seresnext_jax.training.state import TrainState, create_train_state
 from seresnext_jax.training.step import lower_train_step
 
 _CLOSE = 0.9
-"""Share of the memory from which on it is called close."""
+"""Above this share of the memory, there is a warning."""
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:

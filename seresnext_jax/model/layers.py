@@ -150,7 +150,8 @@ class BatchNorm(nn.Module):
 
 
 class FoldedBatchNorm(nn.Module):
-    """What is left of a BatchNorm whose slope is part of the kernel before it (fold.py): a bias."""
+    """The bias that remains of a BatchNorm whose slope is folded into the kernel before it
+    (fold.py)."""
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """As `BatchNorm`, in evaluation only."""

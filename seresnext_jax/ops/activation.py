@@ -1,4 +1,4 @@
-"""ReLU by its place in a residual block, which decides what is worth storing for its gradient."""
+"""ReLU by its position in a residual block, which decides what to store for its gradient."""
 
 import jax
 from jax import lax

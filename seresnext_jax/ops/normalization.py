@@ -1,6 +1,6 @@
-"""The arithmetic of BatchNorm in passes over the activations, everything else in small arrays.
+"""The arithmetic of BatchNorm, in as few passes over the activations as possible.
 
-G groups of images are normalised apart from one another: image n belongs to group n · G // N. Each
+G groups of images are normalised separately: image n belongs to group n · G // N. Each
 function is compiled as one, so it is traced once for all layers of a shape.
 """
 
@@ -18,8 +18,8 @@ def batch_statistics(
 
     Args:
       x: (N, H, W, C).
-      shift: (C,) float32, near the mean. The squares are taken about it, so that their difference
-        does not cancel where the mean is large against the deviation.
+      shift: (C,) float32, near the mean. It is subtracted before squaring, so that nothing cancels
+        where the mean is much larger than the standard deviation.
 
     Returns:
       (N, C), (G, C) and (G, C), float32.

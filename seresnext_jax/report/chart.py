@@ -12,7 +12,7 @@ STYLES = 8
 _WIDTH, _HEIGHT = 380, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 10, 34
 _MOST_POINTS = 300
-"""Points of a line; of more, the lowest and the highest of each stretch are drawn."""
+"""Points of a line; a line with more is reduced to the lowest and highest of each interval."""
 _MOST_DOTS = 60
 """Lines with more points have no dots."""
 
@@ -39,7 +39,7 @@ def draw(panel: Panel) -> str:
 
 
 class Axis:
-    """Converts values to pixels, and chooses the values to name on the axis."""
+    """Converts values to pixels, and chooses the tick labels of the axis."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Axis:
         log2: bool = False,
         whole: bool = False,
     ) -> None:
-        """Span at least the values from `low` to `high`; `whole`: only name whole numbers."""
+        """Span at least the values from `low` to `high`; `whole`: only label whole numbers."""
         self._log2 = log2 and low > 0
         if self._log2:
             low, high = math.floor(math.log2(low)), math.ceil(math.log2(high))
@@ -121,7 +121,7 @@ def _curve(line: Line, x_axis: Axis, y_axis: Axis) -> str:
 
 
 def thin(points: Sequence[Point], most: int = _MOST_POINTS) -> Sequence[Point]:
-    """About `most` of the points: the lowest and highest of each stretch, so spikes stay."""
+    """About `most` of the points: the lowest and highest of each interval, so spikes stay."""
     if len(points) <= most:
         return points
     size = math.ceil(2 * len(points) / most)

@@ -15,7 +15,7 @@ from seresnext_jax.report.panels import compared_panels
 from seresnext_jax.report.run_page import best_epoch, charts, data_wait, show_duration
 
 Run = tuple[str, History]
-"""A label of its own, and the run."""
+"""A unique label, and the run."""
 
 NOTE_ON_THE_ORIGINAL = (
     "The original's throughput is the mean of the rates of its steps, and its train loss is "
@@ -38,7 +38,7 @@ class Table:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read reports; a run is called like its workspace, or by its path if two have one name.
+    """Read reports; a run is named after its workspace, or by its path if two have the same name.
 
     Raises:
       UserError: a path has no report, or a damaged one.
@@ -56,8 +56,7 @@ def is_of_the_original(history: History) -> bool:
 
 def results(history: History) -> dict[str, float]:
     """The numbers of a run to compare, by name; `result_table` has the same ones for people.
-
-    ``best.`` is the best epoch, ``last.`` the last one; the others are over the run.
+    ``best.`` is the best epoch, ``last.`` the last one, everything else the whole run.
     """
     last, over_run = history.epochs[-1:], history.summary
     found: dict[str, float] = {"epochs": last[0].epochs if last else 0}

@@ -24,7 +24,7 @@ class Cell(NamedTuple):
     pixels: np.ndarray
     """(S, S, 3) uint8."""
     label: str
-    """The right class and its probability."""
+    """The true class and its probability."""
     predicted: str
     """The class that was predicted and its probability."""
     name: str

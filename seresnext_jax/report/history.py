@@ -1,4 +1,4 @@
-"""A run as its report tells it: what the pages, the plots and the comparison are made from."""
+"""A run, read from its report: the data of the pages, the plots and the comparison."""
 
 import json
 import math
@@ -18,11 +18,11 @@ Metrics = Mapping[str, float | None]
 """None: a value that was not finite."""
 
 _OLD_NAMES = {"lr": "train.lr"}
-"""Metrics that the original's version of 2020 calls by another name."""
+"""Metrics that have another name in the original's version of 2020."""
 
 _NUMBER = (int, float)
 _ABOUT_THE_START = "recipe", "command", "deviations", "environment"
-"""What is recorded with the options, besides them; fields of `Start`."""
+"""What is recorded with the options; fields of `Start`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class History:
-    """Everything that a report tells about a run."""
+    """Everything that a report contains about a run."""
 
     path: Path
     """The report."""

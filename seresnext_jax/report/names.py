@@ -1,4 +1,4 @@
-"""The names of the files in a workspace."""
+"""The names of the files that a run writes into its workspace."""
 
 from pathlib import Path
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _PLACES = ("workspace", "raport_file", "resume", "compilation_cache", "debug")
-"""Options of one start of a run, which tell nothing about its training."""
+"""Options of a single start of a run, which do not describe its training."""
 
 
 def show_value(value: Any) -> str:

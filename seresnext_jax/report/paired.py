@@ -1,4 +1,4 @@
-"""Two networks on the same images: where they differ, and whether that may be chance."""
+"""Two networks on the same images: how they differ, and whether that may be chance."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -15,7 +15,7 @@ SIGNIFICANT = 0.05
 
 
 class PairedTest(NamedTuple):
-    """How many images which of two networks gets right."""
+    """How many images both, one or none of two networks classify correctly."""
 
     both_right: int
     only_first: int
@@ -37,7 +37,7 @@ def _only(predictions: Predictions, index: np.ndarray) -> Predictions:
 
 
 def compare_paired(first: np.ndarray, second: np.ndarray) -> PairedTest:
-    """Compare which images two networks get right: two (M,) bool arrays."""
+    """Compare which images two networks classify correctly: two (M,) bool arrays."""
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     return PairedTest(
         int((first & second).sum()),
@@ -67,7 +67,7 @@ def comparison_rows(test: PairedTest) -> list[tuple[str, str]]:
 def difference_rows(
     first: Predictions, second: Predictions, names: Sequence[str], paths: Sequence[str]
 ) -> list[Row]:
-    """A row for each image that only one of two networks gets right.
+    """A row for each image that only one of two networks classifies correctly.
 
     Args:
       first, second: predictions for the same images.

@@ -1,4 +1,4 @@
-"""What is drawn: charts with their lines, for the pages and the plots."""
+"""The charts of the pages and the plots as data: panels with their lines."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ def compared_panels(runs: Sequence[tuple[str, History]]) -> list[Panel]:
 
 
 def _curve(history: History, name: str) -> tuple[Point, ...]:
-    """Means over a few steps where there are more of them than epochs, otherwise over epochs."""
+    """Means over a few steps if there are more of them than epochs, otherwise over epochs."""
     factor = find_metric(name).factor
     found = (
         [(s.epochs, s.metrics[name]) for s in samples if name in s.metrics]

@@ -14,7 +14,8 @@ class Predictions:
     labels: np.ndarray
     """(M,) int32."""
     rank: np.ndarray
-    """(M,) int32: how many classes the network puts before the label; 0: it is right."""
+    """(M,) int32: how many classes the network ranks above the label; 0: the prediction is
+    correct."""
     label_probability: np.ndarray
     """(M,) float32: the probability of the label."""
     classes: np.ndarray

@@ -95,7 +95,7 @@ class ReportFile(ABC):
 
 
 class DLLoggerFile(ReportFile):
-    """The file that the original writes with NVIDIA's DLLogger."""
+    """A file in the format that the original writes with NVIDIA's DLLogger."""
 
     def lines(self, record: Record) -> list[str]:
         """Metadata of new metrics, then the metrics; the verbose ones are in a second line."""

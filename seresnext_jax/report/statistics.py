@@ -1,4 +1,4 @@
-"""Intervals of an accuracy, the calibration of probabilities, and a test of two networks."""
+"""The confidence interval of an accuracy, calibration, and McNemar's test of two networks."""
 
 from math import sqrt
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class Bin(NamedTuple):
     confidence: float
     """Mean probability of the most probable class; NaN without images."""
     accuracy: float
-    """Share of the images that are right; NaN without images."""
+    """Share of the images that are classified correctly; NaN without images."""
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> list[Bin]:
@@ -42,7 +42,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> 
 
     Args:
       confidence: (M,) float; the probability of the most probable class, in [0, 1] or NaN.
-      right: (M,) bool.
+      right: (M,) bool; whether that class is the label.
     """
     edges = np.linspace(0, 1, bins + 1)
     # 0 belongs to the first bin; NaN gets the number of none.
@@ -73,11 +73,11 @@ def calibration_error(table: list[Bin]) -> float:
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """The p-value of McNemar's exact two-sided test of two networks on the same images.
 
-    It is the probability that two equally good networks differ at least this much, if a fair coin
-    decides which of them is right wherever only one is.
+    It is the probability that two equally good networks differ at least this much, if chance
+    decides which of them is correct wherever only one is.
 
     Args:
-      only_first, only_second: images that only one of the networks gets right.
+      only_first, only_second: images that only one of the networks classifies correctly.
     """
     differing, fewer = only_first + only_second, min(only_first, only_second)
     # Whole numbers of any size: exact for every number of images.

@@ -94,7 +94,7 @@ def parse_cpus(text: str) -> set[int]:
 def share(cpus: Iterable[int], number: int, count: int, system: Path = _SYSTEM) -> set[int]:
     """The part of process `number` of `count`: neighbouring cores, each with all its threads.
 
-    If there are fewer cores than processes, everyone may use all.
+    If there are fewer cores than processes, each process may use all of them.
     """
     cores: dict[int, set[int]] = {}
     for cpu in sorted(cpus):
@@ -117,7 +117,7 @@ def bind_threads(cpus: set[int]) -> None:
 
 
 def _place_among_equals(near: set[int]) -> tuple[int, int]:
-    """This process's number among those on its host with the same cores, and how many they are."""
+    """The number of this process among those on its host with the same cores, and their count."""
     facts = socket.gethostname(), str(sorted(near))
     mine = np.array([zlib.crc32(fact.encode()) for fact in facts], np.uint32)
     everyone = np.reshape(multihost_utils.process_allgather(mine), (-1, len(mine)))

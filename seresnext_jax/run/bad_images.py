@@ -43,7 +43,8 @@ def saving_before_bad_images(
 
 
 def _after_last_good_step(state: TrainState, plan: Plan) -> TrainState:
-    """Uncount the last steps of this epoch if they changed nothing: a resumed run repeats them."""
+    """Do not count the last steps of this epoch if they changed nothing: a resumed run repeats
+    them."""
     epoch_steps = (int(state.step) - 1) % plan.steps_per_epoch + 1
     empty = min(int(state.bad_steps), epoch_steps)
     if not empty:

@@ -20,7 +20,7 @@ from seresnext_jax.report.metrics import METRICS, metric_rows
 from seresnext_jax.report.report import Report
 
 _STEP_NAMES = {"grad_scale": "loss_scale"}
-"""Metrics that the report calls by another name than the training step."""
+"""Metrics that have another name in the report than in the training step."""
 
 
 class TrainLog:
@@ -59,7 +59,8 @@ class TrainLog:
 
     @contextmanager
     def epoch(self, epoch: int, *, done: int) -> Iterator[None]:
-        """Report the steps in the block as steps of `epoch`; `done` of its steps came before."""
+        """Report the steps in the block as steps of `epoch`, of which `done` were trained
+        before."""
         self._epoch = epoch
         self._empty_steps = self._left_out = 0
         self._seconds = self._waited = 0.0
@@ -138,7 +139,7 @@ class TrainLog:
             )
 
     def forget_empty_steps(self) -> None:
-        """Report the added steps, then uncount the last steps in a row that had no image.
+        """Report the added steps, then stop counting the last ones in a row that had no image.
 
         A resumed run repeats them.
         """

@@ -1,4 +1,4 @@
-"""The outcome of a run: what it prints and writes at its start, after an epoch and at its end."""
+"""What a run prints and writes at its start, after each epoch and at its end."""
 
 import json
 import shlex

@@ -89,7 +89,7 @@ class Saver:
             aside = self._checkpoints.set_aside_after(meta.step, suffix)
             if aside and start.checkpoint:
                 names = ", ".join(f"{step}.later" for step in aside)
-                self._console.note(f"the later checkpoints are set aside as {names}")
+                self._console.note(f"the later checkpoints are renamed to {names}")
         self._console.note(f"continuing after step {meta.step} (epoch {meta.epoch})")
         return state, meta.progress
 

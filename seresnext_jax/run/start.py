@@ -23,7 +23,7 @@ Tree = Any
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from: one of these, or random weights if all are None."""
+    """What a run starts from: one of these; random weights if all are None."""
 
     checkpoint: Path | None = None
     """A checkpoint to continue from."""
@@ -173,7 +173,7 @@ def initial_variables(
             f"--evaluate: {start.weights} has a classifier for other classes "
             f"({names or f'{info.num_classes}, not {here}'}): train a new one without --evaluate, "
             f"or evaluate with {command('eval')} --weights {start.weights}, and --class-names FILE "
-            "if the folders are not called as the classes"
+            "if the folders are not named after the classes"
         )
     else:
         loaded["params"]["fc"] = fresh["params"]["fc"]

@@ -31,7 +31,7 @@ class StopRequest:
 
     def __init__(self, mesh: Mesh) -> None:
         self.stopping = False
-        """Whether `requested` has answered yes."""
+        """Whether `requested` has returned True."""
         self._signalled = False
         self._by_device = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
         self._local_devices = len(mesh.local_devices)
@@ -59,8 +59,8 @@ class StopRequest:
     def requested(self) -> bool:
         """Whether to stop; every process must call this after every step and every batch.
 
-        With several processes, each gets the common answer to the previous call: the devices
-        have it ready, so nobody waits.
+        With several processes, each gets the common answer to the previous call, which the devices
+        have ready, so none waits.
         """
         if jax.process_count() == 1:
             self.stopping = self._signalled
@@ -76,9 +76,8 @@ class StopRequest:
 
 
 def _announce(name: str) -> None:
-    """Say that a signal has arrived.
-
-    The main thread may be printing, so this bypasses the buffers of `print`.
+    """Print that a signal has arrived. The main thread may be printing, so this bypasses the
+    buffers of `print`.
     """
     with suppress(OSError, AttributeError):  # the console has gone away
         os.write(sys.stderr.fileno(), f"{name}: stopping after this step\n".encode())

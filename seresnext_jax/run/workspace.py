@@ -57,9 +57,9 @@ def check_writable(workspace: Path) -> None:
 
 @contextmanager
 def locked(workspace: Path, console: Console) -> Iterator[None]:
-    """Hold the lock of a workspace; the system frees it when the process ends in any way.
+    """Hold the lock of a workspace; the system frees it when the process ends, however it ends.
 
-    Process 0 locks for all processes of its run, and all of them learn whether that failed.
+    Process 0 locks it for all processes of its run; all of them raise the error if that fails.
 
     Raises:
       UserError: another run has the lock, or the lock file can't be written.

@@ -1,7 +1,7 @@
 """AutoAugment, RandAugment and random erasing, on the device: the same for every input backend.
 
 One image gets one operation at a time, but a device works on all images at once. So each operation
-is a row of numbers (policies.py), and every image goes through the same few stages, of which one
+is a row of numbers (policies.py), and every image goes through the same few stages, one of which
 changes it. The draws depend on the seed, the step, and the image's position in the step.
 """
 
@@ -170,7 +170,7 @@ def _luma(x: jax.Array) -> jax.Array:
 
 
 def _smooth(x: jax.Array) -> jax.Array:
-    """The mean of 3 × 3 pixels with the middle counted five times; the border stays."""
+    """The mean of 3 × 3 pixels with the middle counted five times; the border is unchanged."""
     size = x.shape[1]
     near = 4 * x[:, 1:-1, 1:-1]
     for down in range(3):

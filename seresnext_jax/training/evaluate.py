@@ -24,7 +24,7 @@ def evaluate(
     max_bad_share: float = 1.0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Evaluate a split: sums over all its images, divided at the end.
+    """Evaluate a split: sums over all images, divided once at the end.
 
     Args:
       step: a compiled `make_eval_step`.

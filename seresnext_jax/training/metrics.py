@@ -33,9 +33,9 @@ def evaluation_sums(
 
 
 def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """How many classes come before the label: (N, K), (N,) → (N,) int32.
+    """How many classes rank above the label: (N, K), (N,) → (N,) int32.
 
-    Of equal logits the lower class comes first. A label whose logit is NaN comes last, so that a
+    Of equal logits the lower class ranks first. A label whose logit is NaN ranks last, so that a
     diverged network does not look like a perfect one.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)

@@ -74,7 +74,7 @@ def mix(
     share: jax.Array,
     order: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x · kept + x[order] · (1 - kept) for images, with `share` in place of `kept` for targets.
+    """x · kept + x[order] · (1 - kept) for images, with `share` instead of `kept` for targets.
 
     Args:
       kept: a scalar, or (H, W, 1).

@@ -46,12 +46,12 @@ class Operations(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One operation of a policy, perhaps applied."""
+    """One operation of a policy, applied with a probability."""
 
     name: str
     probability: float
     magnitude: float
-    """What it means depends on the operation; see `_MAKE`."""
+    """Its meaning depends on the operation; see `_MAKE`."""
 
 
 class Policy(NamedTuple):

@@ -17,7 +17,7 @@ class Mistake(NamedTuple):
 
     label_probability: float
     number: int
-    """The number of the image in the split."""
+    """The index of the image in the split."""
     pixels: np.ndarray
     """(H, W, 3) uint8."""
 

@@ -31,7 +31,7 @@ class TrainState:
     skipped_steps: jax.Array
     """int32 scalar; steps whose gradients were not finite."""
     bad_steps: jax.Array
-    """int32 scalar; the number of such steps in a row, up to now."""
+    """int32 scalar; the number of such steps in a row, up to the last one."""
     ema: Tree | None
     """Moving average of params and batch_stats, or None."""
 

@@ -60,7 +60,7 @@ def read_weights_folder(folder: Path) -> Weights:
 
 
 def write_weights_folder(folder: Path, weights: Weights) -> None:
-    """Write a weights folder completely or not at all; replaces an earlier one of that name.
+    """Write a weights folder atomically; replaces an earlier one of that name.
 
     Raises:
       UserError: `folder` contains other files, or can't be written.

@@ -121,7 +121,7 @@ def _without_ones(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _looks_like(arch: Architecture, shapes: Shapes) -> bool:
-    """Whether the first block has this architecture's width, groups and gate."""
+    """Whether the first block has the width, groups and gate of this architecture."""
     width = arch.widths[0]
     outputs = width * arch.expansion if arch.block == "basic" else width
     gated = "layers.0.0.squeeze.squeeze.weight" in shapes

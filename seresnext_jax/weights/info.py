@@ -36,7 +36,7 @@ class WeightsInfo:
     """SHA-256 of the source, if it is a single file."""
     kind: str | None = None
     """Kind of the source: ``torch state dict`` or ``torch checkpoint``. This and the next five are
-    None if the source is not a torch file."""
+    None if the source is not a PyTorch file."""
     layout: str | None = None
     """Layout of the names in the source: ``ngc`` (layer1.) or ``current`` (layers.0.)."""
     prefix: str | None = None
@@ -78,7 +78,7 @@ class Weights:
 
 
 def size_note(options: SizesOfWeights, info: WeightsInfo) -> str:
-    """A line on the image size of weights from a torch file, which does not record it; or "".
+    """A line on the image size of weights from a PyTorch file, which does not record it; or "".
 
     Args:
       options: the sizes on the command line.
@@ -89,8 +89,8 @@ def size_note(options: SizesOfWeights, info: WeightsInfo) -> str:
     used = options.resolve(info.image_size, info.eval_margin, info.interpolation)
     return (
         f"images are resized to {used.image_size + used.eval_margin} and cropped to "
-        f"{used.image_size} pixels; the weights come from a torch file, which does not record the "
-        "size they were trained with: --data.image-size and --data.eval-margin set other sizes"
+        f"{used.image_size} pixels; the weights come from a PyTorch file, which does not record "
+        "the size they were trained with: --data.image-size and --data.eval-margin set other sizes"
     )
 
 

@@ -1,4 +1,4 @@
-"""Reads weights from a weights folder, a checkpoint or a torch file. PyTorch is not needed."""
+"""Reads weights from a weights folder, a checkpoint or a PyTorch file. PyTorch is not needed."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -24,13 +24,13 @@ Facts = dict[str, Any]
 
 
 def read_weights(path: Path | str, *, ema: bool = False, table: str = "") -> Weights:
-    """Read weights from a weights folder, a checkpoint or a torch file.
+    """Read weights from a weights folder, a checkpoint or a PyTorch file.
 
     Args:
       path: anything that `open_source` takes.
       ema: read the moving average instead of the weights. If the source contains nothing else, it
-        is read in any case, and the info says so.
-      table: the name of the state dict in a torch file that has several.
+        is always read, and the info says so.
+      table: the name of the state dict in a PyTorch file that has several.
 
     Raises:
       UserError: the source is missing or damaged, has no known architecture or no moving average,
@@ -85,9 +85,9 @@ def open_source(path: Path | str, *, table: str = "") -> "Source":
     """The source at a path; its weights are not read yet.
 
     Args:
-      path: a weights folder or its file of tensors, a torch file, a folder of the Hugging Face hub
-        with one, or a checkpoint in any form that `find_checkpoint` takes.
-      table: the name of the state dict in a torch file that has several.
+      path: a weights folder or its file of tensors, a PyTorch file, a folder of the Hugging Face
+        hub with one, or a checkpoint in any form that `find_checkpoint` takes.
+      table: the name of the state dict in a PyTorch file that has several.
 
     Raises:
       UserError: there is none.
@@ -111,7 +111,7 @@ def open_source(path: Path | str, *, table: str = "") -> "Source":
 
 
 def has_table(path: Path, table: str) -> bool:
-    """Whether a path is a torch file that contains a state dict of this name."""
+    """Whether a path is a PyTorch file that contains a state dict of this name."""
     source = open_source(path) if table else None
     return isinstance(source, TorchFileSource) and any(
         found.name == table for found in source.file.tables
@@ -120,7 +120,7 @@ def has_table(path: Path, table: str) -> bool:
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """Where weights are stored."""
+    """A source of weights: a folder, a checkpoint or a PyTorch file."""
 
     path: Path
 
@@ -137,7 +137,7 @@ class Source(ABC):
         """What `inspect_weights` shows in addition to the weights' info."""
 
     def state_dict(self, *, ema: bool) -> StateDict | None:
-        """The tensors, named as in the torch file; None: the source is not a torch file."""
+        """The tensors, named as in the PyTorch file; None: the source is not a PyTorch file."""
         return None
 
     def is_readable(self) -> bool:

@@ -27,7 +27,7 @@ class CannotConvertError(Exception):
 
 @dataclass(eq=False)
 class Storage:
-    """A row of numbers in a file. `data` is set after the pickle was read."""
+    """A one-dimensional array of numbers in a file. `data` is set after the pickle was read."""
 
     dtype: str
     numel: int

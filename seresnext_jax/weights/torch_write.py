@@ -17,12 +17,12 @@ try:
     from safetensors.torch import save_file
 except ModuleNotFoundError as error:
     raise UserError(
-        "writing torch files needs PyTorch, which is missing: pip install 'torch>=2.10'"
+        "writing PyTorch files needs PyTorch, which is missing: pip install 'torch>=2.10'"
     ) from error
 
 
 def write_torch_file(path: Path, content: dict[str, Any]) -> None:
-    """Write a state dict or a checkpoint that `torch.load` reads, completely or not at all.
+    """Write a state dict or a checkpoint for `torch.load`, atomically.
 
     Args:
       content: the content of the file, with numpy arrays for tensors.
@@ -35,7 +35,7 @@ def write_torch_file(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_safetensors(path: Path, weights: StateDict) -> None:
-    """Write a state dict as safetensors, completely or not at all.
+    """Write a state dict as safetensors, atomically.
 
     Raises:
       UserError: `path` can't be written.

@@ -162,7 +162,7 @@ def from_torch(
     """The training state in a checkpoint of the original, as train.py would have saved it.
 
     Args:
-      path: a torch file.
+      path: a PyTorch file.
       config: the options of the run that will continue.
       steps_per_epoch: optimizer steps per epoch of the original.
 

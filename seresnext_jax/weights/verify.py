@@ -1,6 +1,6 @@
 """Verifies that two sets of weights are the same network: tensors, stage outputs and logits.
 
-PyTorch runs the weights of a torch file directly from the file; the Flax network runs all others.
+PyTorch runs the weights of a PyTorch file directly from the file; the Flax network runs all others.
 So an error in the conversion shows up as a difference.
 """
 
@@ -78,7 +78,7 @@ def compare_weights(
 
     Args:
       images: a folder of images; None: noise.
-      table: the state dict to take from a torch file that has one of this name.
+      table: the state dict to take from a PyTorch file that has one of this name.
 
     Raises:
       UserError: weights or images can't be read, or the architectures or numbers of classes differ.
@@ -97,7 +97,7 @@ def compare_weights(
     flat_a, flat_b = _exact_tensors(a.weights), _exact_tensors(b.weights)
     differing = sum(not _same(x, flat_b[path]) for path, x in flat_a.items())
 
-    info = infos[1] if a.engine == "PyTorch" else infos[0]  # a torch file has no image size
+    info = infos[1] if a.engine == "PyTorch" else infos[0]  # a PyTorch file has no image size
     batches = image_pixels(images, info) if images else random_pixels(info.image_size)
     largest = np.zeros((2, len(FEATURES)))  # |a - b|, |a|
     count = agreeing = 0
@@ -131,7 +131,7 @@ def compare_weights(
 
 
 def _exact_tensors(weights: Weights) -> dict[tuple[str, ...], Array]:
-    """The tensors; if float32 can't represent one, it is as in its source."""
+    """The tensors; one that float32 can't represent has the type of its source."""
     return {**flatten_dict(weights.variables), **weights.exact}
 
 
@@ -142,7 +142,7 @@ def _same(a: Array, b: Array) -> bool:
 
 
 def read_runnable_weights(path: Path, *, table: str = "") -> RunnableWeights:
-    """Read weights from any source; PyTorch runs a torch file, the Flax network all others.
+    """Read weights from any source; PyTorch runs a PyTorch file, the Flax network all others.
 
     Raises:
       UserError: they are missing, damaged, of unknown architecture, or contain NaN or infinity.

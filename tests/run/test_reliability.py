@@ -171,7 +171,7 @@ def test_a_named_checkpoint_is_gone_back_to(tmp_path: Path) -> None:
     workspace = copy_of_killed(tmp_path)
     named = workspace / "checkpoints" / str(STEPS)
     out = done(tiny(workspace, *OPTIONS, "--resume", str(named))).stdout
-    assert f"set aside as {KILLED_AFTER}.later" in out
+    assert f"renamed to {KILLED_AFTER}.later" in out
     assert f"continuing after step {STEPS} (epoch 1)" in out
     exactly_like_whole(workspace)
 

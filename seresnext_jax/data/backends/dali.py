@@ -44,7 +44,7 @@ _RESOURCES = re.compile("CUDA|bad_alloc|out of memory")
 
 _BLACK_PIXEL = Path(__file__).with_name("black.ppm")
 _MIN_READING_THREADS = 4
-"""They read headers and shards, and decode with Pillow; on network disks most of them wait."""
+"""Threads for headers, shards and Pillow's decoding; on network disks most of them wait."""
 _HEADERS_PER_TASK = 32
 _SLOW_HEADER = 2e-4
 """Seconds; a header on a local disk takes 2e-5 to 6e-5, one on a network disk more than 1e-3."""
@@ -235,7 +235,7 @@ def _with_headers(
 
 
 def _check(reader: ImageReader, index: np.ndarray) -> float:
-    """Check some images; returns the seconds that each one took."""
+    """Check images; returns the seconds that each one took."""
     began = time.perf_counter()
     reader.check(index)
     return (time.perf_counter() - began) / len(index)
@@ -247,7 +247,7 @@ def _feed(
     fed: deque[_Fed],
     pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[Any, ...]]:
-    """A pipeline's inputs, step by step: paths or encoded images, and the crop's numbers.
+    """A pipeline's inputs, step by step: paths or encoded images, and the numbers of the crop.
 
     A black pixel replaces each image that is left out (its mask is False) or that Pillow decodes.
     There is no Python object for each image, unless it is read from a shard.
@@ -286,7 +286,7 @@ def _paths(
 def _encoded(
     reader: ImageReader, index: np.ndarray, by_dali: np.ndarray, pool: ThreadPoolExecutor
 ) -> list[np.ndarray]:
-    """The bytes of images in shards; the threads read them while others decode."""
+    """The bytes of images in shards, read by threads while DALI decodes others."""
     files = reader.files
     assert isinstance(files, ShardList)
     black = _BLACK_PIXEL.read_bytes()
@@ -297,7 +297,7 @@ def _encoded(
 
 
 def _with_pillows(fed: _Fed, images: jax.Array) -> tuple[Rows, Any]:
-    """A pipeline's rows and images (R, S, S, 3), with the images from Pillow inserted."""
+    """The rows and the images (R, S, S, 3) of a pipeline, including those decoded by Pillow."""
     rows, by_pillow = fed
     read = {row: image.result() for row, image in by_pillow.items()}
     out = [row for row, image in read.items() if image is None]

@@ -14,7 +14,7 @@ from seresnext_jax.data.sampler import Rows, Sampler
 
 
 class FolderLoader:
-    """Loads a split with Pillow, in threads that decode some batches ahead; see `Loader`."""
+    """Loads a split with Pillow, in threads that decode batches in advance; see `Loader`."""
 
     def __init__(
         self,
@@ -43,7 +43,8 @@ class FolderLoader:
         """See `Loader`.
 
         Raises:
-          UserError: an image can't be decoded, and the policy is ``error``; or a folder is gone.
+          UserError: an image can't be decoded, and the policy is ``error``; or a folder has
+            disappeared.
         """
         queue: deque[tuple[Rows, list[Future[np.ndarray | None]]]] = deque()
         try:

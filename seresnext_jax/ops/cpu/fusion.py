@@ -1,4 +1,4 @@
-"""How to stop XLA's CPU backend from fusing.
+"""Stops XLA's CPU backend from computing a value again in each of its consumers.
 
 It copies a cheap producer into each of its consumers. The output of a residual block has two, so it
 would be computed again from all blocks before it, and its gradient from all blocks after it; a
@@ -35,6 +35,6 @@ relu_once_if_differentiated.defvjp(lambda x: jax.vjp(relu_once, x), _backward)
 
 
 def computed_once(x: jax.Array) -> jax.Array:
-    """x, computed once and kept; all NaN where the first element is."""
+    """x, computed once and kept; all NaN if its first element is NaN."""
     corner = x[(0,) * x.ndim]
     return lax.cond(corner == corner, lambda x: x, lambda x: jnp.full_like(x, jnp.nan), x)

@@ -1,4 +1,4 @@
-"""Grouped convolution on a CPU from XLA's operations, for when grouped_native.py can't be used.
+"""Grouped convolution on a CPU with XLA's operations, where grouped_native.py can't be used.
 
 XLA's CPU backend has no fast gradient of its own grouped convolution. So neighbouring groups are
 merged into blocks: each is an ordinary convolution with a block-diagonal kernel. The gradients are

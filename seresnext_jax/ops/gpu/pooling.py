@@ -1,7 +1,8 @@
 """Maximum pooling on an NVIDIA GPU that remembers which pixel of each window won.
 
 XLA's gradient of a window reduction is three kernels that read and write padded copies of the
-input. With the winner's place kept as one byte, it is one gather that does not read the input.
+input. With the position of each maximum kept as one byte, it is one gather that does not read the
+input.
 """
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _CENTRE, _OUTSIDE = 4, 255
-"""Places in a window are 3 · row + column; `_OUTSIDE` is the place of no pixel."""
+"""A position in a window is 3 · row + column; `_OUTSIDE` is the position of no pixel."""
 
 
 @jax.custom_vjp
@@ -25,7 +26,7 @@ def _forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, tuple[int, ...]]
 
 
 def _best_and_place(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The maxima (N, ⌈H/2⌉, ⌈W/2⌉, C), and the uint8 place of each in its window.
+    """The maxima (N, ⌈H/2⌉, ⌈W/2⌉, C), and the uint8 position of each in its window.
 
     Of equal values the first one wins, and a NaN wins over any number, as in torch.
     """
@@ -61,7 +62,7 @@ def _backward(saved: tuple[jax.Array, tuple[int, ...]], gradient: jax.Array) -> 
 
 
 def _own_place(index: jax.Array, is_next: int) -> jax.Array:
-    """A row's place in its window, or in the next window, which an even row is not part of."""
+    """A row's position in its window, or in the next window, of which an even row is not a part."""
     if not is_next:
         return 1 + index % 2
     return jnp.where(index % 2 == 1, 0, _OUTSIDE)
