@@ -25,6 +25,7 @@ from seresnext_jax.config import Config, check, check_ranges, flatten, option_na
 from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError, fixable_by_the_user
 from seresnext_jax.model.network import find_architecture
+from seresnext_jax.output import write_whole
 
 T = TypeVar("T")
 
@@ -253,14 +254,14 @@ def check_output(option: str, path: str) -> None:
 
 
 def write_output(option: str, path: str, text: str) -> None:
-    """Write the file that an option names; "" means none.
+    """Write the file that an option names, as `write_whole` does; "" means none.
 
     Raises:
       UserError: it can't be written.
     """
     try:
         if path:
-            Path(path).write_text(text, encoding="utf-8")
+            write_whole(Path(path), text)
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror}; name another file") from error
 

@@ -16,6 +16,7 @@ FLOORS: tuple[set[str], ...] = (
         "errors",
         "mesh",
         "ops",
+        "output",
         "torch_keys",
     },
     {

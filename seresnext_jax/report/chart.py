@@ -13,7 +13,7 @@ _WIDTH, _HEIGHT = 380, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 10, 34
 _MOST_POINTS = 300
 """Points of a line; a line with more is reduced to the lowest and highest of each interval."""
-_MOST_DOTS = 60
+_MOST_DOTS = 30
 """Lines with more points have no dots."""
 
 

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from seresnext_jax.errors import printable
 from seresnext_jax.report.history import History, read_history
 from seresnext_jax.report.html import page, table
 from seresnext_jax.report.metrics import metric_rows
@@ -45,7 +46,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     """
     histories = [read_history(path) for path in paths]
     names = [history.name for history in histories]
-    labels = [str(p) if names.count(n) > 1 else n for p, n in zip(paths, names, strict=True)]
+    labels = [printable(p) if names.count(n) > 1 else n for p, n in zip(paths, names, strict=True)]
     return list(zip(labels, histories, strict=True))
 
 

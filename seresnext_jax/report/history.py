@@ -9,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from seresnext_jax.errors import UserError
+from seresnext_jax.errors import UserError, printable
 from seresnext_jax.report.metrics import summarize
 from seresnext_jax.report.names import JSONL_NAME, PLAN_NAME
-from seresnext_jax.report.sinks import PREFIX, Position, read_report
+from seresnext_jax.report.sinks import PREFIX, Position, key_of, read_report
 
 Metrics = Mapping[str, float | None]
 """None: a value that was not finite."""
@@ -21,8 +21,8 @@ _OLD_NAMES = {"lr": "train.lr"}
 """Metrics that have another name in the original's version of 2020."""
 
 _NUMBER = (int, float)
-_ABOUT_THE_START = "recipe", "command", "deviations", "environment"
-"""What is recorded with the options; fields of `Start`."""
+_ABOUT_THE_START = {"recipe": str, "command": str, "deviations": dict, "environment": dict}
+"""What is recorded with the options, and its type; fields of `Start`."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def read_history(path: Path) -> History:
     per_epoch = plan.get("steps_per_epoch") or max([1, *iterations])
     return History(
         path=report,
-        name=report.absolute().parent.name,
+        name=printable(report.absolute().parent.name),
         starts=_starts(parameters, times),
         steps=_samples({p: m for p, m in found.items() if len(p) == 2}, per_epoch),
         epochs=_samples(_with_evaluations(found, per_epoch), per_epoch),
@@ -149,18 +149,24 @@ def _read_plan(path: Path) -> dict[str, Any]:
 
 
 def _entries(report: Path) -> Iterator[tuple[float, Position | None, Mapping[str, Any]]]:
-    """Time, position (None: the options) and data of the records of either format."""
+    """Time, position (None: the options) and data of the records of either format.
+
+    Raises:
+      UserError: a record has no time, or its position is not one.
+    """
     for record in read_report(report):
         data = record.get("metrics", record.get("data"))
-        if not isinstance(data, dict):
-            continue
-        if "event" in record:
-            keys = ("epoch", "iteration", "val_iteration")
-            at = tuple(record[key] for key in keys if key in record)
-            yield record["time"], None if record["event"] == "parameters" else at, data
-        elif "step" in record:
-            step = record["step"]
-            yield float(record["timestamp"]), tuple(step) if isinstance(step, list) else None, data
+        if isinstance(data, dict) and ("event" in record or "step" in record):
+            key = key_of(record)
+            try:
+                time = float(record["time" if "event" in record else "timestamp"])
+                position = tuple(map(int, key)) if isinstance(key, tuple) else None
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{report} has a record whose time or step is missing or wrong: name another "
+                    "report"
+                ) from error
+            yield time, position, data
 
 
 def _starts(
@@ -177,7 +183,11 @@ def _starts(
     starts = []
     for (time, data), (end, _) in pairwise([*parameters, (math.inf, {})]):
         last = max((t for t in times if time <= t < end), default=time)
-        about = {name: data[name] for name in _ABOUT_THE_START if name in data}
+        about = {
+            name: data[name]
+            for name, kind in _ABOUT_THE_START.items()
+            if isinstance(data.get(name), kind)
+        }
         options = {name: value for name, value in data.items() if name not in about}
         starts.append(Start(time, last, options, **about))
     return tuple(starts)

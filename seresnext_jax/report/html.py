@@ -1,11 +1,11 @@
 """The frame of a page and its tables; a page is one file that loads nothing."""
 
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from seresnext_jax.output import write_whole
 from seresnext_jax.report.sinks import writing
 
 Row = Sequence[str]
@@ -65,7 +65,5 @@ def write_page(path: Path, text: str) -> None:
     Raises:
       UserError: it can't be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
     with writing(path):
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, text)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from seresnext_jax.errors import printable
+
 _PLACES = ("workspace", "raport_file", "resume", "compilation_cache", "debug")
 """Options of a single start of a run, which do not describe its training."""
 
@@ -15,7 +17,7 @@ def show_value(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(show_value, value))
-    return str(value)
+    return printable(value)
 
 
 def find_differences(options: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -1,9 +1,11 @@
 """The plots of a run as PNG files: one with every chart, and the three that the original shows."""
 
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seresnext_jax.output import write_whole
 from seresnext_jax.report.history import read_history
 from seresnext_jax.report.names import PLOT_NAME
 from seresnext_jax.report.panels import Panel, run_panels
@@ -46,8 +48,10 @@ def _save(panels: list[Panel], png: Path, *, columns: int) -> None:
     figure = Figure(figsize=size, layout="constrained")
     for number, panel in enumerate(panels, start=1):
         _draw(panel, figure.add_subplot(rows, columns, number))
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
     with writing(png):
-        figure.savefig(png, dpi=120)
+        write_whole(png, picture.getvalue())
 
 
 def _draw(panel: Panel, axis: "Axes") -> None:

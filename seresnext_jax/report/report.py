@@ -1,10 +1,12 @@
-"""The report of a run: every record goes to every sink."""
+"""The report of a run: every record goes to its two files, and to the sinks that read along."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from seresnext_jax.errors import printable
+from seresnext_jax.output import write_whole
 from seresnext_jax.report.names import HTML_NAME, JSONL_NAME, TENSORBOARD_NAME, dllogger_path
 from seresnext_jax.report.run_page import RunPage
 from seresnext_jax.report.sinks import (
@@ -13,6 +15,7 @@ from seresnext_jax.report.sinks import (
     JsonLinesFile,
     Position,
     Record,
+    ReportFile,
     Sink,
     move_aside,
     writing,
@@ -23,7 +26,11 @@ Metrics = Mapping[str, float]
 
 
 class Report:
-    """Passes the records of a run on to each of its `sinks`."""
+    """Writes the records of a run to its `files` and passes them on to the `others`.
+
+    The run ends if a file can't be written. Another sink that fails is left out from then on, with
+    a warning.
+    """
 
     def __init__(
         self,
@@ -32,6 +39,7 @@ class Report:
         *,
         steps_per_epoch: int,
         keep_until_step: int | None,
+        warn: Callable[[str], None],
         trackers: Sequence[str] = (),
         enabled: bool = True,
     ) -> None:
@@ -42,6 +50,7 @@ class Report:
           keep_until_step: the step that a resumed run continues from; later records are dropped,
             and the summary is dropped once training continues. None: a new run; files of an
             earlier run are renamed.
+          warn: prints a warning.
           trackers: names of `TRACKERS` to report to, too.
           enabled: False on all processes but one.
 
@@ -52,22 +61,25 @@ class Report:
         self.folder = folder
         self.dlll_path = dllogger_path(folder, raport_file)
         self.jsonl_path = folder / JSONL_NAME
-        self.sinks: list[Sink] = []
+        self.files: tuple[ReportFile, ...] = ()
+        self.others: dict[str, Sink] = {}
+        """The other sinks, by their names for people."""
         self._steps_per_epoch = steps_per_epoch
+        self._warn = warn
         self._enabled = enabled
         if not enabled:
             return
-        files = DLLoggerFile(self.dlll_path), JsonLinesFile(self.jsonl_path)
+        self.files = DLLoggerFile(self.dlll_path), JsonLinesFile(self.jsonl_path)
         with writing(folder):
-            for file in files:
+            for file in self.files:
                 file.path.parent.mkdir(parents=True, exist_ok=True)
             if keep_until_step is None:
-                move_aside(*(file.path for file in files), folder / TENSORBOARD_NAME)
+                move_aside(*(file.path for file in self.files), folder / TENSORBOARD_NAME)
             else:
-                for file in files:
+                for file in self.files:
                     file.keep(lambda at: at == () or self._step(at) <= keep_until_step)
-        self.sinks += [*files, RunPage(self.jsonl_path, folder / HTML_NAME)]
-        self.sinks += [TRACKERS[name](folder, keep_until_step) for name in trackers]
+        self.others[HTML_NAME] = RunPage(self.jsonl_path, folder / HTML_NAME)
+        self.others |= {name: TRACKERS[name](folder, keep_until_step) for name in trackers}
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Record the configuration."""
@@ -93,14 +105,21 @@ class Report:
         """Write another file next to the report."""
         if self._enabled:
             with writing(self.folder / name):
-                (self.folder / name).write_text(text, encoding="utf-8")
+                write_whole(self.folder / name, text)
 
     def _write(self, event: Event, position: Position | None, data: Mapping[str, Any]) -> None:
         if position is not None:
             data = {name: float(v) if math.isfinite(v) else None for name, v in data.items()}
         record = Record(event, position, self._step(position) if position else None, data)
-        for sink in self.sinks:
-            sink.write(record)
+        for file in self.files:
+            file.write(record)
+        for name, sink in list(self.others.items()):
+            try:
+                sink.write(record)
+            except Exception as error:  # whatever a tracker's package raises
+                del self.others[name]
+                reason = printable(error) or type(error).__name__
+                self._warn(f"{name} is no longer updated, the run goes on without it: {reason}")
 
     def _step(self, position: Position) -> int:
         """Optimizer steps from the beginning of the run to a position."""

@@ -41,7 +41,7 @@ def run_page(history: History) -> str:
         parts += ["<h2>Epochs</h2>", _epoch_table(history)]
     parts += ["<h2>Recipe</h2>", _recipe(history)]
     if history.start.environment:
-        rows = history.start.environment.items()
+        rows = [(what, show_value(value)) for what, value in history.start.environment.items()]
         parts += ["<h2>Hardware and versions</h2>"]
         parts += [table("Hardware and versions", ("what", "value"), rows)]
     if len(history.starts) > 1:
@@ -75,7 +75,8 @@ def show_time(seconds: float) -> str:
 
 def best_epoch(history: History) -> tuple[float, float] | None:
     """The highest top-1 accuracy in percent, and the epochs trained until then."""
-    found = [(top1, s.epochs) for s in history.epochs if (top1 := s.metrics.get("val.top1"))]
+    values = [(sample.metrics.get("val.top1"), sample.epochs) for sample in history.epochs]
+    found = [(top1, epochs) for top1, epochs in values if top1 is not None]
     return max(found, key=lambda pair: pair[0]) if found else None
 
 

@@ -4,7 +4,6 @@ docs/report.md documents both files. Other places are in trackers.py.
 """
 
 import json
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from seresnext_jax.errors import UserError
+from seresnext_jax.output import write_whole
 from seresnext_jax.report.metrics import find_metric
 
 PREFIX = "DLLL "
@@ -70,14 +70,12 @@ class ReportFile(ABC):
             return
         lines = []
         for line, record in _parse_lines(self.path):
-            key = _key(record)
+            key = key_of(record)
             if isinstance(key, str) or wanted(key):
                 lines.append(line + "\n")
                 self._kept.add(key)
-        temporary = self.path.with_name(self.path.name + ".tmp")
         with writing(self.path):
-            temporary.write_text("".join(lines), encoding="utf-8")
-            os.replace(temporary, self.path)
+            write_whole(self.path, "".join(lines))
 
     def write(self, record: Record) -> None:
         """Append a record.
@@ -174,7 +172,7 @@ def _parse_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise UserError(f"{path}, line {number} is not a report record: move the file away")
 
 
-def _key(record: dict[str, Any]) -> Position | str:
+def key_of(record: dict[str, Any]) -> Position | str:
     """The position of a record in either file; without a position, the metric that it describes."""
     if record.get("event", "parameters") != "parameters":
         return tuple(record[name] for name in _POSITION if name in record)

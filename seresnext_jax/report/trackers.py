@@ -7,12 +7,14 @@ means of an epoch as ``train_epoch/loss``; the x axis is the number of optimizer
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from seresnext_jax.errors import UserError
+from seresnext_jax.output import write_whole
 from seresnext_jax.report.names import TENSORBOARD_NAME, WANDB_NAME
 from seresnext_jax.report.sinks import Record, Sink, writing
 
@@ -31,21 +33,36 @@ class TensorBoard:
           resumed_step: TensorBoard ignores what an earlier start wrote after this step. None: a new
             run.
         """
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
         folder = workspace / TENSORBOARD_NAME
-        purge = None if resumed_step is None else min(resumed_step, _NO_STEP) + 1
         with writing(folder):
-            self._writer = SummaryWriter(str(folder), purge_step=purge)
+            folder.mkdir(parents=True, exist_ok=True)
+            # SummaryWriter has a thread: if a write fails, the thread ends, and the run would wait
+            # for it forever.
+            self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+            if resumed_step is not None:
+                after = min(resumed_step, _NO_STEP) + 1
+                self._add(step=after, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, record: Record) -> None:
         """Write the metrics of a record, or the options as a text; they are on disk at once."""
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.summary import text
+
         if record.event == "parameters":
-            text = json.dumps(dict(record.data), indent=2)
-            self._writer.add_text("options", f"```\n{text}\n```")
-        for name, value in tracked(record).items():
-            self._writer.add_scalar(name, value, record.step)
-        self._writer.flush()
+            options = json.dumps(dict(record.data), indent=2)
+            self._add(summary=text("options", f"```\n{options}\n```"))
+        elif found := tracked(record):
+            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in found.items()]
+            self._add(step=record.step, summary=Summary(value=values))
+
+    def _add(self, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._file.write_event(Event(wall_time=time.time(), **content))
+        self._file.flush()
 
 
 class WandB:
@@ -66,7 +83,7 @@ class WandB:
         with writing(id_file):
             id_file.parent.mkdir(parents=True, exist_ok=True)
             if resumed_step is None or not id_file.exists():
-                id_file.write_text(secrets.token_hex(4), encoding="utf-8")
+                write_whole(id_file, secrets.token_hex(4))
             known = id_file.read_text(encoding="utf-8")
         try:
             self._run = wandb.init(

@@ -38,6 +38,7 @@ def open_report(
         config.raport_file,
         steps_per_epoch=plan.steps_per_epoch,
         keep_until_step=sys.maxsize if config.evaluate else resumed_step or None,
+        warn=console.warn,
         trackers=config.report_to,
         enabled=console.enabled,
     )

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from seresnext_jax.report.report import Report
+from tests.report.report_files import STEPS, open_report
 
-STEPS = 4
-"""Optimizer steps of an epoch; each second one is reported."""
 ENVIRONMENT = {"device": "1 x cpu", "jax": "0.10.2"}
 OPTIONS: dict[str, Any] = {
     "model.arch": "resnet18",
@@ -53,7 +52,7 @@ def train_metrics(loss: float) -> dict[str, float]:
 
 def open_run(folder: Path, *, resumed_at: int | None = None, **options: Any) -> Report:
     """A report in `folder` with its options recorded."""
-    report = Report(folder, "raport.json", steps_per_epoch=STEPS, keep_until_step=resumed_at)
+    report = open_report(folder, resumed_at, name="raport.json")
     recorded = {"recipe": "configs/a.py", "deviations": {}, "environment": ENVIRONMENT}
     report.parameters(OPTIONS | {"workspace": str(folder)} | recorded | options)
     return report

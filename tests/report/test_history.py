@@ -8,7 +8,8 @@ import pytest
 
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.history import read_history
-from tests.report.runs import ENVIRONMENT, NVIDIA, OPTIONS, STEPS, add_epoch, open_run, write_run
+from tests.report.report_files import STEPS
+from tests.report.runs import ENVIRONMENT, NVIDIA, OPTIONS, add_epoch, open_run, write_run
 
 
 def test_a_workspace(tmp_path: Path) -> None:
@@ -89,6 +90,17 @@ def test_the_plan_tells_the_length_of_an_unfinished_first_epoch(tmp_path: Path) 
         ({"config.json": "{}"}, "config.json", "config.json has no records of a run: name"),
         ({"report.jsonl": ""}, "", "report.jsonl has no records of a run"),
         ({"report.jsonl": "x\n{}"}, "", "report.jsonl, line 1 is not a report record"),
+        ({"a.json": 'DLLL {"step": [0], "data": {}}'}, "", "a.json has a record whose time or"),
+        (
+            {"report.jsonl": '{"event": "epoch", "epoch": 0, "metrics": {}}'},
+            "",
+            "has a record whose",
+        ),
+        (
+            {"report.jsonl": '{"time": 1, "event": "epoch", "epoch": "x", "metrics": {}}'},
+            "",
+            "time or step is missing or wrong: name another report",
+        ),
     ],
 )
 def test_what_is_not_a_report(

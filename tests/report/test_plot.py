@@ -10,12 +10,13 @@ from PIL import Image
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.plot import plot_report
 from seresnext_jax.report.report import Report
+from tests.report.report_files import open_report
 
 
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
     """An empty one."""
-    return Report(tmp_path, "raport.json", steps_per_epoch=4, keep_until_step=None)
+    return open_report(tmp_path)
 
 
 def add_epoch(report: Report, epoch: int, loss: float, top1: float) -> None:

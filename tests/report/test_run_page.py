@@ -1,5 +1,6 @@
 """The page of a run, read as a browser's parser reads it."""
 
+import os
 import re
 import time
 from html.parser import HTMLParser
@@ -9,9 +10,11 @@ import pytest
 
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.history import read_history
-from seresnext_jax.report.run_page import run_page, show_duration
+from seresnext_jax.report.html import write_page
+from seresnext_jax.report.run_page import best_epoch, run_page, show_duration
 from tests.programs import done, error_line, run
-from tests.report.runs import NVIDIA, STEPS, add_epoch, open_run, write_run
+from tests.report.report_files import STEPS
+from tests.report.runs import NVIDIA, add_epoch, open_run, write_run
 
 
 class Reader(HTMLParser):
@@ -82,10 +85,18 @@ def test_the_page_is_written_after_each_epoch(tmp_path: Path) -> None:
 
 
 def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    report = open_run(tmp_path)
     (tmp_path / "report.html").mkdir()
     with pytest.raises(UserError, match="report.html can't be written"):
-        add_epoch(report, 0, 1.0, 50.0)
+        write_page(tmp_path / "report.html", "")
+
+
+def test_names_that_are_not_utf_8_or_not_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9\n")
+    command = os.fsdecode(b"train.py \xe9")
+    write_run(folder, 0.5, init_from=os.fsdecode(b"\xe9.pth"), command=command, seed="1\n2")
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert r"<h1>caf\udce9\n</h1>" in html and r"<code>train.py \udce9</code>" in html
+    assert r"<td>\udce9.pth</td>" in html and r"<td>1\n2</td>" in html
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
@@ -111,6 +122,11 @@ def test_the_starts_of_a_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     add_epoch(open_run(tmp_path, resumed_at=STEPS, epochs=5), 1, 1.0, 60.0)
     text = Reader(run_page(read_history(tmp_path))).text
     assert "epochs: 3 → 5" in text and "2 starts" in text
+
+
+def test_an_accuracy_of_zero_is_the_best_of_its_run(tmp_path: Path) -> None:
+    add_epoch(open_run(tmp_path), 0, 7.0, 0.0)
+    assert best_epoch(read_history(tmp_path)) == (0.0, 1.0)
 
 
 def test_a_run_before_its_first_epoch(tmp_path: Path) -> None:

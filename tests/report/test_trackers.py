@@ -14,14 +14,15 @@ from seresnext_jax.cli import parse_config
 from seresnext_jax.errors import UserError
 from seresnext_jax.report import trackers
 from seresnext_jax.report.report import Report
+from seresnext_jax.report.sinks import read_report
 from seresnext_jax.report.trackers import check_trackers
-from tests.report.runs import OPTIONS, STEPS, add_epoch
+from tests.report import report_files
+from tests.report.report_files import STEPS
+from tests.report.runs import OPTIONS, add_epoch
 
 
 def open_report(folder: Path, *names: str, resumed_at: int | None = None) -> Report:
-    return Report(
-        folder, "raport.json", steps_per_epoch=STEPS, keep_until_step=resumed_at, trackers=names
-    )
+    return report_files.open_report(folder, resumed_at, trackers=names)
 
 
 def events(folder: Path) -> list[Event]:
@@ -68,6 +69,24 @@ def test_tensorboard_ignores_steps_that_a_resumed_run_repeats(tmp_path: Path) ->
     add_epoch(open_report(tmp_path, "tensorboard", resumed_at=2), 0, 2.0, 50.0)
     (start,) = [e for e in events(tmp_path / "tensorboard") if e.HasField("session_log")]
     assert (start.session_log.status, start.step) == (SessionLog.START, 3)
+
+
+def test_a_full_disk_ends_the_event_files_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    report = report_files.open_report(tmp_path, trackers=["tensorboard"], warn=warnings.append)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+
+    def full(data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tensorboardX.record_writer.RecordWriter.write", lambda self, x: full(x))
+    for epoch in range(9):  # more records than any queue takes
+        add_epoch(report, epoch, 2.0, 50.0)
+    (warning,) = warnings
+    assert warning.startswith("tensorboard is no longer updated") and "No space left" in warning
+    assert file.exists() and len(read_report(report.jsonl_path)) == 4 * 9
 
 
 def test_a_new_run_moves_the_event_files_of_an_earlier_one_aside(tmp_path: Path) -> None:
