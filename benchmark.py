@@ -219,8 +219,8 @@ def measure_data(options: BenchmarkConfig) -> Iterator[dict[str, Any]]:
 
 def measure_sharing(options: BenchmarkConfig, data: DataConfig) -> Iterator[dict[str, Any]]:
     """Several processes of this host, each with its part of the devices."""
+    from benchmarks.core_sharing import measure_processes
     from benchmarks.input import with_classes
-    from benchmarks.processes import measure_processes
 
     config = replace(configs(options)[0], batch_size=max(options.batch_sizes))
     config, devices = with_classes(config, data), max(options.devices)

@@ -11,7 +11,7 @@ from typing import Annotated
 from seresnext_jax.cli import parse_over_config, run
 from seresnext_jax.config import Config, InputConfig, Range
 from seresnext_jax.report.console import Console
-from seresnext_jax.run.check import check_and_print
+from seresnext_jax.run.data_check import check_and_print
 
 
 @dataclass(frozen=True)

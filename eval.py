@@ -41,7 +41,7 @@ from seresnext_jax.report.details import (
     detail_rows,
     explain,
     image_name,
-    make_folder,
+    make_details_folder,
     write_csv,
     write_details,
 )
@@ -116,7 +116,7 @@ def main(argv: list[str]) -> int:
     if config.details or config.against:
         _check_alone()
     if folder:
-        make_folder(folder)
+        make_details_folder(folder)
 
     weights = read(config, console)
     first = evaluate_weights(weights, config, mesh, console)
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> int:
         second = evaluate_weights(weights, others, mesh, console)
         console.table("Evaluation of --against", second.rows)
         if folder:
-            make_folder(folder / "against")
+            make_details_folder(folder / "against")
             report_details(folder / "against", second, console)
         comparison = compare(first, second, folder, console)
         output |= {"against": second.header | second.results, "comparison": comparison}

@@ -30,7 +30,7 @@ from seresnext_jax.report.metrics import metric_rows
 from seresnext_jax.run import runtime
 from seresnext_jax.run.affinity import bind_to_gpus, local_gpus
 from seresnext_jax.run.bad_images import saving_before_bad_images
-from seresnext_jax.run.check import check_and_print
+from seresnext_jax.run.data_check import check_and_print
 from seresnext_jax.run.log import TrainLog
 from seresnext_jax.run.outcome import (
     epoch_line,

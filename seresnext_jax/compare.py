@@ -13,7 +13,15 @@ import tyro
 
 from seresnext_jax.cli import check_output, parse, run, write_output
 from seresnext_jax.errors import UserError
-from seresnext_jax.report import compare as report
+from seresnext_jax.report.comparison import (
+    NOTE_ON_THE_ORIGINAL,
+    comparison,
+    comparison_page,
+    difference_tables,
+    is_of_the_original,
+    read_runs,
+    result_table,
+)
 
 
 @dataclass(frozen=True)
@@ -37,14 +45,14 @@ def main(argv: list[str]) -> None:
         raise UserError("compare needs at least two runs: give workspaces or report files")
     check_output("--html", config.html)
     check_output("--json", config.json)
-    runs = report.read_runs([Path(run) for run in config.runs])
-    print(*report.result_table(runs).lines(), sep="\n")
-    for title, table in report.difference_tables(runs).items():
+    runs = read_runs([Path(run) for run in config.runs])
+    print(*result_table(runs).lines(), sep="\n")
+    for title, table in difference_tables(runs).items():
         print("", title, *table.lines(), sep="\n")
-    if any(report.is_of_the_original(history) for _, history in runs):
-        print("", report.NOTE_ON_THE_ORIGINAL, sep="\n")
-    write_output("--html", config.html, report.comparison_page(runs))
-    text = json.dumps(report.comparison(runs), indent=2, allow_nan=False)
+    if any(is_of_the_original(history) for _, history in runs):
+        print("", NOTE_ON_THE_ORIGINAL, sep="\n")
+    write_output("--html", config.html, comparison_page(runs))
+    text = json.dumps(comparison(runs), indent=2, allow_nan=False)
     write_output("--json", config.json, text + "\n")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from seresnext_jax.data.transform import RESAMPLING
 from seresnext_jax.errors import UserError
-from seresnext_jax.export.network import INPUT, OUTPUT, Array, ExportPrecision, own_logits
+from seresnext_jax.export.exported_network import INPUT, OUTPUT, Array, ExportPrecision, own_logits
 from seresnext_jax.weights.info import Weights, to_json
 
 LIMITS: dict[ExportPrecision, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
@@ -81,7 +81,7 @@ def export_weights(
             )
         runtime = f"{form.runtime} {version(form.runtime)}"
         export = Export(out, description, form.name, runtime, difference, largest)
-        text = to_json(describe(export, weights, precision))
+        text = to_json(describe_export(export, weights, precision))
         part.replace(out)
         description.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -136,7 +136,7 @@ def _compare(form: Format, path: Path, weights: Weights) -> tuple[float, float]:
     return float(np.max(differences)), float(np.abs(own).max())
 
 
-def describe(export: Export, weights: Weights, precision: ExportPrecision) -> dict[str, Any]:
+def describe_export(export: Export, weights: Weights, precision: ExportPrecision) -> dict[str, Any]:
     """What a program needs to know to run the file."""
     info = weights.info
     size = info.image_size

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from seresnext_jax import __version__
 from seresnext_jax.data.normalize import IMAGENET_MEAN, IMAGENET_STD
-from seresnext_jax.export.network import (
+from seresnext_jax.export.exported_network import (
     INPUT,
     OUTPUT,
     Array,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from seresnext_jax.export.network import Array, ExportPrecision, portable_forward
+from seresnext_jax.export.exported_network import Array, ExportPrecision, portable_forward
 from seresnext_jax.weights.info import Weights
 
 RUNTIME = "jax"

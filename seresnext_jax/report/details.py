@@ -162,7 +162,7 @@ def detail_rows(details: Details) -> list[tuple[str, str]]:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def make_folder(folder: Path) -> None:
+def make_details_folder(folder: Path) -> None:
     """Create the folder of the details.
 
     Raises:

@@ -22,11 +22,11 @@ _OLD_NAMES = {"lr": "train.lr"}
 
 _NUMBER = (int, float)
 _ABOUT_THE_START = {"recipe": str, "command": str, "deviations": dict, "environment": dict}
-"""What is recorded with the options, and its type; fields of `Start`."""
+"""What is recorded with the options, and its type; fields of `RunStart`."""
 
 
 @dataclass(frozen=True)
-class Start:
+class RunStart:
     """One start of a run: the first one, or a later one that resumed it."""
 
     time: float
@@ -60,7 +60,7 @@ class History:
     """The report."""
     name: str
     """The workspace's name."""
-    starts: tuple[Start, ...]
+    starts: tuple[RunStart, ...]
     steps: tuple[Sample, ...]
     """Means over the last few training steps."""
     epochs: tuple[Sample, ...]
@@ -71,7 +71,7 @@ class History:
     """What the options led to; empty if only the report file is there."""
 
     @property
-    def start(self) -> Start:
+    def start(self) -> RunStart:
         """The last start that trained; in a report without one, the last start."""
         training = [start for start in self.starts if not start.options.get("evaluate")]
         return (training or self.starts)[-1]
@@ -171,7 +171,7 @@ def _entries(report: Path) -> Iterator[tuple[float, Position | None, Mapping[str
 
 def _starts(
     parameters: list[tuple[float, Mapping[str, Any]]], times: list[float]
-) -> tuple[Start, ...]:
+) -> tuple[RunStart, ...]:
     """One for each record of this project's options; the original writes two at its only start.
 
     A report without options has one start, too.
@@ -189,7 +189,7 @@ def _starts(
             if isinstance(data.get(name), kind)
         }
         options = {name: value for name, value in data.items() if name not in about}
-        starts.append(Start(time, last, options, **about))
+        starts.append(RunStart(time, last, options, **about))
     return tuple(starts)
 
 

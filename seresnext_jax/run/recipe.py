@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from seresnext_jax.config import Config, flatten, option_name
-from seresnext_jax.report.history import Start
+from seresnext_jax.report.history import RunStart
 from seresnext_jax.report.options import show_value
 
 _NO_EFFECT = (
@@ -29,7 +29,7 @@ def find_deviations(recipe: Config, config: Config) -> dict[str, dict[str, Any]]
     }
 
 
-def recipe_rows(start: Start) -> list[tuple[str, str]]:
+def recipe_rows(start: RunStart) -> list[tuple[str, str]]:
     """The recipe and the deviations from it, for the table at the end of a run."""
     name = start.recipe or "the default options"
     changed: Mapping[str, Any] = start.deviations or {}

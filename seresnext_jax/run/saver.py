@@ -17,7 +17,7 @@ from seresnext_jax.plan import Plan
 from seresnext_jax.report.console import Console
 from seresnext_jax.run.start import (
     Start,
-    check_classes,
+    check_class_names,
     checkpoints_folder,
     saves_checkpoints,
 )
@@ -80,7 +80,7 @@ class Saver:
         for line in broken:
             self._console.warn(line)
         self._check_plan(meta)
-        check_classes(
+        check_class_names(
             self._config, start, meta.class_names, self._loader.class_names, self._console
         )
         self._warn_of_changes(meta)

@@ -98,7 +98,7 @@ def saves_checkpoints(config: Config) -> bool:
     return not (config.no_checkpoints or config.evaluate)
 
 
-def check_classes(
+def check_class_names(
     config: Config, start: Start, saved: Names | None, data: Names, console: Console
 ) -> None:
     """Refuse to continue or evaluate a checkpoint on data whose labels mean other classes.

@@ -10,7 +10,7 @@ from seresnext_jax.config import Precision
 
 
 @dataclass(frozen=True)
-class Policy:
+class PrecisionPolicy:
     """The types that the network computes in. Parameters, statistics, loss are always float32."""
 
     compute_dtype: jnp.dtype
@@ -21,11 +21,11 @@ class Policy:
     """Whether gradients would underflow without a loss scale."""
 
 
-POLICIES: dict[Precision, Policy] = {
-    "fp32": Policy(jnp.dtype("float32"), "highest", False),
-    "tf32": Policy(jnp.dtype("float32"), "tensorfloat32", False),
-    "bf16": Policy(jnp.dtype("bfloat16"), "default", False),
-    "fp16": Policy(jnp.dtype("float16"), "default", True),
+POLICIES: dict[Precision, PrecisionPolicy] = {
+    "fp32": PrecisionPolicy(jnp.dtype("float32"), "highest", False),
+    "tf32": PrecisionPolicy(jnp.dtype("float32"), "tensorfloat32", False),
+    "bf16": PrecisionPolicy(jnp.dtype("bfloat16"), "default", False),
+    "fp16": PrecisionPolicy(jnp.dtype("float16"), "default", True),
 }
 
 
@@ -39,14 +39,14 @@ class LossScale:
     """int32 scalar; finite steps since the last change."""
 
 
-def init_loss_scale(policy: Policy, initial: float) -> LossScale:
+def init_loss_scale(policy: PrecisionPolicy, initial: float) -> LossScale:
     """The scaler's initial state; without loss scaling, the scale is a constant 1."""
     scale = initial if policy.scale_loss else 1.0
     return LossScale(scale=jnp.float32(scale), good_steps=jnp.int32(0))
 
 
 def update_loss_scale(
-    state: LossScale, *, finite: jax.Array, growth_interval: int, policy: Policy
+    state: LossScale, *, finite: jax.Array, growth_interval: int, policy: PrecisionPolicy
 ) -> LossScale:
     """Advance the scaler by one optimizer step.
 

@@ -24,7 +24,12 @@ from seresnext_jax.training.losses import smoothed_cross_entropy
 from seresnext_jax.training.metrics import evaluation_sums, image_results
 from seresnext_jax.training.mixup import mix_batch
 from seresnext_jax.training.optimizer import make_optimizer
-from seresnext_jax.training.precision import POLICIES, Policy, all_finite, update_loss_scale
+from seresnext_jax.training.precision import (
+    POLICIES,
+    PrecisionPolicy,
+    all_finite,
+    update_loss_scale,
+)
 from seresnext_jax.training.state import TrainState
 
 Tree = Any
@@ -305,7 +310,7 @@ def _batch_shapes(config: EvaluationConfig, mesh: Mesh, passes: int) -> Batch:
     return abstract_batch(mesh, passes=passes, batch_size=config.batch_size, image_size=size)
 
 
-def _with_precision(function: Callable[..., Any], policy: Policy) -> Callable[..., Any]:
+def _with_precision(function: Callable[..., Any], policy: PrecisionPolicy) -> Callable[..., Any]:
     """Trace `function`, and so its gradient, under the policy's precision of float32 products."""
 
     def traced(*args: Any) -> Any:

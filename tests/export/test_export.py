@@ -21,7 +21,7 @@ from seresnext_jax.data.transform import CentreCrop
 from seresnext_jax.errors import UserError
 from seresnext_jax.export import onnx_file
 from seresnext_jax.export.export import LIMITS, export_weights
-from seresnext_jax.export.network import ExportPrecision
+from seresnext_jax.export.exported_network import ExportPrecision
 from seresnext_jax.model.initial import init_variables
 from seresnext_jax.model.network import ARCHITECTURES
 from seresnext_jax.weights.folder import write_weights_folder

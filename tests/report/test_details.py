@@ -12,7 +12,13 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.contact_sheet import COLUMNS, Cell, write_contact_sheet
-from seresnext_jax.report.details import Details, detail_rows, explain, make_folder, write_details
+from seresnext_jax.report.details import (
+    Details,
+    detail_rows,
+    explain,
+    make_details_folder,
+    write_details,
+)
 from seresnext_jax.report.paired import (
     compare_paired,
     comparison_rows,
@@ -142,14 +148,14 @@ def test_a_network_without_mistakes_and_one_that_computes_nan(tmp_path: Path) ->
 
 
 def test_a_folder_with_files_is_refused_and_a_new_one_taken(tmp_path: Path) -> None:
-    make_folder(tmp_path / "a/b")
-    make_folder(tmp_path / "a/b")  # still empty
+    make_details_folder(tmp_path / "a/b")
+    make_details_folder(tmp_path / "a/b")  # still empty
     (tmp_path / "a/b/details.json").write_text("{}")
     with pytest.raises(UserError, match="has files in it: give a new folder"):
-        make_folder(tmp_path / "a/b")
-    make_folder(tmp_path / "a/new")
+        make_details_folder(tmp_path / "a/b")
+    make_details_folder(tmp_path / "a/new")
     with pytest.raises(UserError, match=r"can't be written \(Not a directory\)"):
-        make_folder(tmp_path / "a/b/details.json/c")
+        make_details_folder(tmp_path / "a/b/details.json/c")
 
 
 # ---- two networks --------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from dataclasses import replace
 from configs import dgxa100_amp_90e
 from seresnext_jax.cli import load_recipe, parse_config
 from seresnext_jax.config import Config
-from seresnext_jax.report.history import Start
+from seresnext_jax.report.history import RunStart
 from seresnext_jax.run.recipe import find_deviations, recipe_rows
 
 
@@ -37,7 +37,7 @@ def test_without_a_config_the_defaults_are_the_recipe() -> None:
 
 
 def test_the_table_at_the_end() -> None:
-    start = Start(0, 1, {}, recipe="a.py", deviations={})
+    start = RunStart(0, 1, {}, recipe="a.py", deviations={})
     assert recipe_rows(start) == [("recipe", "a.py, unchanged")]
     changed = {
         "optim.lr_per_256": {"recipe": 0.256, "run": 0.1},

@@ -7,7 +7,7 @@ import pytest
 from seresnext_jax.config import Config
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.console import Console
-from seresnext_jax.run.start import Start, check_classes
+from seresnext_jax.run.start import Start, check_class_names
 
 CHECKPOINT = Path("runs/a/checkpoints/6")
 NAMED, NEWEST = Start(checkpoint=CHECKPOINT), Start(newest_in=CHECKPOINT.parent)
@@ -20,7 +20,7 @@ def check(
     *,
     evaluate: bool = False,
 ) -> None:
-    check_classes(Config(evaluate=evaluate), start, saved, data, Console(enabled=True))
+    check_class_names(Config(evaluate=evaluate), start, saved, data, Console(enabled=True))
 
 
 @pytest.mark.parametrize("start", [NAMED, NEWEST])

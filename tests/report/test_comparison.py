@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seresnext_jax.report.compare import (
+from seresnext_jax.report.comparison import (
     comparison,
     comparison_page,
     difference_tables,
