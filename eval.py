@@ -119,17 +119,18 @@ def main(argv: list[str]) -> int:
         make_details_folder(folder)
 
     weights = read(config, console)
+    others = replace(config, weights=config.against, ema=False)
+    against = read(others, console) if config.against else None
     first = evaluate_weights(weights, config, mesh, console)
     console.table("Evaluation", first.rows)
     output = first.header | first.results
     if folder:
         report_details(folder, first, console)
-    if config.against:
-        others = replace(config, weights=config.against, ema=False)
-        own_names, weights = weights.info.class_names, read(others, console)
-        if weights.info.class_names not in (None, own_names):  # the file is not about these names
+    if against:
+        # The file of --class-names is not about other names.
+        if against.info.class_names not in (None, weights.info.class_names):
             others = replace(others, class_names="")
-        second = evaluate_weights(weights, others, mesh, console)
+        second = evaluate_weights(against, others, mesh, console)
         console.table("Evaluation of --against", second.rows)
         if folder:
             make_details_folder(folder / "against")

@@ -153,6 +153,14 @@ def test_a_used_folder_is_refused_before_the_evaluation(root: Path, folder: Path
         evaluate(root, "--details", str(folder))
 
 
+def test_a_missing_file_is_noticed_before_the_evaluation(root: Path, tmp_path: Path) -> None:
+    words = ("--details", str(tmp_path / "d"), "--against")
+    with pytest.raises(UserError, match="absent"):
+        evaluate(root, *words, str(root / "absent"))
+    assert not list((tmp_path / "d").iterdir())
+    evaluate(root, *words, str(root / "a"))
+
+
 def test_several_processes_are_refused_and_one_of_them_alone_is_not(
     root: Path, tmp_path: Path
 ) -> None:

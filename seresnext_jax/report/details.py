@@ -208,6 +208,8 @@ def write_details(folder: Path, details: Details, header: Mapping[str, Any]) -> 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write a table; the columns are the keys of the first row.
 
+    Text that a spreadsheet would take for a formula gets an apostrophe in front.
+
     Raises:
       UserError: the file can't be written.
     """
@@ -215,7 +217,9 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]) if rows else [])
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(
+                {name: _harmless(value) for name, value in row.items()} for row in rows
+            )
     except OSError as error:
         raise _cannot_write(path, error) from error
 
@@ -226,6 +230,11 @@ def _flat(row: Row) -> Row:
     for i, found in enumerate(row.get("classes", ()), start=1):
         flat |= {f"{name}_{i}": value for name, value in found.items()}
     return flat
+
+
+def _harmless(value: Any) -> Any:
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

@@ -56,12 +56,12 @@ def image_results(
       mask: (N,) bool.
     """
     probabilities = jax.nn.softmax(logits)
-    best, classes = jax.lax.top_k(probabilities, topk)
+    _, classes = jax.lax.top_k(logits, topk)  # probabilities of unequal logits can be equal
     return {
         "mask": mask,
         "labels": labels,
         "rank": label_rank(logits, labels),
         "label_probability": jnp.take_along_axis(probabilities, labels[:, None], axis=-1)[:, 0],
         "classes": classes,
-        "probabilities": best,
+        "probabilities": jnp.take_along_axis(probabilities, classes, axis=-1),
     }

@@ -129,6 +129,16 @@ def test_the_files_have_the_tables(details: Details, tmp_path: Path) -> None:
     assert float(rows[0]["probability_3"]) == details.mistakes[0]["classes"][2]["probability"]
 
 
+def test_names_keep_their_commas_quotes_and_lines_and_are_no_formulas(tmp_path: Path) -> None:
+    names = ("a,b", 'say "x"', "two\nlines", "=1+1", "@sum(a)")
+    write_details(tmp_path, explain(predictions(), names, PATHS), {})
+    with (tmp_path / "classes.csv").open(encoding="utf-8", newline="") as file:
+        found = {int(row["class"]): row["name"] for row in csv.DictReader(file)}
+    assert [found[label] for label in range(5)] == [*names[:3], "'=1+1", "'@sum(a)"]
+    exact = json.loads((tmp_path / "details.json").read_text())["classes"]
+    assert {row["name"] for row in exact} == set(names)
+
+
 def test_a_network_without_mistakes_and_one_that_computes_nan(tmp_path: Path) -> None:
     one = predictions(images=1)
     right = Predictions(**{**vars(one), "rank": np.zeros(1, int), "classes": one.labels[:, None]})

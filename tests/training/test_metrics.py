@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from seresnext_jax.training.losses import smoothed_cross_entropy
-from seresnext_jax.training.metrics import evaluation_sums, label_rank
+from seresnext_jax.training.metrics import evaluation_sums, image_results, label_rank
 from seresnext_jax.training.mixup import mix_batch, random_box
 
 N, K = 64, 12
@@ -41,6 +41,16 @@ def test_equal_logits_count_one_class_and_a_diverged_network_none() -> None:
     assert int(jnp.sum(label_rank(flat, jnp.arange(K)) < 1)) == 1
     lost = jnp.full((K, K), jnp.nan)
     assert int(jnp.sum(label_rank(lost, jnp.arange(K)) < 5)) == 0
+
+
+def test_the_most_probable_classes_are_those_of_the_ranks_where_probabilities_are_equal() -> None:
+    """Float32 probabilities of unequal logits: 0 and 0, or 0.5 and 0.5."""
+    close = np.nextafter(np.float32(1e-3), np.float32(1))
+    logits = jnp.array([[0.0, 200.0, 400.0], [1e-3, close, -400.0]])
+    found = image_results(logits, jnp.array([1, 1]), jnp.ones(2, bool), topk=2)
+    assert found["classes"].tolist() == [[2, 1], [1, 0]]
+    assert found["rank"].tolist() == [1, 0]
+    assert found["probabilities"].tolist() == [[1, 0], [0.5, 0.5]]
 
 
 def test_sums_do_not_depend_on_batches_and_skip_the_masked() -> None:
