@@ -3,7 +3,7 @@
 import gc
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ class FileList:
     labels: np.ndarray
     """(M,) int32: the rank of the class folder's name."""
     class_names: tuple[str, ...]
-    left_out: tuple[str, ...] = ()
+    left_out: Sequence[str] = ()
     """Paths below `folder` of the files that are not listed: those with other suffixes, and images
     outside the class folders. Hidden files are not included."""
 
@@ -135,9 +135,7 @@ def list_folder(folder: Path, progress: Progress) -> Listing:
             progress(f"listing {printable(folder)}: {done}")
     sizes = [len(found) for found in members]
     labels = np.repeat(np.arange(len(members), dtype=np.int32), sizes)
-    return Listing(
-        FileList(folder, Paths.join(members), labels, class_names, tuple(left_out)), places
-    )
+    return Listing(FileList(folder, Paths.join(members), labels, class_names, left_out), places)
 
 
 def _pack(folders: list[tuple[str, list[str]]]) -> Paths:

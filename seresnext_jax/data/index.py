@@ -26,7 +26,8 @@ from seresnext_jax.data.files import FileList, Listing, Progress, list_folder
 from seresnext_jax.data.formats import format_names, is_broken_link
 from seresnext_jax.data.headers import FACTS
 from seresnext_jax.data.paths import Paths
-from seresnext_jax.data.shards import PLACE, ShardList, find_shards, index_beside, list_shards
+from seresnext_jax.data.shards import PLACE, ShardList, find_shards, index_beside
+from seresnext_jax.data.tar_listing import list_shards
 from seresnext_jax.data.walk import PlaceState, listing, place_state
 from seresnext_jax.errors import UserError, printable
 
@@ -265,8 +266,7 @@ def _from_arrays(arrays: dict[str, np.ndarray], folder: Path, file: Path) -> Spl
     if not len(paths) == len(labels) == len(facts) or facts.dtype != FACTS:
         raise ValueError("its parts have different lengths")
     class_names = tuple(Paths(arrays["class_names"]))
-    left_out = tuple(Paths(arrays["left_out"]))
-    files = FileList(folder, paths, labels, class_names, left_out)
+    files = FileList(folder, paths, labels, class_names, Paths(arrays["left_out"]))
     if "shards" in arrays:
         shards, places = tuple(Paths(arrays["shards"])), arrays["positions"]
         if len(places) != len(paths) or places.dtype != PLACE:

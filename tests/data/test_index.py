@@ -127,7 +127,9 @@ def test_a_changed_split_is_listed_again(folder: Path, listed: list[str], change
     found = opened(folder).files
     assert listed == ["train"] * 2
     expected = list_folder(folder, print).files
-    assert list(found.paths) == list(expected.paths) and found.left_out == expected.left_out
+    assert list(found.paths) == list(expected.paths) and list(found.left_out) == list(
+        expected.left_out
+    )
     assert opened(folder).files.fingerprint("") == expected.fingerprint("")
     assert listed == ["train"] * 2
 

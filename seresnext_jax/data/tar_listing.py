@@ -1,0 +1,216 @@
+"""Lists the images in tar files that others have packed: names, places and labels."""
+
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from seresnext_jax.commands import command
+from seresnext_jax.data.files import Listing, Progress
+from seresnext_jax.data.formats import has_image_suffix
+from seresnext_jax.data.paths import Paths
+from seresnext_jax.data.shards import BLOCK, PLACE, ShardList, find_shards
+from seresnext_jax.data.walk import is_hidden, listing, place_state
+from seresnext_jax.errors import UserError, printable
+
+_MOST_PADDING = 2**20
+"""Bytes of zeros after the last member; a file whose space was only reserved has more."""
+_NO_LABEL = -1
+
+
+def list_shards(folder: Path, progress: Progress) -> Listing:
+    """List the images in a split's tar files, in the order of the same images in folders.
+
+    Labels without class names keep the order in the shards.
+
+    Args:
+      progress: called after each shard.
+
+    Raises:
+      UserError: a shard can't be read, or an image has no label.
+    """
+    shards = find_shards(folder)
+    parts: list[_Part] = []
+    for number, name in enumerate(shards):
+        parts.append(_read_shard(folder / name, number))
+        progress(f"listing {printable(folder)}: {number + 1} of {len(shards)} shards")
+    with listing():
+        states = {name: place_state(folder / name) for name in shards}
+        lengths = tuple((folder / name).stat().st_size for name in shards)
+    names = [name for part in parts for name in part.names]
+    places = np.concatenate([part.places for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    others = [part.others for part in parts]
+    class_names: tuple[str, ...] = ()
+    if (labels != _NO_LABEL).any():
+        of_sample = np.array([os.path.basename(name).count(".") == 1 for name in names])
+        others.append(Paths.pack([names[i] for i in np.flatnonzero(~of_sample)]))
+        order = np.flatnonzero(of_sample)
+    else:
+        order = np.array(sorted(range(len(names)), key=lambda i: _by_class(names[i])), np.int64)
+    names, places, labels = [names[i] for i in order.tolist()], places[order], labels[order]
+    if (labels != _NO_LABEL).any():
+        _check_labels(folder, names, labels)
+    else:
+        labels, class_names = _labels_by_folder(folder, names)
+    files = ShardList(
+        folder,
+        Paths.pack(names),
+        labels,
+        class_names,
+        Paths.join(others),
+        shards=shards,
+        lengths=lengths,
+        places=places,
+    )
+    return Listing(files, states)
+
+
+def _by_class(name: str) -> str:
+    """The key by which names are sorted: by class, then by name."""
+    return name.replace("/", "\0", 1)
+
+
+def _check_labels(folder: Path, names: list[str], labels: np.ndarray) -> None:
+    without = np.flatnonzero(labels == _NO_LABEL)
+    if len(without):
+        raise UserError(
+            f"{len(without)} images in {printable(folder)} have no .cls beside them "
+            f"({printable(names[without[0]])}, ...): add them, or pack class folders with "
+            f"{command('pack_data')}"
+        )
+
+
+def _labels_by_folder(folder: Path, names: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The labels, and the names of the classes."""
+    loose = [name for name in names if "/" not in name]
+    if loose:
+        raise UserError(
+            f"{len(loose)} images in {printable(folder)} are in no class folder and have no .cls "
+            f"({printable(loose[0])}, ...): pack class folders with {command('pack_data')}"
+        )
+    classes = [name.partition("/")[0] for name in names]
+    class_names = tuple(sorted(set(classes)))
+    label_of = {name: label for label, name in enumerate(class_names)}
+    return np.array([label_of[name] for name in classes], np.int32), class_names
+
+
+# ---- one shard ---------------------------------------------------------------------------------
+
+_Place = tuple[int, int, int, int]
+"""As in `PLACE`."""
+
+
+class _Part(NamedTuple):
+    """What one shard contains."""
+
+    names: list[str]
+    """Of the R members that have the suffix of an image and are plain files."""
+    places: np.ndarray
+    """(R,) `PLACE`."""
+    labels: np.ndarray
+    """(R,) int32: the number in the .cls member of the same sample, or `_NO_LABEL`."""
+    others: Paths
+    """Names of the other members."""
+
+
+class _Member(tarfile.TarInfo):
+    """A member that knows the CRC-32 of its header."""
+
+    crc: int
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
+        member.crc = zlib.crc32(buf)
+        return member
+
+
+def _read_shard(path: Path, shard: int) -> _Part:
+    """The files in a shard, without hidden ones.
+
+    Raises:
+      UserError: it can't be read.
+    """
+    images: list[tuple[str, _Place]] = []
+    others: list[str] = []
+    numbers: dict[str, int] = {}
+    try:
+        with path.open("rb") as raw:
+            for name, place in _members(raw, shard):
+                if place is None:
+                    others.append(name)
+                elif has_image_suffix(name):
+                    images.append((name, place))
+                elif os.path.basename(name).partition(".")[2] == "cls":
+                    raw.seek(place[2])
+                    numbers[_sample(name)] = _label(raw.read(place[1]))
+                else:
+                    others.append(name)
+    except (OSError, tarfile.TarError, ValueError) as error:
+        raise UserError(
+            f"{printable(path)} can't be read as a shard ({error}): replace or remove it"
+        ) from error
+    names = [name for name, _ in images]
+    return _Part(
+        names,
+        np.array([place for _, place in images], PLACE),
+        np.array([numbers.get(_sample(name), _NO_LABEL) for name in names], np.int32),
+        Paths.pack(others),
+    )
+
+
+def _members(raw: BinaryIO, shard: int) -> Iterator[tuple[str, _Place | None]]:
+    """The names of the members that are not hidden, and the places of plain files.
+
+    Raises:
+      ValueError: a name occurs twice, or the file was cut off.
+    """
+    places: dict[str, _Place | None] = {}
+    with tarfile.open(fileobj=raw, mode="r:", tarinfo=_Member) as tar:
+        for member in tar:
+            assert isinstance(member, _Member)
+            tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
+            name = os.path.normpath(member.name).lstrip("/")
+            if member.isdir():
+                continue
+            place: _Place | None = None
+            if member.isreg() and not member.issparse():
+                place = (shard, member.size, member.offset_data, member.crc)
+            elif member.islnk():  # another name of an earlier member
+                place = places.get(os.path.normpath(member.linkname).lstrip("/"))
+            hidden = any(map(is_hidden, name.split("/")))
+            if name in places and not hidden:
+                raise ValueError(f"{name} is in it twice")
+            if "\0" in name:
+                raise ValueError("a name contains a zero byte")
+            places[name] = place
+            if not hidden:
+                yield name, place
+        _check_end(raw, tar.offset)
+
+
+def _check_end(raw: BinaryIO, end: int) -> None:
+    """Refuse a truncated shard; if a header is cut, tarfile takes it for a shorter shard."""
+    raw.seek(end)
+    rest = raw.read(_MOST_PADDING + 1)
+    if not BLOCK <= len(rest) <= _MOST_PADDING or any(rest):
+        raise ValueError("unexpected end of data")
+
+
+def _sample(name: str) -> str:
+    """What a sample's members have in common: the name up to the first dot of its last part."""
+    folder, base = os.path.split(name)
+    return f"{folder}/{base.partition('.')[0]}"
+
+
+def _label(text: bytes) -> int:
+    """The number in a .cls member."""
+    digits = text.decode("ascii").strip()
+    if not digits.isdecimal() or int(digits) >= 2**31:
+        raise ValueError(f"{digits!r} is no label")
+    return int(digits)
