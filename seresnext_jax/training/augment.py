@@ -180,10 +180,16 @@ def _smooth(x: jax.Array) -> jax.Array:
 
 
 def _blend(other: jax.Array, x: jax.Array, factor: jax.Array) -> jax.Array:
-    """other + factor · (x - other), rounded down, with one factor for each image."""
+    """other + factor · (x - other), rounded down, with one factor for each image.
+
+    Pillow rounds the product to float32 before it adds. A compiler may fuse the two operations and
+    round once, so the product is the sum of two exact ones: of 16 bits and of the rest.
+    """
     factor = factor.reshape(-1, *(1,) * (x.ndim - 1))
-    value = other.astype(jnp.float32) + factor * (x - other).astype(jnp.float32)
-    return jnp.clip(value, 0, 255).astype(jnp.int32)
+    first = (factor.view(jnp.int32) & ~0xFF).view(jnp.float32)
+    difference = (x - other).astype(jnp.float32)
+    product = first * difference + (factor - first) * difference
+    return jnp.clip(other.astype(jnp.float32) + product, 0, 255).astype(jnp.int32)
 
 
 # ---- random erasing ----------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from seresnext_jax.training.policies import BINS, Policy, auto_augment, rand_aug
 
 SIZE = 48
 GREY = (128, 128, 128)
+AS_IN_A_RUN = {"xla_backend_optimization_level": 3}
+"""The tests compile without optimisation, which would hide a multiplication fused with an addition."""
 
 
 def pictures() -> np.ndarray:
@@ -89,7 +91,10 @@ def test_every_operation_gives_pillows_pixels(name: str) -> None:
     policy, images = POLICIES[name], pictures()
     originals = [Image.fromarray(image) for image in images]
     table = policy.operations(SIZE)
-    apply: Any = jax.jit(lambda rows: apply_operations(jnp.asarray(images), table, rows))
+    apply: Any = jax.jit(
+        lambda rows: apply_operations(jnp.asarray(images), table, rows),
+        compiler_options=AS_IN_A_RUN,
+    )
     seen = set()
     for candidates, firsts in zip(policy.choices, policy.first_rows, strict=True):
         for choice, first in zip(candidates, firsts, strict=True):
