@@ -4,6 +4,7 @@ from typing import Any
 
 from seresnext_jax.config import Config, flatten
 from seresnext_jax.plan import Plan
+from seresnext_jax.training.optimizer import DEFAULT_EPS
 
 
 def report_parameters(config: Config, plan: Plan) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def original_parameters(config: Config, plan: Plan) -> dict[str, Any]:
         "weight_decay": optim.weight_decay,
         "bn_weight_decay": optim.decay_mask == "all",
         "nesterov": optim.nesterov,
+        "rmsprop_alpha": optim.rmsprop_alpha,
+        "rmsprop_eps": DEFAULT_EPS["rmsprop"] if optim.eps is None else optim.eps,
         "print_freq": config.print_freq,
         "resume": config.resume or None,
         "static_loss_scale": config.loss_scale.init if config.precision == "fp16" else 1.0,

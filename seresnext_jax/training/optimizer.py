@@ -55,6 +55,11 @@ def backbone_mask(params: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(lambda p, _: _path(p)[0] != CLASSIFIER, params)
 
 
+def stop_backbone(params: Tree) -> Tree:
+    """The same parameters; the gradient of all except the classifier's is 0 and is not computed."""
+    return {k: x if k == CLASSIFIER else jax.lax.stop_gradient(x) for k, x in params.items()}
+
+
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     """Clip the gradients, then compute the updates, not yet scaled by -learning_rate.
 
@@ -67,7 +72,7 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda params: decay_mask(params, config.decay_mask)
     )
-    eps = _DEFAULT_EPS.get(config.optimizer, 0.0) if config.eps is None else config.eps
+    eps = DEFAULT_EPS.get(config.optimizer, 0.0) if config.eps is None else config.eps
     match config.optimizer:
         case "sgd":
             first, second = decay, optax.trace(config.momentum, config.nesterov)
@@ -82,20 +87,11 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
         case "lamb":
             first = optax.scale_by_adam(*config.betas, eps=eps)
             second = optax.chain(decay, optax.scale_by_trust_ratio())
-    return optax.chain(optax.chain(_clip(config), first), second, _scale_backbone(config))
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(optax.chain(clip, first), second, _scale_backbone(config))
 
 
-_DEFAULT_EPS = {"rmsprop": 1e-3, "adamw": 1e-8, "lamb": 1e-6}
-
-
-def _clip(config: OptimConfig) -> optax.GradientTransformation:
-    """Clip by the norm of the gradients of all parameters that are trained."""
-    if not config.clip_norm:
-        return optax.identity()
-    clip = optax.clip_by_global_norm(config.clip_norm)
-    if not config.freeze_backbone:
-        return clip
-    return optax.chain(optax.masked(optax.set_to_zero(), backbone_mask), clip)
+DEFAULT_EPS = {"rmsprop": 1e-3, "adamw": 1e-8, "lamb": 1e-6}
 
 
 def _scale_backbone(config: OptimConfig) -> optax.GradientTransformation:

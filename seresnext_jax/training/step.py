@@ -23,7 +23,7 @@ from seresnext_jax.training.augment import augment, erase
 from seresnext_jax.training.losses import smoothed_cross_entropy
 from seresnext_jax.training.metrics import evaluation_sums, image_results
 from seresnext_jax.training.mixup import mix_batch
-from seresnext_jax.training.optimizer import make_optimizer
+from seresnext_jax.training.optimizer import make_optimizer, stop_backbone
 from seresnext_jax.training.precision import (
     POLICIES,
     PrecisionPolicy,
@@ -77,6 +77,7 @@ def _forward_backward(
     def scaled_loss(params: Tree) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
         if config.optim.freeze_backbone:
+            variables["params"] = stop_backbone(params)
             logits = apply(variables, images, train=False)
             batch_stats = vary(state.batch_stats)
         else:
@@ -157,7 +158,8 @@ def make_train_step(apply: Apply, config: Config, mesh: Mesh) -> jax.stages.Wrap
         # the original, but only with finite values.
         params = _select(finite, params, state.params)
         opt_state = _select(finite, opt_state, state.opt_state)
-        keep_stats = seen & all_finite(means.batch_stats)
+        # The mean of equal numbers may be rounded, so frozen statistics are not replaced by it.
+        keep_stats = seen & all_finite(means.batch_stats) & (not config.optim.freeze_backbone)
         batch_stats = _select(keep_stats, means.batch_stats, state.batch_stats)
         loss_scale = update_loss_scale(
             state.loss_scale,

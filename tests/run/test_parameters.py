@@ -26,6 +26,8 @@ def test_a_recipe_is_recorded_as_the_original_records_it() -> None:
         "label_smoothing": 0.1,
         "mixup": 0.0,
         "optimizer": "sgd",
+        "rmsprop_alpha": 0.9,
+        "rmsprop_eps": 1e-3,
         "print_freq": 20,
         "save_checkpoints": True,
         "memory_format": "nhwc",

@@ -16,7 +16,7 @@ from seresnext_jax.training.policies import BINS, Policy, auto_augment, rand_aug
 SIZE = 48
 GREY = (128, 128, 128)
 AS_IN_A_RUN = {"xla_backend_optimization_level": 3}
-"""The tests compile without optimisation, which would hide a multiplication fused with an addition."""
+"""Without optimisation, as the tests compile, no multiplication is fused with an addition."""
 
 
 def pictures() -> np.ndarray:

@@ -76,7 +76,9 @@ class Run:
         passes: int = 1,
         config: Config = CONFIG,
         network: nn.Module | None = None,
+        images: int = IMAGES,
     ) -> None:
+        self.images = images
         self.mesh = make_mesh(jax.devices()[:devices])
         self.passes = passes
         network = network or Toy(dtype=POLICIES[config.precision].compute_dtype)
@@ -87,10 +89,11 @@ class Run:
         self.eval_step = make_eval_step(network.apply, replace(config, mixup=0.0), self.mesh)
 
     def batch(self, index: int, mask: np.ndarray | None = None) -> Any:
-        shape = (self.passes, IMAGES // self.passes)
-        mask = np.ones(IMAGES, bool) if mask is None else mask
-        images = PIXELS[index].reshape(*shape, SIZE, SIZE, 3)
-        return put_batch(self.mesh, images, LABELS[index].reshape(shape), mask.reshape(shape))
+        shape = (self.passes, self.images // self.passes)
+        mask = np.ones(self.images, bool) if mask is None else mask
+        images = PIXELS[index, : self.images].reshape(*shape, SIZE, SIZE, 3)
+        labels = LABELS[index, : self.images].reshape(shape)
+        return put_batch(self.mesh, images, labels, mask.reshape(shape))
 
     def train(
         self, steps: int = 5, lr: float = 0.05, mask: np.ndarray | None = None
@@ -259,8 +262,13 @@ def test_half_precision_trains_alike(precision: Precision, tolerance: float) -> 
     assert losses == pytest.approx([line["loss"] for line in wanted], rel=tolerance)
 
 
-def test_a_frozen_backbone_stays_statistics_included() -> None:
-    run = Run(devices=2, config=replace(CONFIG, optim=OptimConfig(freeze_backbone=True)))
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "adamw", "lamb"])
+def test_a_frozen_backbone_stays_statistics_included(optimizer: Any) -> None:
+    """On three devices: the mean of three equal statistics would be rounded."""
+    optim = OptimConfig(optimizer=optimizer, freeze_backbone=True)
+    run = Run(3, config=replace(CONFIG, optim=optim), images=12)
+    stats = jax.tree.map(lambda x: RNG.random(x.shape, np.float32), run.state.batch_stats)
+    run.state = replace(run.state, batch_stats=replicate(run.mesh, stats))
     before = jax.device_get(run.state)
     run.train()
     after = jax.device_get(run.state)
@@ -268,6 +276,16 @@ def test_a_frozen_backbone_stays_statistics_included() -> None:
     for params in (after.params, before.params):
         params.pop("fc")
     assert_same((after.params, after.batch_stats), (before.params, before.batch_stats), relative=0)
+
+
+def test_a_frozen_backbone_is_not_part_of_the_norm() -> None:
+    """Plain SGD moves the classifier by the whole norm that is allowed."""
+    optim = OptimConfig(weight_decay=0.0, momentum=0.0, clip_norm=0.01, freeze_backbone=True)
+    run = Run(config=replace(CONFIG, optim=optim))
+    before = jax.device_get(run.state.params)
+    run.train(steps=1, lr=1.0)
+    moved = jax.tree.map(lambda a, b: a - b, jax.device_get(run.state.params), before)
+    assert float(optax.tree.norm(moved)) == pytest.approx(0.01, rel=1e-4)
 
 
 def test_evaluation_sums_do_not_depend_on_the_devices() -> None:
