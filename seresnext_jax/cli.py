@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -21,7 +22,15 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from seresnext_jax.commands import program_name
-from seresnext_jax.config import Config, check, check_ranges, flatten, option_name
+from seresnext_jax.config import (
+    Config,
+    OptimConfig,
+    check,
+    check_ranges,
+    flatten,
+    option_name,
+    wrong_rate,
+)
 from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError, fixable_by_the_user
 from seresnext_jax.model.network import find_architecture
@@ -132,8 +141,33 @@ def parse_config(argv: Sequence[str], *, program: str, description: str) -> Conf
     )
     if not config.check_data:  # that needs neither a network nor a schedule
         check(config)
+        _check_rate(argv, config.optim)
         find_architecture(config.model.arch)
-    return config
+    paths = {name: os.path.expanduser(getattr(config, name)) for name in _PATHS}
+    return replace(config, **paths)
+
+
+_PATHS = ("workspace", "resume", "init_from")
+"""A shell leaves the ``~`` of ``--workspace=~/a`` as it is."""
+
+
+def _check_rate(argv: Sequence[str], optim: OptimConfig) -> None:
+    """Refuse a learning rate that is for another optimizer, or that is ignored.
+
+    Raises:
+      UserError: the command line changes the optimizer of a config file and keeps its rate, or
+        gives --optim.lr-per-256 where --optim.lr decides.
+    """
+    words = {word.partition("=")[0].replace("_", "-") for word in argv}
+    if "--optim.lr-per-256" in words and optim.lr is not None:
+        raise UserError(
+            f"--optim.lr-per-256 has no effect where --optim.lr is {optim.lr:g}: leave it out, or "
+            "also give --optim.lr None"
+        )
+    given = words & {"--optim.lr", "--optim.lr-per-256"}
+    theirs = load_recipe(argv)[1].optim
+    if optim.optimizer != theirs.optimizer and not given:
+        raise wrong_rate(theirs, optim.optimizer)
 
 
 def parse_over_config(

@@ -380,11 +380,29 @@ def _check_optimizer(optim: OptimConfig) -> None:
         first, second = optim.betas
         raise UserError(f"--optim.betas is {first:g} {second:g}: give two numbers from 0 to <1")
     if optim.lr is None and optim.lr_per_256 == OptimConfig.lr_per_256:
-        usual = {"rmsprop": 0.016, "adamw": 2.5e-4, "lamb": 6.25e-4}[optim.optimizer]
-        raise UserError(
-            f"the default learning rate is for sgd: with --optim.optimizer {optim.optimizer} also "
-            f"give a learning rate, such as --optim.lr-per-256 {usual:g}"
-        )
+        raise wrong_rate(OptimConfig(), optim.optimizer)
+
+
+_USUAL = {
+    "sgd": (0.256, 2.0**-14),
+    "rmsprop": (0.016, 1e-5),
+    "adamw": (2.5e-4, 0.05),
+    "lamb": (6.25e-4, 0.02),
+}
+"""A common learning rate for 256 images, and weight decay."""
+
+
+def wrong_rate(theirs: OptimConfig, optimizer: Optimizer) -> UserError:
+    """The error that the learning rate of `theirs` is not for `optimizer`, with a common one."""
+    rate, decay = _USUAL[optimizer]
+    found, clear = f"{theirs.lr_per_256:g} for 256 images", ""
+    if theirs.lr is not None:
+        found, clear = f"{theirs.lr:g}", "--optim.lr None "
+    return UserError(
+        f"the learning rate, {found}, is for {theirs.optimizer}: with --optim.optimizer "
+        f"{optimizer} also give one, such as {clear}--optim.lr-per-256 {rate:g} "
+        f"--optim.weight-decay {decay}"
+    )
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

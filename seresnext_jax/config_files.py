@@ -40,7 +40,7 @@ def load_config(file: str) -> Config:
         with _importable(path.resolve().parent.parent):
             namespace = _execute(path, source)
             named = namespace["NAMED"] if path == _TABLE else {}
-            get_config = named.get(file, namespace.get("get_config"))
+            get_config = named.get(_name(file), namespace.get("get_config"))
             config = get_config() if callable(get_config) else None
     except Exception as error:
         where = _line_in(path, error)
@@ -69,15 +69,24 @@ def _execute(path: Path, source: bytes) -> dict[str, Any]:
 def _find_config(file: str) -> Path:
     """The file of a path or a name: ``digits`` and ``configs/digits.py`` are found anywhere.
 
-    For the name of a recipe, ``ARCHITECTURE/NAME``, it is the file with the table of all of them.
+    A file that exists is meant before a name. For the name of a recipe, ``ARCHITECTURE/NAME``, it
+    is the file with the table of all of them.
     """
-    path = Path(file)
     if os.path.isfile(file):
-        return path
-    if str(path.parent) in (".", "configs"):
-        known = _CONFIGS / f"{path.name.removesuffix('.py')}.py"
-        return known if os.path.isfile(known) else path
-    return _TABLE if file in _recipes() else path
+        return Path(file)
+    if _name(file) in _files():
+        return _CONFIGS / f"{_name(file)}.py"
+    return _TABLE if _name(file) in _recipes() else Path(file)
+
+
+def _name(file: str) -> str:
+    """``configs/digits.py`` → ``digits``."""
+    return os.path.normpath(file).removeprefix("configs/").removesuffix(".py")
+
+
+def _files() -> list[str]:
+    """The names of the config files."""
+    return sorted(p.stem for p in _CONFIGS.glob("*.py") if p.stem not in ("__init__", "base"))
 
 
 def _recipes() -> list[str]:
@@ -87,14 +96,14 @@ def _recipes() -> list[str]:
 
 def _known_configs(file: str) -> str:
     """The end of a message on a config that does not exist: the nearest name, and the list."""
-    recipes = _recipes()
-    files = sorted(p.stem for p in _CONFIGS.glob("*.py") if p.stem not in ("__init__", "base"))
-    names = [file, file.removesuffix(".py"), Path(file).stem]
-    near = [x for name in names for x in difflib.get_close_matches(name, files + recipes, n=1)]
+    recipes, name = _recipes(), _name(file).lower()
+    near = [recipe for recipe in recipes if recipe.endswith(f"/{name}")]
+    near = near or difflib.get_close_matches(name, _files() + recipes, n=1)
+    near = near or difflib.get_close_matches(Path(name).stem, _files(), n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    arch = file.partition("/")[0]
-    archs = dict.fromkeys(f"{name.partition('/')[0]}/..." for name in recipes)
-    listed = [name for name in recipes if name.startswith(f"{arch}/")] or [*files, *archs]
+    arch = name.partition("/")[0]
+    archs = dict.fromkeys(f"{recipe.partition('/')[0]}/..." for recipe in recipes)
+    listed = [x for x in recipes if x.startswith(f"{arch}/")] or [*_files(), *archs]
     return (
         f"{hint}; give the path of a Python file with get_config(), or a name: {', '.join(listed)}"
     )

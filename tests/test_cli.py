@@ -1,4 +1,4 @@
-"""The command line: overrides, help, config files, and one line for whatever is wrong."""
+"""The command line: overrides, help, and one line for whatever is wrong."""
 
 import ast
 import os
@@ -6,8 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,41 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seresnext_jax.cli import parse, parse_config, parse_over_config, run
+from seresnext_jax.cli import parse, parse_over_config, run
 from seresnext_jax.config import Config, DataConfig, OptimConfig, flatten, option_name, ranges
 from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError
-from seresnext_jax.plan import Plan, resolve
+from seresnext_jax.plan import Plan
+from tests.command_line import HEAD, OPTIONS, Pictures, complaint, plan, read, write
 
 ROOT = Path(__file__).parent.parent
-
-
-def read(*argv: str) -> Config:
-    """The config of a command line."""
-    return parse_config(argv, program="train.py", description="Train.")
-
-
-def plan(config: Config) -> Plan:
-    """What follows from a config on ImageNet and two devices."""
-    return resolve(config, num_images=1_281_167, num_devices=2)
-
-
-def complaint(*argv: str) -> str:
-    """The one line that a command line is answered with."""
-    with pytest.raises(UserError) as error:
-        read(*argv)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def write(path: Path, text: str) -> str:
-    """Write a config file and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return str(path)
-
-
-HEAD = "from dataclasses import replace\nfrom seresnext_jax.config import *\n"
 
 
 # ---- overrides ---------------------------------------------------------------------------------
@@ -96,6 +68,13 @@ def test_a_config_s_true_can_be_switched_off(tmp_path: Path) -> None:
     assert "leave it out, or use --no-evaluate for the opposite" in told
 
 
+def test_a_tilde_that_the_shell_leaves_is_the_home_folder() -> None:
+    config = read("--workspace=~/runs/a", "--resume=~/b", "--init-from=~/c")
+    home = Path.home()
+    assert Path(config.workspace) == home / "runs/a"
+    assert (Path(config.resume), Path(config.init_from)) == (home / "b", home / "c")
+
+
 def test_the_last_of_two_config_files_counts(tmp_path: Path) -> None:
     one = write(tmp_path / "1.py", HEAD + "def get_config(): return Config(seed=1)")
     two = write(tmp_path / "2.py", HEAD + "def get_config(): return Config(seed=2)")
@@ -115,16 +94,6 @@ class Seeded:
     json: bool = False
     """Print JSON."""
     topk: int = 5
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Options without a config."""
-
-    weights: str = "w"
-    """Weights to use."""
-    top: int = 5
-    """Classes to print."""
 
 
 def test_a_program_takes_its_defaults_from_a_config_file(
@@ -276,86 +245,35 @@ def test_a_mistake_gets_one_line(argv: str, answer: str) -> None:
     assert answer in complaint(*argv.split())
 
 
-@pytest.mark.parametrize(
-    ("given", "ours"),
-    [
-        ("--amp", "--precision fp16"),
-        ("-b 256", "--batch-size"),
-        ("-b256", "--batch-size"),
-        ("--data_backend dali-cpu", "--data.backend"),
-        ("--bn-weight-decay", "--optim.decay-mask all"),
-        ("--static-loss-scale=128", "--loss-scale.init"),
-        ("--pretrained-from-file x.pth", "--init-from"),
-        ("--wd 1e-4", "--optim.weight-decay"),
-        ("--gather-checkpoints", "--checkpoint.keep -1"),
-        ("--gpu-affinity socket_unique_contiguous", "--distributed.gpu-affinity"),
-        ("--learning-rate 0.1", "--optim.lr"),
-        ("--rmsprop-eps 1e-3", "--optim.eps"),
-        ("--weights x.pth", "--init-from"),
-        ("--cfg_file dgxa100_amp_90e", "--config"),
-    ],
-)
-def test_an_option_of_the_original_gets_ours(given: str, ours: str) -> None:
-    said = complaint(*given.split())
-    assert f": here it is {ours} (" in said
-    value = [] if " " in ours else _SOME_VALUE.get(ours)
-    read(*ours.split(), *(["1"] if value is None else value))
+def fixed(said: str, *argv: str) -> OptimConfig:
+    """The options of the optimizer after the options that a message names are added."""
+    words = said.partition("such as ")[2].partition(" (")[0].split()
+    assert words
+    return read(*argv, *words).optim
 
 
-_SOME_VALUE = {
-    "--data.backend": ["dali-cpu"],
-    "--init-from": ["x"],
-    "--config": ["dgxa100_amp_90e"],
-    "--distributed.gpu-affinity": [],
-}
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adamw", "lamb"])
+@pytest.mark.parametrize("config", ["digits", "dgxa100_amp_90e"])
+def test_the_rate_of_a_recipe_is_not_for_another_optimizer(config: str, optimizer: str) -> None:
+    argv = ("--config", config, "--optim.optimizer", optimizer)
+    said = complaint(*argv)
+    assert "is for sgd: " in said and f"with --optim.optimizer {optimizer} also give one" in said
+    assert fixed(said, *argv).lr_per_256 < 0.1
+    assert read(*argv, "--optim.lr", "0.5").optim.lr == 0.5
+    assert read(*argv, "--optim.lr_per_256=0.3").optim.lr_per_256 == 0.3, "given on purpose"
 
 
-@pytest.mark.parametrize(
-    ("given", "ours"),
-    [
-        ("--lr 0.1", "--optim.lr"),
-        ("--optimizer rmsprop --lr 0.1", "--optim.optimizer"),
-        ("--rmsprop-alpha 0.9", "--optim.rmsprop-alpha"),
-        ("--augmentation autoaugment", "--data.augmentation"),
-        ("--interpolation bicubic", "--data.interpolation"),
-        ("--nesterov", "--optim.nesterov"),
-        ("--workers 5", "--data.workers"),
-        ("--arch resnet50", "--model.arch"),
-    ],
-)
-def test_an_option_of_the_original_is_in_a_section_here(given: str, ours: str) -> None:
-    words = given.split()
-    assert f"did you mean {ours}?" in complaint(*words)
-    read(ours, *words[1:2], *("--optim.lr", "0.1"))
-
-
-def test_a_choice_of_the_original_gets_ours() -> None:
-    for option, theirs, ours in (
-        ("--precision", "AMP", "fp16"),
-        ("--precision", "TF32", "tf32"),
-        ("--data.backend", "pytorch", "folder"),
-        ("--data.backend", "syntetic", "synthetic"),
-    ):
-        assert f"; the original's {theirs} is {ours} here (" in complaint(option, theirs)
-        read(option, ours)
-
-
-def test_a_file_of_weights_in_a_program_that_evaluates() -> None:
-    with pytest.raises(UserError, match="unknown option --pretrained-from-file: here it is --weig"):
-        parse(Pictures(), ["--pretrained-from-file", "x"], program="classify.py", description="")
-    found = parse(Pictures(), ["--weights", "x"], program="classify.py", description="")
-    assert found == Pictures(weights="x")
-
-
-def test_an_option_of_the_original_in_a_program_that_has_none() -> None:
-    with pytest.raises(UserError, match="unknown option --amp") as error:
-        parse(Pictures(), ["--amp"], program="classify.py", description="")
-    assert "--precision" not in str(error.value)
-
-
-def test_an_option_of_the_original_that_is_not_needed() -> None:
-    for words in ("--memory-format nhwc", "--jit script", "--trt False", "--fused_se False"):
-        assert "not needed here, leave it out" in complaint(*words.split())
+def test_an_absolute_rate_of_a_config_file_gives_way(tmp_path: Path) -> None:
+    optim = "OptimConfig(optimizer='adamw', lr=1e-3, weight_decay=0.05)"
+    file = write(tmp_path / "a.py", HEAD + f"def get_config(): return Config(optim={optim})")
+    argv = ("--config", file, "--optim.optimizer", "sgd")
+    said = complaint(*argv)
+    assert "the learning rate, 0.001, is for adamw" in said
+    optim = fixed(said, *argv)
+    assert (optim.lr, optim.lr_per_256, optim.weight_decay) == (None, 0.256, 2.0**-14)
+    argv = ("--config", file, "--optim.lr-per-256", "1e-4")
+    assert "--optim.lr-per-256 has no effect where --optim.lr is 0.001" in complaint(*argv)
+    assert read(*argv, "--optim.lr", "None").optim.lr_per_256 == 1e-4
 
 
 def test_a_data_folder_without_its_option(tmp_path: Path) -> None:
@@ -380,7 +298,6 @@ def test_no_colours_in_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
     assert complaint("--precision", "fp17").isprintable()
 
 
-OPTIONS = [option_name(path) for path in flatten(Config())]
 JUNK = ["", " ", "-", "--", "---", "=", "--=", "-1", "0", "1", "1e3", "nan", "-inf", "None"] + [
     *("True", "[1,2]", "{}", "fp16", "cosine", "folder", "'", '"', "\\", "é", "│", "─", "a\nb"),
     *("--help", "--no-flip", "--data.no-flip", "--config", "--data", "--optim.", "@x", "%s", "{0}"),
@@ -428,147 +345,6 @@ def test_numbers_in_range_have_a_plan_or_one_line(argv: list[str]) -> None:
         assert plan(read(*argv)).total_steps > 0
     except UserError as error:
         assert str(error).strip() and "\n" not in str(error)
-
-
-# ---- config files ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("def get_config(:\n", " line 1: SyntaxError"),
-        ("x = 1\n\nraise RuntimeError('first\\nsecond')\n", " line 3: RuntimeError: first"),
-        ("def get_config():\n    return 1 / 0\n", " line 2: ZeroDivisionError: division by zero"),
-        ("def get_config(x): ...", "TypeError"),
-        ("import no_such_module", " line 1: ModuleNotFoundError: No module named"),
-        (HEAD + "def get_config():\n    return Config(epoch=3)", " line 4: TypeError"),
-        ("get_config = 3", "defines no get_config()"),
-        ("", "defines no get_config()"),
-        ("def get_config(): return {}", "gives a dict: return a Config"),
-        (HEAD + "get_config = Config.__class__", "TypeError"),
-        (HEAD + "def get_config(): return Config", "gives a type: return a Config"),
-        (HEAD + "def get_config(): return Config(epochs='90')", "epochs is '90': str is not"),
-        (HEAD + "def get_config(): return Config(precision='fp17')", "precision is 'fp17'"),
-        (HEAD + "def get_config(): return Config(use_ema='x')", "use_ema is 'x'"),
-        (HEAD + "def get_config(): return Config(data=None)", "data is None"),
-        (
-            HEAD + "def get_config(): return Config(data=DataConfig(crop_area=[0.5, 1]))",
-            "data.crop_area is [0.5, 1]: list is not a tuple",
-        ),
-        (
-            HEAD + "def get_config(): return Config(optim=OptimConfig(lr_steps=(1, 'a')))",
-            "optim.lr_steps is (1, 'a')",
-        ),
-    ],
-)
-def test_a_wrong_config_file_gets_one_line(tmp_path: Path, text: str, answer: str) -> None:
-    file = write(tmp_path / "bad.py", text)
-    said = complaint("--config", file)
-    assert said.startswith(f"--config {file}")
-    assert answer in said
-
-
-@pytest.mark.parametrize("name", ["digits", "digits.py", "configs/digits.py", "configs/digits"])
-def test_a_config_of_the_checkout_is_found_from_anywhere(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = load_config(str(ROOT / "configs/digits.py"))
-    monkeypatch.chdir(tmp_path)
-    assert load_config(name) == expected
-    (tmp_path / "digits").mkdir()
-    assert load_config(name) == expected
-    if name.endswith(".py"):  # a file that is there is meant
-        write(tmp_path / name, HEAD + "def get_config(): return Config(seed=5)")
-        assert load_config(name).seed == 5
-
-
-def test_a_config_name_with_a_typo() -> None:
-    assert "did you mean dgxa100_amp_90e?" in complaint("--config", "dgxa100_amp_90")
-    assert read("--config", "dgxa100_amp_90e").epochs == 90
-
-
-@pytest.mark.parametrize("arch", ["se-resnext101-32x4d", "resnext101-32x4d", "resnet50"])
-def test_a_recipe_of_another_architecture_is_found_by_its_name(
-    arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = read("--config", f"{arch}/dgxa100_amp_90e", "--data.root", "X")
-    assert (config.model.arch, config.epochs, config.data.root) == (arch, 90, "X")
-
-
-def test_a_wrong_name_of_a_recipe_gets_the_nearest_and_the_list() -> None:
-    said = complaint("--config", "resnet50/dgxa100_amp")
-    assert "did you mean resnet50/dgxa100_amp_90e?" in said
-    assert "resnet50/t4_fp32_250e" in said and "resnext101" not in said
-    assert read("--config", "resnet50/dgxa100_amp_90e").batch_size == 256
-    assert "resnet50/dgx2v_amp_90e" in complaint("--config", "resnet50")
-    every = complaint("--config", "no-such-name")
-    assert "benchmark_inference" in every and "t4_fp32_90e" in every and "resnet50/..." in every
-    assert "base" not in every and "__init__" not in every
-
-
-def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:
-    assert "No such file or directory" in complaint("--config", str(tmp_path / "none.py"))
-    assert "Is a directory" in complaint("--config", str(tmp_path))
-    (tmp_path / "binary.py").write_bytes(b"\x00\xff")
-    assert "binary.py" in complaint("--config", str(tmp_path / "binary.py"))
-
-
-def test_a_config_out_of_range_is_refused_with_a_fix(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.py", HEAD + "def get_config(): return Config(epochs=3)")
-    assert "--optim.warmup 8 leaves no epoch" in complaint("--config", file)
-    assert read("--config", file, "--optim.warmup", "1").epochs == 3
-
-
-def test_whole_numbers_do_for_floats(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.py", HEAD + "def get_config(): return Config(mixup=1)")
-    assert read("--config", file) == replace(Config(), mixup=1)
-
-
-def test_a_config_imports_its_neighbours_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path / "repo/my_recipes/shared.py", "SEED = 77\n")
-    write(
-        tmp_path / "repo/my_recipes/a.py",
-        HEAD + "def get_config():\n"
-        "    from my_recipes.shared import SEED\n"
-        "    return Config(seed=SEED)",
-    )
-    before = list(sys.path)
-    monkeypatch.chdir(tmp_path)
-    assert load_config("repo/my_recipes/a.py").seed == 77
-    monkeypatch.chdir(tmp_path / "repo/my_recipes")
-    assert load_config("a.py").seed == 77
-    assert sys.path == before
-    for name in ("my_recipes.shared", "my_recipes"):
-        monkeypatch.delitem(sys.modules, name)
-
-
-VALUES = st.one_of(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    st.lists(st.integers() | st.text(max_size=2), max_size=3),
-    st.sampled_from(["fp16", "cosine", (0.1, 1.0), {}]),
-)
-FIELDS = sorted({option.removeprefix("--").replace("-", "_") for option in OPTIONS})
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=4))
-def test_no_config_file_gives_a_traceback(fields: dict[str, Any]) -> None:
-    """Every field, of the sections too, with values of every type."""
-    lines = ["def get_config():", "    c = Config()"]
-    for name, value in fields.items():
-        section, _, last = name.rpartition(".")
-        change = f"replace(c{'.' if section else ''}{section}, {last}={value!r})"
-        lines.append(f"    c = {f'replace(c, {section}={change})' if section else change}")
-    text = HEAD + "nan, inf = float('nan'), float('inf')\n" + "\n".join([*lines, "    return c"])
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            config = read("--config", write(Path(folder) / "fuzz.py", text))
-            assert isinstance(plan(config), Plan)
-        except UserError as error:
-            assert str(error).strip() and "\n" not in str(error)
 
 
 # ---- exits -------------------------------------------------------------------------------------

@@ -220,9 +220,9 @@ def test_a_value_out_of_range_is_named(option: str) -> None:
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adamw", "lamb"])
 def test_the_learning_rate_of_sgd_is_for_no_other_optimizer(optimizer: Any) -> None:
     optim = OptimConfig(optimizer=optimizer)
-    with pytest.raises(UserError, match="learning rate is for sgd") as error:
+    with pytest.raises(UserError, match="0.256 for 256 images, is for sgd") as error:
         check(Config(optim=optim))
-    rate = float(str(error.value).rpartition(" ")[2])
+    rate = float(str(error.value).partition("--optim.lr-per-256 ")[2].split()[0])
     check(Config(optim=replace(optim, lr_per_256=rate)))
     check(Config(optim=replace(optim, lr=0.256)))
 

@@ -8,9 +8,9 @@ from seresnext_jax.report.history import RunStart
 from seresnext_jax.report.options import show_value
 
 _NO_EFFECT = (
-    *("data.root", "data.workers", "data.prefetch", "data.max_bad_share", "max_bad_steps"),
-    *("distributed.", "checkpoint.", "no_checkpoints", "resume", "run_epochs", "check_data"),
-    *("evaluate", "training_only", "topk", "print_freq", "workspace", "raport_file"),
+    *("data.root", "data.index", "data.workers", "data.prefetch", "data.max_bad_share"),
+    *("max_bad_steps", "distributed.", "checkpoint.", "no_checkpoints", "resume", "run_epochs"),
+    *("check_data", "evaluate", "training_only", "topk", "print_freq", "workspace", "raport_file"),
     *("compilation_cache", "debug", "report_to"),
 )
 """Options, and beginnings of their paths, that do not change the trained weights."""

@@ -1,14 +1,15 @@
 """Where a run starts: a named checkpoint, the newest one, ``--init-from``, or random weights."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seresnext_jax.checkpoint.save import settle_replaced
-from seresnext_jax.checkpoint.store import explain_choice, find_checkpoint, step_folders
+from seresnext_jax.checkpoint.store import explain_choice, find_checkpoint, read_meta, step_folders
 from seresnext_jax.commands import command
-from seresnext_jax.config import Config
+from seresnext_jax.config import Config, flatten, option_name
 from seresnext_jax.data.class_names import Names, difference, order_warning
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.initial import init_variables
@@ -41,8 +42,9 @@ def find_start(config: Config) -> Start:
 
     Raises:
       UserError: there is nothing to resume, the workspace has checkpoints of another run or can't
-        be written, ``--raport-file`` or ``--report-to`` can't be used, or ``--init-from`` does not
-        exist.
+        be written, an option decides which arrays a state has and is not the checkpoint's,
+        ``--raport-file`` or ``--report-to`` can't be used, ``--init-from`` does not exist, or
+        random weights would be frozen.
     """
     dllogger_path(Path(config.workspace), config.raport_file)
     check_trackers(config.report_to)
@@ -51,10 +53,11 @@ def find_start(config: Config) -> Start:
         settle_replaced(folder)
     existing = bool(step_folders(folder))
     if existing and config.resume == "auto":
+        _check_options(config, folder, step_folders(folder)[::-1])
         return Start(newest_in=folder)
     named = None
     if config.resume not in ("", "auto"):
-        named = find_checkpoint(Path(os.path.expanduser(config.resume)))
+        named = find_checkpoint(Path(config.resume))
         if named is None:
             raise UserError(f"--resume {config.resume}: {_why_not(Path(config.resume))}")
     own = named is not None and named.resolve().parent == folder.resolve()
@@ -64,6 +67,7 @@ def find_start(config: Config) -> Start:
             "choose another --workspace"
         )
     if named is not None:
+        _check_options(config, named, [named])
         return Start(checkpoint=named)
     if not config.init_from:
         if config.evaluate and config.resume:
@@ -71,10 +75,39 @@ def find_start(config: Config) -> Start:
                 f"{folder} has no checkpoint to evaluate: name one with --resume, or give weights "
                 "with --init-from"
             )
+        if config.optim.freeze_backbone and not config.evaluate:
+            raise UserError(
+                "--optim.freeze-backbone would keep random weights: load some with --init-from"
+            )
         return Start()
     weights = Path(config.init_from)
     open_source(weights)  # refuses a path without weights
     return Start(weights=weights)
+
+
+def _check_options(config: Config, source: Path, checkpoints: list[Path]) -> None:
+    """Refuse to continue with an option that gives a state other arrays than the checkpoint's.
+
+    Args:
+      checkpoints: those of a run; the first one whose options can be read counts.
+    """
+    for checkpoint in checkpoints:
+        with suppress(UserError):
+            saved = flatten(read_meta(checkpoint).config)
+            break
+    else:
+        return
+    here = flatten(config)
+    names = [n for n in ("model.arch", "optim.optimizer") if saved[n] != here[n]]
+    if (saved["use_ema"] is None) != (here["use_ema"] is None):
+        names.append("use_ema")
+    if names:
+        theirs = " ".join(f"{option_name(name)} {saved[name]}" for name in names)
+        raise UserError(
+            f"{source} is of a run with {theirs}, not {', '.join(str(here[n]) for n in names)}: "
+            f"to continue it give {theirs}; for a new run from its weights give --init-from "
+            f"{source}, no --resume, and another --workspace"
+        )
 
 
 def _why_not(path: Path) -> str:

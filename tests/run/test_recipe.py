@@ -26,7 +26,8 @@ def test_an_option_that_changes_the_weights_is_a_deviation() -> None:
 
 def test_where_a_run_is_and_what_it_saves_are_no_deviations() -> None:
     words = "--workspace w --data.root d --data.workers 3 --checkpoint.keep 2 --resume auto"
-    assert deviations(*words.split(), "--print-freq", "7", "--run-epochs", "1") == {}
+    more = "--data.index i --print-freq 7 --run-epochs 1"
+    assert deviations(*words.split(), *more.split()) == {}
 
 
 def test_without_a_config_the_defaults_are_the_recipe() -> None:
