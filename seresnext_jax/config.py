@@ -115,7 +115,7 @@ class DataConfig(InputConfig):
     """Only with shards: read this many shards at a time, each from beginning to end, which is
     faster on network disks. 0: all images in random order."""
     flip: bool = True
-    """Mirror half of the training images, chosen at random. --data.no-flip mirrors none."""
+    """Mirror half of the training images, chosen at random."""
     augmentation: Augmentation = "none"
     """autoaugment: AutoAugment's policy for ImageNet, as in the original; randaugment: random
     operations of equal strength. Both are applied to the cropped image, the same in every
@@ -287,7 +287,7 @@ class Config(EvaluationConfig):
     """Weights for a new run: a weights folder, a checkpoint or a PyTorch file. If the data has
     other classes, the classifier starts from random weights."""
     evaluate: bool = False
-    """Evaluate the weights of --resume or --init-from, and stop."""
+    """Evaluate the weights that resume or init_from name, and stop."""
     training_only: bool = False
     """Do not evaluate after each epoch."""
     no_checkpoints: bool = False
