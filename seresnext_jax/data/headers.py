@@ -2,12 +2,20 @@
 
 import os
 import stat
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from seresnext_jax.data.formats import dali_decodes
-from seresnext_jax.data.images import BadImage, Member, Source, opened
+from seresnext_jax.data.images import (
+    MAX_PIXELS,
+    BadImage,
+    Member,
+    Source,
+    opened,
+    refusal,
+)
 from seresnext_jax.data.pixels import orientation
 
 FACTS = np.dtype(
@@ -54,10 +62,45 @@ def file_state(path: str) -> FileState:
     try:
         found = os.stat(path)
     except OSError as error:
-        raise BadImage(error.strerror or str(error)) from error
+        raise refusal(error) from error
     if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait forever
         raise BadImage("not a file")
     return FileState(found.st_mtime_ns, found.st_size)
+
+
+def jpeg_facts(paths: Sequence[bytes], *, with_end: bool) -> np.ndarray:
+    """`FACTS` of the files that are usual JPEGs, (R,); zeros for the others, which Pillow reads.
+
+    Each file is opened once; this takes half the time of `file_state` and `read_header`.
+
+    Args:
+      with_end: also look for the end of each JPEG.
+    """
+    facts = [_jpeg_facts(path, with_end) for path in paths]
+    return np.array(facts, FACTS)
+
+
+def _jpeg_facts(path: bytes, with_end: bool) -> tuple[int, ...]:
+    unknown = (0,) * len(FACTS.names or ())
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait forever
+    except OSError:
+        return unknown
+    try:
+        state = os.fstat(file)
+        found = parse_jpeg(os.read(file, _HEAD)) if stat.S_ISREG(state.st_mode) else None
+        if found is None:
+            return unknown
+        height, width, flags, turn = found
+        if height * width > MAX_PIXELS:
+            return unknown
+        if with_end and _ends(os.pread(file, _TAIL, max(0, state.st_size - _TAIL))):
+            flags |= WHOLE
+        return height, width, flags, turn, state.st_mtime_ns, state.st_size
+    except OSError:
+        return unknown
+    finally:
+        os.close(file)
 
 
 def read_header(source: Source, *, with_turn: bool) -> tuple[int, int, int, int]:
@@ -72,7 +115,7 @@ def read_header(source: Source, *, with_turn: bool) -> tuple[int, int, int, int]
     try:
         found = parse_jpeg(_head(source))
     except OSError as error:
-        raise BadImage(error.strerror or str(error)) from error
+        raise refusal(error) from error
     if found is not None and (found[2] & TURN_KNOWN or not with_turn):
         return found
     with opened(source) as image:
@@ -133,5 +176,9 @@ def has_jpeg_end(source: Source) -> bool:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
                 tail = file.read()
         except OSError as error:
-            raise BadImage(error.strerror or str(error)) from error
+            raise refusal(error) from error
+    return _ends(tail)
+
+
+def _ends(tail: bytes) -> bool:
     return tail.rstrip(b"\0").endswith(_JPEG_END)

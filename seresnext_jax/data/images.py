@@ -93,13 +93,16 @@ def opened(source: Source) -> Iterator[Image.Image]:
     except MemoryError:  # not the image's fault
         raise
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise UserError(
-                f"{error.strerror}: raise the limit (ulimit -n), or lower --data.workers"
-            ) from error
-        raise BadImage(error.strerror or str(error)) from error
+        raise refusal(error) from error
     except Exception as error:  # for damaged files decoders raise nearly anything
         raise BadImage(str(error) or type(error).__name__) from error
+
+
+def refusal(error: OSError) -> BadImage | UserError:
+    """The error to raise for a file that the system refuses to read."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return UserError(f"{error.strerror}: raise the limit (ulimit -n), or lower --data.workers")
+    return BadImage(error.strerror or str(error))
 
 
 def _file(source: Source) -> str | Path | io.BytesIO:

@@ -20,6 +20,7 @@ from seresnext_jax.data.headers import (
     FileState,
     file_state,
     has_jpeg_end,
+    jpeg_facts,
     read_header,
 )
 from seresnext_jax.data.images import (
@@ -139,7 +140,10 @@ class ImageReader:
           UserError: an image has no readable header or is truncated, and the policy is ``error``.
           DataGone: its folder has disappeared, or the disk fails.
         """
-        for i in self._outdated(index).tolist():
+        outdated = self._outdated(index)
+        if not self.files.in_shards:
+            outdated = self._check_jpegs(outdated)
+        for i in outdated.tolist():
             self._try(i, partial(self._check, i))
         self._checked[index] = True
 
@@ -182,6 +186,15 @@ class ImageReader:
         then = np.stack([facts["mtime_ns"][known], facts["length"][known]], axis=1)
         known[known] = (now == then).all(axis=1)
         return index[~known]
+
+    def _check_jpegs(self, index: np.ndarray) -> np.ndarray:
+        """Read the headers of usual JPEGs; returns the images that are left."""
+        facts = jpeg_facts(self.files.os_paths(index), with_end=self._find_truncated)
+        done = self._is_complete(facts["flags"])
+        if done.any():
+            self._facts[index[done]] = facts[done]
+            self._index.changed = True
+        return index[~done]
 
     def _check(self, i: int) -> None:
         """Read the header of image `i`.

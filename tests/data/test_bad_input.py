@@ -185,7 +185,7 @@ def test_an_unreadable_file_is_bad(
 
     def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
         def refuse(path: Any, *args: Any, **options: Any) -> Any:
-            if str(path) == forbidden:
+            if not isinstance(path, int) and os.fsdecode(path) == forbidden:
                 raise PermissionError(13, "Permission denied", forbidden)
             return real(path, *args, **options)
 

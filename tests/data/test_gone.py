@@ -45,7 +45,7 @@ def failing(
 
     def fails(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *args: Any, **options: Any) -> Any:
-            name = "/".join(str(path).split("/")[-2:])
+            name = "" if isinstance(path, int) else "/".join(os.fsdecode(path).split("/")[-2:])
             if name in names:
                 attempts[name] += 1
                 if attempts[name] <= times:

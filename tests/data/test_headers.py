@@ -1,6 +1,7 @@
 """Sizes and kinds of images from their headers: the quick way must say what Pillow says."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ from PIL.ExifTags import Base
 
 from seresnext_jax.data.headers import (
     AS_PILLOW,
+    FACTS,
     JPEG,
     KNOWN,
     TURN_KNOWN,
+    WHOLE,
     file_state,
     has_jpeg_end,
+    jpeg_facts,
     parse_jpeg,
     read_header,
 )
 from seresnext_jax.data.images import BadImage, Member
+from seresnext_jax.errors import UserError
 
 
 def encode(mode: str, kind: str, size: tuple[int, int] = (37, 23), **options: Any) -> bytes:
@@ -119,6 +124,55 @@ def test_a_member_of_a_shard_is_read_as_a_file_is(tmp_path: Path) -> None:
             one = read_header(str(path), with_turn=with_turn)
             assert read_header(Member(name, data), with_turn=with_turn) == one
         assert has_jpeg_end(Member(name, data)) == has_jpeg_end(str(path)) == (name in JPEGS)
+
+
+def test_the_facts_of_jpegs_are_those_of_their_headers(tmp_path: Path) -> None:
+    cut = JPEGS["large"][:-9]
+    files = {**JPEGS, "cut": cut, "png": encode("RGB", "png"), "text": b"text", "empty": b""}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "huge").write_bytes(frame("c000110843005000 03"))
+    names = [*files, "pipe", "folder", "huge", "missing"]
+    paths = [os.fsencode(tmp_path / name) for name in names]
+    for with_end in (False, True):
+        facts = dict(zip(names, jpeg_facts(paths, with_end=with_end), strict=True))
+        for name in (*JPEGS, "cut"):
+            expected = list(read_header(str(tmp_path / name), with_turn=True))
+            expected[2] |= WHOLE * (with_end and name != "cut")
+            assert facts[name].tolist() == (*expected, *file_state(str(tmp_path / name)))
+        for name in ("png", "text", "empty", "pipe", "folder", "huge", "missing"):
+            assert facts[name] == np.zeros((), FACTS), name
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_jpeg_has_the_size_that_pillow_reads(seed: int, tmp_path: Path) -> None:
+    draw = np.random.default_rng(seed)
+    options: dict[str, Any] = {
+        "progressive": bool(draw.integers(2)),
+        "restart_marker_rows": int(draw.integers(3)),
+        "comment": draw.bytes(int(draw.integers(5000))),
+        "icc_profile": draw.bytes(int(draw.integers(3000))),
+        "dpi": (72, 72),
+        "quality": int(draw.integers(1, 96)),
+        "exif": turned(int(draw.integers(1, 9))) if draw.integers(2) else b"",
+    }
+    width, height = draw.integers(1, 300, 2).tolist()
+    data = encode(str(draw.choice(["L", "RGB", "CMYK"])), "jpeg", (width, height), **options)
+    (tmp_path / "x.jpg").write_bytes(data)
+    (facts,) = jpeg_facts([os.fsencode(tmp_path / "x.jpg")], with_end=True)
+    assert facts["flags"] == 0 or (facts["height"], facts["width"]) == (height, width)
+    assert read_header(str(tmp_path / "x.jpg"), with_turn=True)[:2] == (height, width)
+
+
+def test_too_many_open_files_are_no_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UserError, match="Too many open files: raise the limit .ulimit -n"):
+        read_header("x.jpg", with_turn=False)
 
 
 def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
