@@ -28,6 +28,7 @@ from seresnext_jax.health.machine import (
 )
 from seresnext_jax.health.memory import abstract_state, check_memory, size_in_bytes
 from seresnext_jax.mesh import make_mesh
+from seresnext_jax.model.network import find_architecture
 from seresnext_jax.report.console import Console
 from seresnext_jax.run import runtime
 from seresnext_jax.run.environment import describe_environment
@@ -57,14 +58,15 @@ def main(argv: list[str]) -> int:
     planned = replace(config, json="", debug=False) != DoctorConfig()
     if planned:
         check(config)
+        find_architecture(config.model.arch)
     runtime.start(config)
     console = Console(enabled=True)
-    environment = describe_environment()
-    console.table("This machine", list(environment.items()))
-    if planned:
-        console.note("Reading images and compiling the training step can take minutes.")
+    devices = check_devices()
+    environment = describe_environment() if devices.numbers else {}
+    if environment:
+        console.table("This machine", list(environment.items()))
     findings = []
-    for examine in checks(config if planned else None):
+    for examine in checks(config if planned else None, devices, console):
         findings.append(examine())
         for line in findings[-1].lines():
             console.note(line)
@@ -75,24 +77,34 @@ def main(argv: list[str]) -> int:
     return int(any(found.status == "problem" for found in findings))
 
 
-def checks(config: Config | None) -> Iterator[Callable[[], Finding]]:
-    """The checks in order, quick ones first; without a config those of the machine."""
-    devices = jax.devices()
+def checks(
+    config: Config | None, devices: Finding, console: Console
+) -> Iterator[Callable[[], Finding]]:
+    """The checks in order, quick ones first; without a config those of the machine.
+
+    Args:
+      devices: the finding of `check_devices`; without devices nothing can be checked on them.
+    """
     yield check_packages
     yield check_driver
-    yield partial(check_devices, devices)
+    yield lambda: devices
+    if not devices.numbers:
+        return
     for device in jax.local_devices():
         yield partial(check_convolution, device)
-    yield partial(check_dali, config.data.backend if config else None)
-    yield partial(check_compiler, devices[0].platform)
+    dali = check_dali(config.data.backend if config else None)
+    yield lambda: dali
+    yield partial(check_compiler, jax.devices()[0].platform)
     if config is None:
         return
     mesh = make_mesh()
     dataset = check_dataset(config)
     yield lambda: dataset
-    if dataset.status != "problem":
+    if "problem" not in (dali.status, dataset.status):
+        console.note("reading images ...")
         yield partial(check_reading, config, mesh)
     yield partial(check_disk, config, size_in_bytes(abstract_state(config, mesh)))
+    console.note("compiling the training step, which can take minutes ...")
     yield partial(check_memory, config, mesh)
 
 

@@ -9,8 +9,9 @@ import pytest
 
 import doctor
 from seresnext_jax.config import Config, flatten
+from seresnext_jax.errors import UserError
 from seresnext_jax.health.finding import Finding
-from tests.programs import ONE_BLOCK, shared
+from tests.programs import ONE_BLOCK, run, shared
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +53,25 @@ def test_a_problem_is_the_exit_status_and_has_its_fix_below(
     words = ["--data.root", str(tmp_path), "--workspace", str(tmp_path)]
     assert doctor.main(words) == 1
     lines = capsys.readouterr().out.splitlines()
+    assert "compiling the training step, which can take minutes ..." in lines
     (at,) = [i for i, line in enumerate(lines) if line.startswith("problem  DALI: ")]
     assert lines[at + 1].startswith("         fix: pip install -e ")
     (at,) = [i for i, line in enumerate(lines) if line.startswith("problem  dataset: ")]
     assert lines[at + 1].startswith("         fix: ")
     assert not any(line.startswith(("ok       reading", "problem  reading")) for line in lines)
+
+
+def test_a_machine_on_which_jax_does_not_start() -> None:
+    started = run(["doctor.py"], env={"JAX_PLATFORMS": "absent"})
+    assert started.returncode == 1 and "Traceback" not in started.stderr
+    *_, problem, fix, _ = started.stdout.splitlines()
+    assert problem.startswith("problem  devices: JAX does not start with JAX_PLATFORMS=absent")
+    assert fix.endswith("JAX_PLATFORMS")  # without it, JAX starts in the tests above
+
+
+def test_an_unknown_architecture_is_refused_before_the_checks() -> None:
+    with pytest.raises(UserError, match="'resnet17' is unknown: choose from"):
+        doctor.main(["--model.arch", "resnet17"])
 
 
 def test_every_option_of_a_run_is_an_option_of_the_doctor() -> None:

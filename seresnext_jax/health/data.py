@@ -126,6 +126,10 @@ def check_disk(
     place = Path(os.path.expanduser(config.workspace)).absolute()
     while not place.exists():
         place = place.parent
+    if not place.is_dir():
+        return Finding(
+            "disk", "problem", f"{printable(place)} is a file", "give another --workspace"
+        )
     if not os.access(place, os.W_OK):
         fix = "change its permissions or give another --workspace"
         return Finding("disk", "problem", f"{printable(place)} can't be written", fix)

@@ -1,6 +1,7 @@
 """Checks of the machine: packages, driver, devices, DALI, compiler."""
 
 import importlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -85,14 +86,30 @@ def check_driver(
     return Finding("driver", "ok", f"{text}, JAX's plugin for CUDA {' and '.join(plugins)}")
 
 
-def check_devices(devices: Sequence[jax.Device], driver: Path = DRIVER) -> Finding:
-    """The devices that JAX sees."""
+def check_devices(
+    find: Callable[[], Sequence[jax.Device]] = jax.devices, driver: Path = DRIVER
+) -> Finding:
+    """The devices that JAX sees; without the number of devices, JAX does not start."""
+    fix = "see the driver above; also check CUDA_VISIBLE_DEVICES and JAX_PLATFORMS"
+    try:
+        devices = find()
+    except Exception as error:  # whatever a device's plugin raises
+        platforms = os.environ.get("JAX_PLATFORMS")
+        text = f"JAX does not start{f' with JAX_PLATFORMS={platforms}' * bool(platforms)}"
+        return Finding("devices", "problem", _with_reason(text, error), fix)
     kinds = sorted({device.device_kind for device in devices})
     text = f"{len(devices)} x {', '.join(kinds)}"
+    numbers = {"devices": float(len(devices))}
     if driver.exists() and all(device.platform == "cpu" for device in devices):
-        fix = "see the driver above; also check CUDA_VISIBLE_DEVICES and JAX_PLATFORMS"
-        return Finding("devices", "problem", f"{text}, although there is an NVIDIA GPU", fix)
-    return Finding("devices", "ok", text, numbers={"devices": float(len(devices))})
+        text += ", although there is an NVIDIA GPU"
+        return Finding("devices", "problem", text, fix, numbers)
+    return Finding("devices", "ok", text, numbers=numbers)
+
+
+def _with_reason(text: str, error: Exception) -> str:
+    """A text with the first line of an error, if it has one."""
+    reason = str(error).partition("\n")[0][:160]
+    return f"{text}: {reason}" if reason else text
 
 
 def check_convolution(device: jax.Device) -> Finding:
@@ -106,9 +123,8 @@ def check_convolution(device: jax.Device) -> Finding:
         placed = jax.device_put((jnp.asarray(x), jnp.asarray(kernel)), device)
         found = np.asarray(conv2d(*placed, padding=1, groups=8))
     except Exception as error:  # whatever the device, its driver or its libraries raise
-        line = str(error).partition("\n")[0][:160]
         fix = "end other programs on the device (nvidia-smi lists them); else update the driver"
-        return Finding(name, "problem", line, fix)
+        return Finding(name, "problem", _with_reason("it fails", error), fix)
     off = float(np.abs(found - wanted).max() / np.abs(wanted).max())
     if not off <= _TOLERANCE:
         fix = "unset XLA_FLAGS; if that does not help, the device or its driver is broken"
@@ -137,10 +153,11 @@ def check_dali(backend: Backend | None) -> Finding:
     """
     try:
         importlib.import_module("seresnext_jax.data.backends.dali")
-    except ImportError as error:
+    except Exception as error:  # whatever a broken installation raises
         needed = backend in ("dali-cpu", "dali-gpu")
         fix = "pip install -e '.[cuda12]' (or cuda13; on a CPU demo), or --data.backend folder"
-        return Finding("DALI", "problem" if needed else "warning", str(error), fix)
+        text = _with_reason("it can't be imported", error)
+        return Finding("DALI", "problem" if needed else "warning", text, fix)
     packages = ("nvidia-dali-cuda120", "nvidia-dali-cuda130")
     found = [f"{name} {installed_version(name)}" for name in packages if installed_version(name)]
     return Finding("DALI", "ok", ", ".join(found))

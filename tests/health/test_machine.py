@@ -98,12 +98,25 @@ def test_without_a_driver_there_is_no_gpu(tmp_path: Path) -> None:
 
 
 def test_a_gpu_that_jax_does_not_see_is_a_problem(tmp_path: Path) -> None:
-    assert check_devices(jax.devices(), tmp_path / "absent").status == "ok"
+    assert check_devices(driver=tmp_path / "absent").status == "ok"
     (tmp_path / "version").write_text("")
-    found = check_devices(jax.devices(), tmp_path / "version")
+    found = check_devices(driver=tmp_path / "version")
     assert found.status == "problem" and "although there is an NVIDIA GPU" in found.detail
     gpu: Any = SimpleNamespace(platform="gpu", device_kind="NVIDIA A100")
-    assert check_devices([gpu, gpu], tmp_path / "version").detail == "2 x NVIDIA A100"
+    assert check_devices(lambda: [gpu, gpu], tmp_path / "version").detail == "2 x NVIDIA A100"
+
+
+def test_jax_that_does_not_start_is_a_problem_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> list[jax.Device]:
+        raise RuntimeError("Unable to initialize backend 'cuda': no GPU\nmore lines")
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    found = check_devices(fail, tmp_path / "absent")
+    text = "JAX does not start with JAX_PLATFORMS=cuda: Unable to initialize backend 'cuda': no GPU"
+    assert (found.status, found.detail, found.numbers) == ("problem", text, {})
+    assert found.fix.endswith("JAX_PLATFORMS")
 
 
 def test_every_device_computes_a_convolution() -> None:
@@ -129,7 +142,7 @@ def test_a_device_that_fails_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(machine, "conv2d", fail)
     found = check_convolution(jax.devices()[0])
-    assert (found.status, found.detail) == ("problem", "CUDNN_STATUS_NOT_INITIALIZED")
+    assert (found.status, found.detail) == ("problem", "it fails: CUDNN_STATUS_NOT_INITIALIZED")
     assert "nvidia-smi" in found.fix
 
 
@@ -150,6 +163,16 @@ def test_missing_dali_is_a_problem_for_a_run_that_needs_it(
     assert "--data.backend folder" in found.fix
     assert check_dali("folder").status == "warning", "the fix"
     assert check_dali(None).status == "warning"
+
+
+def test_a_broken_dali_is_a_problem_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise OSError("libnvcuvid.so: cannot open shared object file")
+
+    monkeypatch.setattr(machine.importlib, "import_module", broken)
+    found = check_dali("dali-gpu")
+    assert found.detail.startswith("it can't be imported: libnvcuvid.so")
+    assert found.status == "problem" and check_dali("folder").status == "warning"
 
 
 def test_a_missing_compiler_is_a_warning_and_its_fix_works(

@@ -155,6 +155,13 @@ def test_a_workspace_that_cannot_be_written_is_a_problem(
     assert found.status == "problem" and "another --workspace" in found.fix
 
 
+def test_a_workspace_that_is_a_file_is_a_problem(config: Config) -> None:
+    Path(config.workspace).write_text("")
+    found = check_disk(config, 1000)
+    assert (found.status, found.detail) == ("problem", f"{config.workspace} is a file")
+    assert check_disk(replace(config, workspace=f"{config.workspace}-b"), 1000).status == "ok"
+
+
 @pytest.mark.parametrize("use_ema", [None, 0.99])
 def test_the_size_of_a_checkpoint_is_that_of_the_state(
     config: Config, use_ema: float | None
