@@ -91,8 +91,7 @@ class Model:
           (N, classes) float32.
 
         Raises:
-          UserError: the pixels have another type or shape. This holds for all methods that take
-            pixels.
+          UserError: the pixels have another type or shape; so for all methods that take pixels.
         """
         return self._outputs(pixels, ("classifier",))["classifier"]
 
@@ -149,7 +148,7 @@ class Model:
           UserError: the folder contains other files or can't be written.
         """
         variables = jax.tree.map(np.asarray, self.variables)
-        # Facts such as the accuracy may not hold any more, because the weights may have changed.
+        # Facts such as the accuracy may no longer be true, because the weights may have changed.
         write_weights_folder(Path(folder), Weights(variables, _new_info(self.info)))
 
     def _outputs(

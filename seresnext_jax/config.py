@@ -360,7 +360,7 @@ def check(config: Config) -> None:
         raise UserError(
             f"--optim.warmup {config.optim.warmup} leaves no epoch of --epochs {config.epochs} "
             "for the schedule: give --optim.warmup 0, or for a short try of the same schedule "
-            f"--run-epochs {config.epochs} in place of --epochs {config.epochs}"
+            f"--run-epochs {config.epochs} instead of --epochs {config.epochs}"
         )
     if config.evaluate and config.training_only:
         raise UserError("--evaluate and --training-only exclude each other: give one of them")

@@ -109,13 +109,13 @@ def is_old_layout(key: str) -> bool:
 
 
 def to_current_layout(key: str) -> str:
-    """``layer1.`` → ``layers.0.`` at the front of a key; any other key stays as it is."""
+    """``layer1.`` → ``layers.0.`` at the front of a key; any other key is unchanged."""
     match = _OLD_STAGE.match(key)
     return f"layers.{int(match[1]) - 1}.{key[match.end() :]}" if match else key
 
 
 def to_ngc_layout(key: str) -> str:
-    """``layers.0.`` → ``layer1.`` at the front of a key; any other key stays as it is."""
+    """``layers.0.`` → ``layer1.`` at the front of a key; any other key is unchanged."""
     match = _NEW_STAGE.match(key)
     return f"layer{int(match[1]) + 1}.{key[match.end() :]}" if match else key
 
@@ -132,7 +132,7 @@ def order(key: str) -> tuple[tuple[int, str], ...]:
 
 
 def to_torch_array(array: Array) -> Array:
-    """HWIO → OIHW, (in, out) → (out, in), a vector as it is. Grouped: I is C / groups in both."""
+    """HWIO → OIHW, (in, out) → (out, in), a vector unchanged. Grouped: I is C / groups in both."""
     if array.ndim == 4:
         return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
     return np.ascontiguousarray(array.T)
@@ -144,7 +144,7 @@ def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def to_flax_array(array: Array) -> Array:
-    """OIHW → HWIO, (out, in) → (in, out), a vector as it is."""
+    """OIHW → HWIO, (out, in) → (in, out), a vector unchanged."""
     if array.ndim == 4:
         return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
     return np.ascontiguousarray(array.T)
@@ -156,5 +156,5 @@ def is_gate_weight(key: str) -> bool:
 
 
 def as_linear(array: Array) -> Array:
-    """(out, in, 1, 1) → (out, in); any other shape stays as it is."""
+    """(out, in, 1, 1) → (out, in); any other array is unchanged."""
     return array[:, :, 0, 0] if array.ndim == 4 and array.shape[2:] == (1, 1) else array

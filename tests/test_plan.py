@@ -68,7 +68,7 @@ def test_a_try_of_one_epoch_names_options_that_work() -> None:
     with pytest.raises(UserError) as refused:
         read("--config digits --epochs 1")
     advice = str(refused.value)
-    assert "--optim.warmup 0" in advice and "--run-epochs 1 in place of --epochs 1" in advice
+    assert "--optim.warmup 0" in advice and "--run-epochs 1 instead of --epochs 1" in advice
     assert read("--config digits --epochs 1 --optim.warmup 0").epochs == 1
     short = read("--config digits --run-epochs 1")
     assert (short.epochs, short.run_epochs) == (20, 1), shlex.join(["the schedule is unchanged"])

@@ -212,5 +212,5 @@ def _label(text: bytes) -> int:
     """The number in a .cls member."""
     digits = text.decode("ascii").strip()
     if not digits.isdecimal() or int(digits) >= 2**31:
-        raise ValueError(f"{digits!r} is no label")
+        raise ValueError(f"{digits!r} is not a label")
     return int(digits)

@@ -198,7 +198,7 @@ def _blend(other: jax.Array, x: jax.Array, factor: jax.Array) -> jax.Array:
 def erase(keys: jax.Array, images: jax.Array, probability: float) -> jax.Array:
     """Random erasing (Zhong et al. 2020): a random box becomes 0, the mean colour.
 
-    The box is drawn as in torchvision; an image where ten boxes do not fit stays as it is.
+    The box is drawn as in torchvision; an image where ten boxes do not fit is unchanged.
 
     Args:
       keys: (N,) one key for each image.

@@ -1,6 +1,7 @@
 """The training step and the evaluation step: pure, per device, sharded by `jax.shard_map`.
 
-The training step, in this order: forward, loss, scale, gradient, mean, unscale, skip, update.
+The training step, in this order: forward, loss, scale, gradient, mean, unscale, skip, update,
+moving average.
 """
 
 from collections.abc import Callable

@@ -258,7 +258,7 @@ def differences(
     if mask != config.decay_mask and decays[-1]:
         notes += [
             f"the file decays {_DECAYED[mask]}, the config {_DECAYED[config.decay_mask]}: "
-            f"add --optim.decay-mask {mask} to go on as before"
+            f"add --optim.decay-mask {mask} to continue as before"
         ]
     if len(set(decays)) > 1 and mask == "all":
         notes += [f"the file decays its groups by {decays}, the config knows one weight decay"]
@@ -267,7 +267,7 @@ def differences(
         if not np.isclose(before, now, rtol=1e-6, atol=0):
             notes += [
                 f"the file has {name} {before:g}, the config {now:g}: "
-                f"add --optim.{option} {before!r} to go on as before"
+                f"add --optim.{option} {before!r} to continue as before"
             ]
     if bool(groups[-1]["nesterov"]) != config.nesterov:
         notes += [f"the file has nesterov {groups[-1]['nesterov']}, the config {config.nesterov}"]

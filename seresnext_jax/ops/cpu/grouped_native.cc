@@ -1,8 +1,8 @@
-// The 3x3 grouped convolution and its two gradients on a CPU: float32, NHWC, padding 1, as many
-// channels out of a group as into it.
+// The 3x3 grouped convolution and its two gradients on a CPU: float32, NHWC, padding 1, with as
+// many output as input channels in a group.
 //
-// XLA's CPU backend has no kernel for it. This one cuts the work into slabs: the groups in 32
-// channels, or one group that is larger, of one image. Each group of a slab is copied into an array
+// XLA's CPU backend has no kernel for it. This one divides the work into slabs: the groups in 32
+// channels of one image, or one larger group. Each group of a slab is copied into an array
 // of its own with the zero padding around it, so that the inner loops see no borders, no gaps, and
 // only memory that fits the first caches of a core; 32 channels, as memory is read fastest in more
 // than one cache line. The loops multiply one number of x by a vector of output channels and keep
@@ -33,13 +33,13 @@ constexpr int kWidestVector = 16;
 constexpr int kWidestVector = 8;
 #endif
 
-// What depends on the channels of a group alone.
+// Constants that depend only on the channels of a group.
 template <int kGroup>
 struct Layout {
   static constexpr int groups = std::max(32 / kGroup, 1);  // in a slab
   static constexpr int slab = groups * kGroup;             // channels
   static constexpr int lanes = std::min(kGroup, kWidestVector);  // channels in a vector
-  static constexpr int vectors = std::min(kGroup / lanes, 2);    // summed up side by side
+  static constexpr int vectors = std::min(kGroup / lanes, 2);    // summed at the same time
   static constexpr int kernel = kTaps * kTaps * kGroup * kGroup;
   typedef float Vector __attribute__((vector_size(lanes * sizeof(float))));
 };
@@ -139,13 +139,13 @@ class Slab {
 };
 
 // Rows or columns of the slab that a convolution with `stride` to `out` pixels looks at, when it
-// also holds `in` pixels that lie `apart`.
+// also contains `in` pixels, `apart` pixels apart.
 int Extent(int in, int apart, int out, int stride) {
   return std::max((in - 1) * apart + 1 + 2 * kPadding, (out - 1) * stride + kTaps);
 }
 
 // (3, 3, C / groups, C) -> (groups, 3, 3, C / groups, C / groups). `turned`: the kernel that takes
-// the output's gradient to the input's, taps reversed, in and out exchanged.
+// the output's gradient to the input's, taps reversed, inputs and outputs exchanged.
 template <int kGroup>
 std::vector<float> SplitKernel(ffi::ThreadPool& pool, const float* kernel, int channels,
                                bool turned) {
@@ -219,7 +219,7 @@ void ConvolveSlab(const Slab<kGroup>& x, int stride, const float* kernels,
   }
 }
 
-// y = x * kernel, where x's pixels are laid `apart` with zeros between them first.
+// y = x * kernel, where x's pixels are first spread `apart`, with zeros between them.
 template <int kGroup>
 void Convolve(ffi::ThreadPool& pool, const Images<const float>& x, int apart, int stride,
               const std::vector<float>& kernels, const Images<float>& y) {
