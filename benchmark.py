@@ -91,7 +91,7 @@ class BenchmarkConfig:
     """train, infer, data: also measure PyTorch, taking turns with JAX: with channels_last, and on
     a GPU with autocast and torch.compile."""
     decode: bool = True
-    """data: decode the images. --no-decode measures only listing the files and feeding DALI."""
+    """data: whether to decode the images; otherwise only listing and feeding DALI are measured."""
     files: tuple[int, ...] = ()
     """data with --no-decode: measure folders of this many files, in 1,000 classes, instead of
     --data.root."""

@@ -40,7 +40,7 @@ class Pictures(SizesOfWeights):
     """How the images are prepared."""
 
     exif_orientation: bool = True
-    """Turn photos upright by their EXIF orientation. --data.no-exif-orientation: as stored."""
+    """Whether to turn photos upright by their EXIF orientation."""
 
 
 @dataclass(frozen=True)

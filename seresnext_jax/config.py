@@ -75,7 +75,7 @@ class InputConfig:
     """With on_bad_image skip: stop when more than this share of the images of an epoch or an
     evaluation could not be decoded."""
     exif_orientation: bool = False
-    """Turn photos upright by their EXIF orientation. The original does not."""
+    """Whether to turn photos upright by their EXIF orientation. The original does not."""
     index: str = "~/.cache/seresnext_jax/index"
     """Folder that keeps the list of files and their image sizes for the next start, if there are at
     least 10,000 images; empty: none."""
@@ -115,7 +115,7 @@ class DataConfig(InputConfig):
     """Only with shards: read this many shards at a time, each from beginning to end, which is
     faster on network disks. 0: all images in random order."""
     flip: bool = True
-    """Mirror half of the training images, chosen at random."""
+    """Whether to mirror half of the training images, chosen at random."""
     augmentation: Augmentation = "none"
     """autoaugment: AutoAugment's policy for ImageNet, as in the original; randaugment: random
     operations of equal strength. Both are applied to the cropped image, the same in every
@@ -287,7 +287,7 @@ class Config(EvaluationConfig):
     """Weights for a new run: a weights folder, a checkpoint or a PyTorch file. If the data has
     other classes, the classifier starts from random weights."""
     evaluate: bool = False
-    """Evaluate the weights that resume or init_from name, and stop."""
+    """Evaluate the weights that resume or init_from names, and stop."""
     training_only: bool = False
     """Do not evaluate after each epoch."""
     no_checkpoints: bool = False
