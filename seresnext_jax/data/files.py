@@ -72,10 +72,12 @@ class FileList:
 
     def count_left_out(self) -> str:
         """The files that are not listed, by suffix: ``.heic 12, no suffix 3``; empty if none."""
+        if self.in_shards:
+            return count_kinds(self.left_out, on_disk=False)
         loose = [path for path in self.left_out if has_image_suffix(path)]
-        others = [path for path in self.left_out if not has_image_suffix(path)]
-        if not self.in_shards:  # where links can be broken
-            others = [os.path.join(self.folder, path) for path in others]
+        others = [
+            os.path.join(self.folder, path) for path in self.left_out if not has_image_suffix(path)
+        ]
         counts = [count_kinds(others)] * bool(others)
         if loose:
             counts.append(f"{count_kinds(loose)} outside the class folders")

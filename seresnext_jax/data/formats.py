@@ -98,9 +98,13 @@ def format_names() -> str:
     return " ".join(sorted(_suffixes()))
 
 
-def count_kinds(paths: Iterable[str]) -> str:
-    """Files by suffix, the most frequent first: ``.heic 12, no suffix 3``."""
-    counts = Counter(map(_kind, paths))
+def count_kinds(paths: Iterable[str], *, on_disk: bool = True) -> str:
+    """Files by suffix, the most frequent first: ``.heic 12, no suffix 3``.
+
+    Args:
+      on_disk: count broken links separately.
+    """
+    counts = Counter(map(_kind if on_disk else _suffix_or_none, paths))
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown, rest = ranked[:_MANY_KINDS], ranked[_MANY_KINDS:]
     if rest:
@@ -109,8 +113,10 @@ def count_kinds(paths: Iterable[str]) -> str:
 
 
 def _kind(path: str) -> str:
-    if is_broken_link(path):
-        return "broken link"
+    return "broken link" if is_broken_link(path) else _suffix_or_none(path)
+
+
+def _suffix_or_none(path: str) -> str:
     return _suffix(path) or "no suffix"
 
 

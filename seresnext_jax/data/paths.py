@@ -1,7 +1,7 @@
 """Millions of paths in little memory: one array of bytes instead of a Python string for each."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import overload
 
 import numpy as np
@@ -31,6 +31,10 @@ class Paths(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def __iter__(self) -> Iterator[str]:
+        # Decoding all at once is faster than one after the other.
+        return iter(os.fsdecode(self.packed.tobytes()).split("\0")[:-1])
 
     @overload
     def __getitem__(self, index: int) -> str: ...

@@ -144,6 +144,7 @@ def test_other_images_of_a_sample_are_left_out(tmp_path: Path) -> None:
     write_tar(tmp_path / "val" / "0.tar", members)
     files = list_shards(tmp_path / "val", print).files
     assert list(files.paths) == ["0.jpg"] and list(files.left_out) == ["0.mask.png"]
+    assert files.note_left_out() == "val/: .png 1"
 
 
 def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
