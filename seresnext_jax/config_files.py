@@ -69,8 +69,8 @@ def _execute(path: Path, source: bytes) -> dict[str, Any]:
 def _find_config(file: str) -> Path:
     """The file of a path or a name: ``digits`` and ``configs/digits.py`` are found anywhere.
 
-    A file that exists is meant before a name. For the name of a recipe, ``ARCHITECTURE/NAME``, it
-    is the file with the table of all of them.
+    An existing file takes precedence over a name. For the name of a recipe, ``ARCHITECTURE/NAME``,
+    it is the file with the table of all of them.
     """
     if os.path.isfile(file):
         return Path(file)

@@ -1,11 +1,11 @@
-"""Writes a file as a whole, so that nobody ever sees half of it."""
+"""Writes a file atomically: readers see the old file or the complete new one."""
 
 import os
 from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file; if that fails or is killed, the old file stays as it was.
+    """Write a file; if that fails or is killed, the old file is unchanged.
 
     A link or a device, such as ``/dev/stdout``, is written in place.
 

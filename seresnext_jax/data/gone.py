@@ -1,4 +1,4 @@
-"""Tells a disk that fails (a network share that is gone) from a bad file, so no file is blamed."""
+"""Distinguishes a failing disk, such as a network share that disappeared, from a bad file."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ UNREACHABLE = frozenset(
 )
 """Errors of a network disk that does not answer."""
 WORTH_A_RETRY = UNREACHABLE | {errno.EIO, errno.EINTR, errno.EAGAIN}
-"""Errors that may be gone when the file is read again."""
+"""Errors that may not occur again when the file is read a second time."""
 
 
 class DataGone(UserError):

@@ -36,7 +36,7 @@ SETTLED = 10 * 10**9
 MIN_IMAGES = 10_000
 """Smaller splits are listed in less time than their index would save."""
 _ABANDONED = 3600
-"""Seconds after which an unfinished file is that of a writer that was killed."""
+"""Seconds after which an unfinished file must have been left by a killed writer."""
 _FORMAT = 1
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError),

@@ -42,7 +42,7 @@ T = TypeVar("T")
 MAX_DALI_PIXELS = 2**25
 """Pillow decodes larger images: DALI keeps a whole batch in memory, at 3 bytes per pixel."""
 MAX_READ_ERRORS = 10
-"""A disk on which more images can't be read than this fails: they are not damaged."""
+"""If more images than this can't be read, the disk fails: the images are not damaged."""
 _IN_A_SHARD = FileState(0, 0)
 
 
@@ -256,7 +256,7 @@ class ImageReader:
                 self.bad_files.append(path)
 
     def _check_disk(self, path: str, cause: BadImage) -> None:
-        """Raise `DataGone` if the disk fails, rather than a part of it that has one image."""
+        """Raise `DataGone` if the whole disk fails, not only the part that contains one image."""
         with self._lock:
             self._read_errors += 1
         if cause.errno in UNREACHABLE or self._read_errors > MAX_READ_ERRORS:

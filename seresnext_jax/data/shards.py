@@ -86,7 +86,7 @@ class ShardList(FileList):
                     return found
             _open.cache_clear()  # the file may have been replaced after it was opened
         raise UserError(
-            f"{printable(path)} is not as it was when it was listed: start the program again "
+            f"{printable(path)} has changed since it was listed: start the program again "
             f"(if that does not help, remove {printable(index_beside(self.folder))})"
         )
 

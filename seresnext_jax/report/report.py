@@ -1,4 +1,4 @@
-"""The report of a run: every record goes to its two files, and to the sinks that read along."""
+"""The report of a run: every record goes to its two files and to the other sinks."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -42,7 +42,7 @@ def find_start(config: Config) -> Start:
 
     Raises:
       UserError: there is nothing to resume, the workspace has checkpoints of another run or can't
-        be written, an option decides which arrays a state has and is not the checkpoint's,
+        be written, an option that decides which arrays a state has differs from the checkpoint's,
         ``--raport-file`` or ``--report-to`` can't be used, ``--init-from`` does not exist, or
         random weights would be frozen.
     """
@@ -86,7 +86,7 @@ def find_start(config: Config) -> Start:
 
 
 def _check_options(config: Config, source: Path, checkpoints: list[Path]) -> None:
-    """Refuse to continue with an option that gives a state other arrays than the checkpoint's.
+    """Refuse options that would give the state other arrays than the checkpoint's.
 
     Args:
       checkpoints: those of a run; the first one whose options can be read counts.

@@ -114,7 +114,7 @@ def test_a_shard_that_is_replaced_during_a_run_is_noticed(root: Path, packed: Pa
     shard = packed / "val" / "val-000000.tar"
     data = shard.read_bytes()
     shard.write_bytes(data[:257] + b"x" + data[258:])  # the name's header, at the same length
-    with pytest.raises(UserError, match="not as it was when it was listed: start the program ag"):
+    with pytest.raises(UserError, match="has changed since it was listed: start the program again"):
         list(source.batches(0))
     source.close()
     shard.write_bytes(data)
