@@ -3,12 +3,15 @@
 import re
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +22,9 @@ from seresnext_jax.config import DataConfig
 from seresnext_jax.errors import UserError
 from tests import one_block
 from tests.data.loaders import open_split
+from tests.reference.torch_training import loss_and_gradients
+from tests.training.test_parity import is_clear, to_torch_batch
+from tests.weights.bridge import assert_close, by_torch_name
 from tests.weights.conversion import CLASSES, TINY, trained_like
 
 SIZE = 64
@@ -69,6 +75,35 @@ def test_logits_are_pytorchs(network: torch.nn.Module, model: Model, pixels: np.
     with torch.no_grad():
         logits = network(in_pytorch(pixels)).numpy()
     np.testing.assert_allclose(model.logits(pixels), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_and_new_statistics_are_pytorchs(network: torch.nn.Module, model: Model) -> None:
+    """Of a loop of one's own, as docs/library.md has it; PyTorch computes in float64."""
+    twin = deepcopy(network).double()
+    labels = np.arange(8) % CLASSES
+    noise = (
+        np.random.default_rng(seed).integers(0, 256, (8, SIZE, SIZE, 3), np.uint8)
+        for seed in count()
+    )
+    images = next(x for x in noise if is_clear(twin, to_torch_batch(x, labels)))
+
+    def loss_of(params: Any, batch_stats: Any) -> Any:
+        logits, changed = model.network.apply(
+            {"params": params, "batch_stats": batch_stats},
+            normalize(images),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), changed["batch_stats"]
+
+    step = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+    (loss, statistics), gradients = step(model.variables["params"], model.variables["batch_stats"])
+    wanted_loss, wanted = loss_and_gradients(twin, [to_torch_batch(images, labels)], 0.0)
+    assert float(loss) == pytest.approx(wanted_loss, rel=1e-5)
+    found = by_torch_name(gradients, statistics)
+    running = {k: x for k, x in twin.named_buffers() if not k.endswith("num_batches_tracked")}
+    assert_close(found, {k: x.numpy() for k, x in (wanted | running).items()}, relative=1e-4)
 
 
 def test_a_saved_model_is_the_same(model: Model, pixels: np.ndarray, tmp_path: Path) -> None:
