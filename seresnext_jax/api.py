@@ -29,7 +29,7 @@ from seresnext_jax.weights.read import read_weights
 __all__ = ["Model", "Prediction", "create_model", "load_weights", "normalize", "preprocess"]
 
 Tree = Any
-ImageLike = str | Path | Image.Image | np.ndarray
+ImageLike = str | Path | Image.Image | np.ndarray | jax.Array
 """An image file, a Pillow image, or pixels (H, W), (H, W, 3) or (H, W, 4)."""
 
 STAGES = FEATURES[:-1]
@@ -133,7 +133,13 @@ class Model:
         return global_mean(self._outputs(pixels, ("layer4",))["layer4"]).astype(jnp.float32)
 
     def with_classes(self, class_names: Sequence[str], seed: int = 0) -> Self:
-        """The same network with a random classifier for other classes, to fine-tune."""
+        """The same network with a random classifier for other classes, to fine-tune.
+
+        Raises:
+          UserError: there are no names.
+        """
+        if isinstance(class_names, str) or not len(class_names):
+            raise UserError(f"with_classes({class_names!r}): give names such as ['cat', 'dog']")
         info = _new_info(self.info, num_classes=len(class_names), class_names=tuple(class_names))
         network = self.network.clone(num_classes=info.num_classes)
         params = dict(self.variables["params"])
@@ -154,10 +160,10 @@ class Model:
     def _outputs(
         self, pixels: np.ndarray | jax.Array, layers: tuple[str, ...]
     ) -> dict[str, jax.Array]:
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+        if not (_is_array(pixels) and pixels.dtype == np.uint8 and pixels.shape[3:] == (3,)):
             raise UserError(
-                f"the pixels are {pixels.dtype} {pixels.shape}: give uint8 (N, height, width, 3), "
-                "such as model.preprocess(image) returns"
+                f"the pixels are {_kind(pixels)}: give uint8 (N, height, width, 3), such as "
+                "model.preprocess(image) returns"
             )
         return _outputs(self.network, self.precision, layers, self.variables, pixels)
 
@@ -167,7 +173,7 @@ def load_weights(
     *,
     ema: bool = False,
     table: str = "",
-    class_names: str = "",
+    class_names: str | Path = "",
     precision: Precision = "fp32",
 ) -> Model:
     """Load weights of any source, with the network that they fit.
@@ -183,11 +189,11 @@ def load_weights(
 
     Raises:
       UserError: the source can't be read, has no known architecture or no moving average, contains
-        NaN, or the names do not fit.
+        NaN, or the names do not fit; or an unknown precision.
     """
     weights = read_weights(path, ema=ema, table=table)
     info = weights.info
-    names = choose_names(class_names, info.class_names, info.num_classes)
+    names = choose_names(str(class_names), info.class_names, info.num_classes)
     info = replace(info, class_names=names)
     return Model(_network(info, precision), _on_device(weights.variables), info, precision)
 
@@ -212,7 +218,7 @@ def create_model(
       precision: fp32, tf32, bf16 or fp16; the weights are float32 in any case.
 
     Raises:
-      UserError: an unknown architecture, or a number out of range.
+      UserError: an unknown architecture or precision, or a number out of range.
     """
     info = WeightsInfo(architecture, num_classes, image_size=image_size, eval_margin=eval_margin)
     try:
@@ -244,7 +250,7 @@ def preprocess(
       them; your own loop calls `normalize`.
 
     Raises:
-      UserError: an image can't be decoded, or an array does not have the shape of an image.
+      UserError: an image can't be decoded, or is neither a file nor a picture.
     """
     crop = CentreCrop(image_size, eval_margin, interpolation)
     squares = [_square(image, crop, exif_orientation) for image in images]
@@ -260,16 +266,27 @@ def _square(image: ImageLike, crop: CentreCrop, upright: bool) -> np.ndarray:
                 f"can't decode {printable(image)}: {printable(error)}; check the file"
             ) from error
     try:
-        opened = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        opened = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
         return crop(turned(to_rgb(opened), orientation(opened) if upright else 1))
     except (BadImage, TypeError, ValueError) as error:
-        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else str(image)
         raise UserError(
-            f"can't use an image ({what}: {printable(error)}): give uint8 RGB (height, width, 3)"
+            f"can't use an image ({_kind(image)}: {printable(error)}): give uint8 RGB (height, "
+            "width, 3), a Pillow image, or a file; several as several arguments"
         ) from error
 
 
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | jax.Array)
+
+
+def _kind(value: Any) -> str:
+    """An argument, for a message."""
+    return f"{value.dtype} {value.shape}" if _is_array(value) else f"a {type(value).__name__}"
+
+
 def _network(info: WeightsInfo, precision: Precision) -> ResNet:
+    if precision not in POLICIES:
+        raise UserError(f"precision {precision!r} is unknown: choose from {', '.join(POLICIES)}")
     config = ModelConfig(arch=info.architecture, num_classes=info.num_classes)
     return make_network(config, POLICIES[precision].compute_dtype)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -121,7 +122,8 @@ def test_names_of_classes_come_from_a_file(file: Path, model: Model, tmp_path: P
     assert model.class_names[:2] == ("class 0", "class 1")
     names = tmp_path / "names.txt"
     names.write_text("\n".join("abcdefg"))
-    assert load_weights(file, class_names=str(names)).class_names == tuple("abcdefg")
+    for path in (names, str(names)):
+        assert load_weights(file, class_names=path).class_names == tuple("abcdefg")
 
 
 def test_predictions(model: Model, pixels: np.ndarray) -> None:
@@ -171,6 +173,10 @@ def test_other_classes_get_a_random_classifier(model: Model, pixels: np.ndarray)
     again, second = model.with_classes(["cat", "dog"]), model.with_classes(["cat", "dog"], seed=1)
     np.testing.assert_array_equal(again.logits(pixels), other.logits(pixels))
     assert not np.array_equal(second.logits(pixels), other.logits(pixels))
+    names: Any
+    for names in ("cat", []):
+        with pytest.raises(UserError, match=r"give names such as \['cat', 'dog'\]"):
+            model.with_classes(names)
 
 
 def test_a_new_model_is_random_and_repeatable(pixels: np.ndarray) -> None:
@@ -182,11 +188,25 @@ def test_a_new_model_is_random_and_repeatable(pixels: np.ndarray) -> None:
         create_model("resnet5")
     with pytest.raises(UserError, match="num_classes is 0"):
         create_model(TINY, 0)
+    half: Any = "half"
+    with pytest.raises(
+        UserError, match="precision 'half' is unknown: choose from fp32, tf32, bf16"
+    ):
+        create_model(TINY, precision=half)
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((1, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8)])
-def test_wrong_pixels_are_refused_with_what_is_right(model: Model, wrong: np.ndarray) -> None:
-    with pytest.raises(UserError, match=r"give uint8 \(N, height, width, 3\)"):
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        (np.zeros((1, 8, 8, 3)), r"float64 \(1, 8, 8, 3\)"),
+        (np.zeros((8, 8, 3), np.uint8), r"uint8 \(8, 8, 3\)"),
+        (np.zeros((1, 3, 8, 8), np.uint8), r"uint8 \(1, 3, 8, 8\)"),
+        (torch.zeros(1, 8, 8, 3, dtype=torch.uint8), "a Tensor"),
+        ("photo.jpg", "a str"),
+    ],
+)
+def test_wrong_pixels_are_refused_with_what_is_right(model: Model, wrong: Any, what: str) -> None:
+    with pytest.raises(UserError, match=f"are {what}: " + r"give uint8 \(N, height, width, 3\)"):
         model.logits(wrong)
     right = model.preprocess(np.zeros((8, 8, 3), np.uint8))
     assert model.logits(right).shape == (1, CLASSES)
@@ -226,6 +246,9 @@ def test_files_pictures_and_arrays_give_the_same(photos: list[Path], model: Mode
     np.testing.assert_array_equal(model.preprocess(*map(str, photos)), expected)
     np.testing.assert_array_equal(model.preprocess(*opened), expected)
     np.testing.assert_array_equal(model.preprocess(*map(np.asarray, opened)), expected)
+    np.testing.assert_array_equal(
+        model.preprocess(*map(jnp.asarray, map(np.asarray, opened))), expected
+    )
     assert model.preprocess().shape == (0, 224, 224, 3)
 
 
@@ -253,6 +276,10 @@ def test_what_is_not_an_image_is_refused(tmp_path: Path) -> None:
         UserError, match=r"float32 \(8, 8, 3\).*give uint8 RGB \(height, width, 3\)"
     ):
         preprocess(np.zeros((8, 8, 3), np.float32))
+    wrong: Any
+    for wrong in (["a.jpg", "b.jpg"], None, b"bytes", np.zeros((2, 8, 8, 3), np.uint8)):
+        with pytest.raises(UserError, match="a file; several as several arguments"):
+            preprocess(wrong)
 
 
 # ---- docs/library.md ---------------------------------------------------------------------------
