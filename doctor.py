@@ -14,7 +14,6 @@ from functools import partial
 import jax
 
 from seresnext_jax.cli import check_output, parse_over_config, run, write_output
-from seresnext_jax.commands import program_name
 from seresnext_jax.config import Config, check
 from seresnext_jax.health.data import check_dataset, check_disk, check_reading
 from seresnext_jax.health.finding import Finding
@@ -51,9 +50,7 @@ def options_from(config: Config | None) -> DoctorConfig:
 
 def main(argv: list[str]) -> int:
     """Run the program; returns 1 if something is a problem."""
-    config = parse_over_config(
-        options_from, argv, program=program_name("doctor.py"), description=__doc__ or ""
-    )
+    config = parse_over_config(options_from, argv, program="doctor.py", description=__doc__ or "")
     check_output("--json", config.json)
     planned = replace(config, json="", debug=False) != DoctorConfig()
     if planned:

@@ -38,4 +38,4 @@ def command(program: str) -> str:
 
 def program_name(file: str) -> str:
     """The name of a program in its own help: ``train.py``, or ``seresnext-train``."""
-    return _STARTED_AS if _STARTED_AS.startswith(_PREFIX) else file
+    return command(Path(file).stem) if _STARTED_AS.startswith(_PREFIX) else file

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seresnext_jax import commands
 from seresnext_jax.cli import parse, parse_over_config, run
 from seresnext_jax.config import Config, DataConfig, OptimConfig, flatten, option_name, ranges
 from seresnext_jax.config_files import load_config
@@ -404,6 +405,15 @@ def test_a_device_without_enough_memory(
     err = capsys.readouterr().err
     assert err.startswith("error: the device's memory does not suffice (Out of memory allocating 9")
     assert "--batch-size" in err and err.count("\n") == 1
+
+
+def test_a_message_names_the_command_that_the_user_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert commands.program_name("pack_data.py") == "pack_data.py"
+    assert commands.command("convert") == "python -m convert"
+    monkeypatch.setattr(commands, "_STARTED_AS", "seresnext-convert")
+    assert commands.program_name("pack_data.py") == "seresnext-pack-data"
+    assert commands.command("convert") == "seresnext-convert"
+    assert "(seresnext-train --help explains every option)" in complaint("--epoch", "3")
 
 
 def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

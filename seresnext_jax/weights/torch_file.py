@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from seresnext_jax.commands import command
 from seresnext_jax.errors import UserError, shown
 from seresnext_jax.weights.identify import fits_an_architecture
 from seresnext_jax.weights.plain import Budget, Record
@@ -149,10 +150,10 @@ class TorchFile:
             tables = [table for table in tables if _fits(table)] or tables
         if len(tables) > 1:
             names = ", ".join(f"{shown(t.name)} ({len(t.tensors)} tensors)" for t in tables)
-            words = ["python", "-m", "convert", "to-flax", str(self.path), "weights"]
+            words = ["to-flax", str(self.path), "weights", "--table", tables[0].name]
             raise UserError(
                 f"{self.path} contains several tables of tensors: {names}. Choose one: "
-                f"{shlex.join([*words, '--table', tables[0].name])}"
+                f"{command('convert')} {shlex.join(words)}"
             )
         return tables[0]
 

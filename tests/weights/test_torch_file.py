@@ -324,6 +324,7 @@ def test_a_table_with_impossible_shapes_is_described(tmp_path: Path) -> None:
     facts = inspect_weights(tmp_path / "a.pth")
     assert [table["name"] for table in facts["tables"]] == ["a", "b"]
     assert "contains several tables" in facts["problem"]
+    assert f"python -m convert to-flax {tmp_path / 'a.pth'} weights --table a" in facts["problem"]
     assert facts["content"]["..."] == "59 more"
 
 
