@@ -69,7 +69,9 @@ def export_weights(
     for path in (out, description):
         if path.exists() and not replace:
             raise UserError(f"{path} exists: give another name, or --force to replace it")
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part, described = (
+        path.with_name(f".{path.name}.{os.getpid()}.part") for path in (out, description)
+    )
     try:
         form.write(part, weights, precision)
         difference, largest = _compare(form, part, weights)
@@ -82,14 +84,16 @@ def export_weights(
         runtime = f"{form.runtime} {version(form.runtime)}"
         export = Export(out, description, form.name, runtime, difference, largest)
         text = to_json(describe_export(export, weights, precision))
+        described.write_text(text, encoding="utf-8")
+        described.replace(description)
         part.replace(out)
-        description.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{out} can't be written ({error.strerror}): choose another place"
         ) from error
     finally:
         part.unlink(missing_ok=True)
+        described.unlink(missing_ok=True)
     return export
 
 

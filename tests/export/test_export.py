@@ -169,6 +169,13 @@ def test_a_file_with_other_logits_is_not_left(
     assert (tmp_path / "m.onnx").read_text() == "old"
 
 
+def test_a_description_that_can_not_be_written_leaves_no_network(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx.json").mkdir()
+    with pytest.raises(UserError, match="m.onnx can't be written"):
+        export_weights(weights_of(TINY), tmp_path / "m.onnx", "fp32", replace=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx.json"]
+
+
 def test_nan_is_not_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "run_onnx", lambda path, x: np.full((len(x), 3), np.nan))
     with pytest.raises(UserError, match="differ by nan"):
