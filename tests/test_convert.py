@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from convert.__main__ import main
+from convert.__main__ import build_parser, main
 from seresnext_jax import torch_keys
 from seresnext_jax.errors import UserError
 from seresnext_jax.weights.folder import read_weights_folder
@@ -228,6 +230,15 @@ def test_verify_takes_a_file_of_the_moving_average(
     torch.save({"state_dict_ema": model.state_dict()}, tmp_path / "a.pth")
     save_as(tmp_path / "b.pth", model.state_dict())
     assert command("verify", tmp_path / "a.pth", tmp_path / "b.pth") == 0
+
+
+def test_bash_completes_every_command() -> None:
+    page = (Path(__file__).parent.parent / "docs/commands.md").read_text(encoding="utf-8")
+    (line,) = re.findall("^complete .*$", page, flags=re.MULTILINE)
+    words = shlex.split(line)
+    (commands,) = [a.choices for a in build_parser()._actions if isinstance(a.choices, dict)]
+    assert words[words.index("-W") + 1].split() == list(commands)
+    subprocess.run(["bash", "-c", line], check=True)
 
 
 @pytest.mark.parametrize(
