@@ -95,7 +95,7 @@ def _recipes() -> list[str]:
 
 
 def _known_configs(file: str) -> str:
-    """The end of a message on a config that does not exist: the nearest name, and the list."""
+    """The end of the message about a config that does not exist: the nearest name, and the list."""
     recipes, name = _recipes(), _name(file).lower()
     near = [recipe for recipe in recipes if recipe.endswith(f"/{name}")]
     near = near or difflib.get_close_matches(name, _files() + recipes, n=1)
