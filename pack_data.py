@@ -74,9 +74,9 @@ def main(argv: list[str]) -> int:
                 shuffled=split == "train",
                 progress=progress,
             )
+        some = "1 shard" if shards == 1 else f"{shards} shards"
         console.note(
-            f"{split}: {len(files.paths)} images in {shards} shards, each one read back and equal "
-            "to its file"
+            f"{split}: {len(files.paths)} images in {some}, each read back and equal to its file"
         )
     return 0
 

@@ -172,11 +172,8 @@ def _decode(files: FileList, index: int, with_digest: bool) -> tuple[str | None,
         data = source.data if isinstance(source, Member) else Path(source).read_bytes()
         return None, hashlib.sha256(data).digest()
     except (BadImage, OSError) as cause:
-        return (
-            f"{printable(files.path(index))} can't be decoded ({printable(cause)}): replace or "
-            "delete it",
-            None,
-        )
+        where = printable(files.path(index))
+        return f"{where} can't be decoded ({printable(cause)}): {files.fix_for_bad}", None
 
 
 def _shared_images(

@@ -45,6 +45,8 @@ class FileList:
 
     in_shards: ClassVar[bool] = False
     """Whether the files are members of archives."""
+    fix_for_bad: ClassVar[str] = "replace or delete it"
+    """What to do about a bad image, for messages."""
 
     def path(self, index: int) -> str:
         """The path of image `index`."""

@@ -112,12 +112,13 @@ def plan(files: FileList, folder: Path, *, images_per_shard: int, shuffled: bool
 
 def _start(files: FileList, folder: Path, images_per_shard: int, shuffled: bool) -> None:
     """Write the plan, or compare it with the one on disk."""
-    begun = {
+    facts = {
         "format": _FORMAT,
         "files": files.fingerprint(""),
         "images_per_shard": images_per_shard,
         "shuffled": shuffled,
     }
+    begun = json.dumps(facts).encode()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / PACKING
     if not file.exists():
@@ -125,8 +126,8 @@ def _start(files: FileList, folder: Path, images_per_shard: int, shuffled: bool)
             raise UserError(
                 f"{printable(folder)} has other files: give --out an empty folder or a new one"
             )
-        _write(file, json.dumps(begun).encode())
-    elif json.loads(file.read_text()) != begun:
+        _write(file, begun)
+    elif file.read_bytes() != begun:
         raise UserError(
             f"{printable(folder)} was begun with other images or options: run "
             f"{command('pack_data')} as then, or remove the folder"

@@ -243,12 +243,9 @@ class ImageReader:
         if cause.errno in WORTH_A_RETRY:
             self._check_disk(path, cause)
         if self._on_bad_image == "error":
-            fix = "replace or delete it"
-            if self.files.in_shards:
-                fix = "replace it in the class folders and pack them again"
             raise UserError(
-                f"can't decode {printable(path)}: {printable(cause)}; {fix}, "
-                "or leave such files out with --data.on-bad-image skip"
+                f"can't decode {printable(path)}: {printable(cause)}; {self.files.fix_for_bad}, or "
+                "leave such files out with --data.on-bad-image skip"
             ) from cause
         with self._lock:
             if not self._bad[index]:

@@ -46,6 +46,7 @@ class ShardList(FileList):
     places: np.ndarray
     """(M,) `PLACE`."""
     in_shards: ClassVar[bool] = True
+    fix_for_bad: ClassVar[str] = "replace it in the class folders and pack them again"
 
     def path(self, index: int) -> str:
         """The path of a shard, and the name of the member: for messages."""

@@ -121,10 +121,11 @@ def test_other_images_or_options_are_refused(root: Path, packed: Path, tmp_path:
     pack(root, tmp_path / "another")
     begun = tmp_path / "begun" / "val"
     begun.mkdir(parents=True)
-    (begun / PACKING).write_text("{}")
     files = list_images(root / "val")
-    with pytest.raises(UserError, match="begun with other images or options: .* remove the folder"):
-        pack_val(files, begun)
+    for other in ("{}", "{"):
+        (begun / PACKING).write_text(other)
+        with pytest.raises(UserError, match="begun with other images or options: .* remove the f"):
+            pack_val(files, begun)
     shutil.rmtree(begun)
     pack_val(files, begun)
     full = tmp_path / "full" / "val"

@@ -103,7 +103,10 @@ def test_check_data_reads_shards(root: Path, packed: Path, tmp_path: Path) -> No
     lines = check(pack(root, tmp_path / "again"))
     assert len(lines) == 2
     assert "1 images of val/ are in train/ too" in lines[0]
-    assert "ant/1.jpg can't be decoded" in lines[1]
+    assert "ant/1.jpg can't be decoded" in lines[1] and "pack them again" in lines[1]
+    picture(1).save(root / "val/ant/1.jpg")
+    (root / "val/ant/again.jpg").unlink()
+    assert check(pack(root, tmp_path / "right")) == []
 
 
 # ---- shards that change ------------------------------------------------------------------------
