@@ -27,6 +27,7 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.plugin.jax import DALIGenericIterator
 from PIL import Image
 
+from seresnext_jax.data.backends.files import FileLoader
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.place import place
 from seresnext_jax.data.reader import Headers, ImageReader
@@ -50,7 +51,7 @@ _SLOW_HEADER = 2e-4
 """Seconds; a header on a local disk takes 2e-5 to 6e-5, one on a network disk more than 1e-3."""
 
 
-class DaliLoader:
+class DaliLoader(FileLoader):
     """Loads a split with DALI; see `Loader`. Pillow reads a batch that DALI refuses."""
 
     def __init__(
@@ -65,16 +66,7 @@ class DaliLoader:
         prefetch: int,
     ) -> None:
         """Create a loader; `threads` is the number of threads of each pipeline."""
-        self.num_images = sampler.num_images
-        self.num_steps = sampler.num_steps
-        self.paths: Sequence[str] = reader.files.paths
-        self.class_names = reader.files.class_names
-        self.fingerprint = fingerprint
-        self.bad_files = reader.bad_files
-        self.not_listed = reader.files.note_left_out()
-        self._reader = reader
-        self._sampler = sampler
-        self._mesh = mesh
+        super().__init__(reader, sampler, mesh, fingerprint=fingerprint)
         self._device = device
         self._threads = threads
         self._prefetch = prefetch

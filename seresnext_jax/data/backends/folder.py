@@ -1,19 +1,20 @@
 """Pillow decodes the images, on any machine; the DALI backends must match it."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from jax.sharding import Mesh
 
+from seresnext_jax.data.backends.files import FileLoader
 from seresnext_jax.data.batch import Backend, Batch
 from seresnext_jax.data.place import place
 from seresnext_jax.data.reader import ImageReader
 from seresnext_jax.data.sampler import Rows, Sampler
 
 
-class FolderLoader:
+class FolderLoader(FileLoader):
     """Loads a split with Pillow, in threads that decode batches in advance; see `Loader`."""
 
     def __init__(
@@ -26,16 +27,7 @@ class FolderLoader:
         threads: int,
         prefetch: int,
     ) -> None:
-        self.num_images = sampler.num_images
-        self.num_steps = sampler.num_steps
-        self.paths: Sequence[str] = reader.files.paths
-        self.class_names = reader.files.class_names
-        self.fingerprint = fingerprint
-        self.bad_files = reader.bad_files
-        self.not_listed = reader.files.note_left_out()
-        self._reader = reader
-        self._sampler = sampler
-        self._mesh = mesh
+        super().__init__(reader, sampler, mesh, fingerprint=fingerprint)
         self._prefetch = prefetch
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
