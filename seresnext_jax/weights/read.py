@@ -17,7 +17,7 @@ from seresnext_jax.weights.describe import describe, describe_content, describe_
 from seresnext_jax.weights.file_kind import files_in, hugging_face_file
 from seresnext_jax.weights.folder import find_weights_folder, read_weights_folder
 from seresnext_jax.weights.info import Tree, Weights, WeightsInfo, check_info
-from seresnext_jax.weights.state_dict import StateDict, check_finite, from_state_dict
+from seresnext_jax.weights.state_dict import check_finite, from_state_dict
 from seresnext_jax.weights.torch_file import TorchFile, open_torch_file
 
 Facts = dict[str, Any]
@@ -54,22 +54,18 @@ def inspect_weights(path: Path | str, *, table: str = "") -> Facts:
       UserError: the source can't be read.
     """
     source = open_source(path, table=table)
+    parameters = problem = None
     try:
-        weights: Weights | None = source.read()
-        problem = None
+        weights = source.read()
+        info = asdict(weights.info)
+        parameters = sum(x.size for x in jax.tree.leaves(weights.variables["params"]))
     except UserError as error:
-        if not source.is_readable():
+        if not isinstance(source, TorchFileSource):
             raise
-        weights, problem = None, str(error)
-    info = asdict(WeightsInfo("", 0, source=Path(path).name) if weights is None else weights.info)
-    if weights is None:
+        problem = str(error)
+        info = asdict(WeightsInfo("", 0, source=Path(path).name))
         info |= {"architecture": None, "num_classes": None}
     names = info["class_names"]
-    parameters = (
-        None
-        if weights is None
-        else sum(x.size for x in jax.tree.leaves(weights.variables["params"]))
-    )
     return {
         "kind": None,
         **info,
@@ -135,14 +131,6 @@ class Source(ABC):
     @abstractmethod
     def facts(self) -> Facts:
         """What `inspect_weights` shows in addition to the weights' info."""
-
-    def state_dict(self, *, ema: bool) -> StateDict | None:
-        """The tensors, named as in the PyTorch file; None: the source is not a PyTorch file."""
-        return None
-
-    def is_readable(self) -> bool:
-        """Whether `facts` can describe the source even if `read` refuses it."""
-        return False
 
 
 class WeightsFolderSource(Source):
@@ -214,12 +202,8 @@ class TorchFileSource(Source):
 
     def read(self, *, ema: bool = False) -> Weights:
         file = self.file
-        if file.table is not None and file.table.is_average:  # the caller named the average
-            ema = True
-        ema = file.table is None or (ema and file.ema_table is not None)
-        table = file.ema_table if ema else file.table
-        assert table is not None  # or `file.table` would have refused
-        weights = from_state_dict(self.state_dict(ema=ema), source=str(self.path))
+        table = file.choose_table(ema=ema)
+        weights = from_state_dict(file.read_table(table), source=str(self.path))
         ignored = file.ignored(table)
         notes = [f"entries that are not tensors were ignored: {', '.join(ignored[:8])}"]
         info = replace(
@@ -228,15 +212,12 @@ class TorchFileSource(Source):
             sha256=self._sha256,
             kind=f"torch {file.kind}",
             dtype=", ".join(table.dtypes),
-            ema=ema,
+            ema=table.is_average,
             epoch=file.epoch,
             table=table.name,
             notes=(*weights.info.notes, *(notes if ignored else [])),
         )
         return replace(weights, info=info)
-
-    def is_readable(self) -> bool:
-        return bool(self.file.content)
 
     def facts(self) -> Facts:
         file = self.file
@@ -251,11 +232,6 @@ class TorchFileSource(Source):
             "tables": [describe_table(table) for table in file.tables],
             "content": describe_content(file.content.value, file.tables),
         }
-
-    def state_dict(self, *, ema: bool) -> StateDict:
-        state = self.file.ema if ema else self.file.weights
-        assert state is not None  # or `read` would have refused
-        return state
 
 
 def _finite(weights: Weights, path: Path) -> Weights:

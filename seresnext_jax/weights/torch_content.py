@@ -65,12 +65,10 @@ def read_content(path: Path) -> FileContent:
     Raises:
       UserError: the file is missing, damaged or of another kind.
     """
+    readers = {"safetensors": _read_safetensors, "zip": _read_zip, "pickle": _read_pickles}
     with explaining_damage(path):
-        kind = file_kind(path)
-        if kind == "safetensors":
-            return FileContent("safetensors", _read_safetensors(path))
-        return _read_zip(path) if kind == "zip" else _read_pickles(path)
-    raise AssertionError
+        content = readers[file_kind(path)](path)
+    return content
 
 
 @contextmanager
@@ -95,9 +93,9 @@ def explaining_damage(path: Path) -> Iterator[None]:
 # ---- safetensors -------------------------------------------------------------------------------
 
 
-def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
+def _read_safetensors(path: Path) -> FileContent:
     with safe_open(path, framework="np"):
-        """Checks the header, the offsets of the tensors and the length of the file."""
+        pass  # opening checks the header, the offsets of the tensors and the length of the file
     data = _mapped(path)
     length = int.from_bytes(data[:8].tobytes(), "little")
     header = json.loads(data[8 : 8 + length].tobytes())
@@ -112,7 +110,7 @@ def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
         row = data[8 + length + start : 8 + length + end]
         storage = Storage(dtype, row.nbytes // ITEM_SIZES[dtype], "cpu", row)
         tensors[name] = stored_tensor(storage, 0, shape, _dense_strides(shape))
-    return tensors
+    return FileContent("safetensors", tensors)
 
 
 def _dense_strides(shape: tuple[int, ...]) -> list[int]:

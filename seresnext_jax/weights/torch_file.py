@@ -45,9 +45,10 @@ class TorchFile:
     wanted: str = ""
     """The name of the table to take; empty: the only one."""
 
-    @cached_property
-    def table(self) -> Table | None:
-        """The table of the weights; None: there is only a moving average.
+    def choose_table(self, *, ema: bool = False) -> Table:
+        """The table of the weights; with `ema`, that of the moving average, if there is one.
+
+        If the file has only a moving average, it is taken in any case.
 
         Raises:
           UserError: there is none, or there are several.
@@ -55,39 +56,27 @@ class TorchFile:
         if self.wanted:
             return self._named(self.wanted)
         plain = [table for table in self.tables if not table.is_average]
-        if not plain and self.tables:
-            return None
-        return self._only(plain)
-
-    @cached_property
-    def ema_table(self) -> Table | None:
-        """The table of the moving average; None: there is none."""
         averages = [table for table in self.tables if table.is_average]
-        if self.wanted:
-            chosen = self._named(self.wanted)
-            return chosen if chosen.is_average else None
-        return self._only(averages) if averages else None
+        return self._only(averages if averages and (ema or not plain) else plain)
 
-    @cached_property
-    def weights(self) -> StateDict | None:
-        """The weights, named as in the file; None in a checkpoint with only the moving average."""
-        return None if self.table is None else self._state_dict(self.table)
+    def read_table(self, table: Table) -> StateDict:
+        """The tensors of a table, named as in the file.
 
-    @cached_property
-    def ema(self) -> StateDict | None:
-        """The moving average, named as in the file."""
-        return None if self.ema_table is None else self._state_dict(self.ema_table)
+        Raises:
+          UserError: a name is not text, or a tensor is damaged or not an array of real numbers.
+        """
+        for key in table.tensors:
+            # Names appear in one-line messages, so they must not contain terminal codes.
+            if not (isinstance(key, str) and key.isascii() and key.isprintable()):
+                raise self._no_state_dict(_not_a_name(key))
+        with explaining_damage(self.path):
+            tensors = {name: self._read_tensor(x) for name, x in table.tensors.items()}
+        return tensors
 
     @property
     def kind(self) -> str:
         """``state dict`` or ``checkpoint``."""
         return "state dict" if any(not table.path for table in self.tables) else "checkpoint"
-
-    @property
-    def dtypes(self) -> tuple[str, ...]:
-        """Types of the floating-point weights in the file."""
-        table = self.table or self.ema_table
-        return () if table is None else table.dtypes
 
     @property
     def epoch(self) -> int | None:
@@ -110,10 +99,9 @@ class TorchFile:
         """``{"state": {id: {"momentum_buffer": array}}, "param_groups": [...]}``."""
         if not self.has_optimizer:
             return None
-        optimizer = self._values["optimizer"]
         with explaining_damage(self.path):
-            read: dict[str, Any] = self._read(optimizer, Budget(), {})
-            return read
+            optimizer: dict[str, Any] = self._read(self._values["optimizer"], Budget(), {})
+        return optimizer
 
     @property
     def has_optimizer(self) -> bool:
@@ -163,24 +151,12 @@ class TorchFile:
             kind = value.name if isinstance(value, Record) else type(value).__name__
             return UserError(f"{self.path} contains a {shown(kind)}: a state dict was expected")
         inner = next((v for k in _MODULE_KEYS if isinstance(v := value.get(k), Mapping)), value)
-        what = "it is empty"
-        if inner:
-            what = f"{shown(ascii(_label(next(iter(inner)))))} is not the name of a tensor"
-        return UserError(
-            f"{self.path} contains no state dict ({what}): name-to-tensor pairs were expected"
-        )
+        return self._no_state_dict(_not_a_name(next(iter(inner))) if inner else "it is empty")
 
-    def _state_dict(self, table: Table) -> StateDict:
-        for key in table.tensors:
-            # Names appear in one-line messages, so they must not contain terminal codes.
-            if not (isinstance(key, str) and key.isascii() and key.isprintable()):
-                raise UserError(
-                    f"{self.path} contains no state dict ({shown(ascii(_label(key)))} is not the "
-                    "name of a tensor): name-to-tensor pairs were expected"
-                )
-        with explaining_damage(self.path):
-            return {name: self._read_tensor(x) for name, x in table.tensors.items()}
-        raise AssertionError
+    def _no_state_dict(self, why: str) -> UserError:
+        return UserError(
+            f"{self.path} contains no state dict ({why}): name-to-tensor pairs were expected"
+        )
 
     def _read_tensor(self, tensor: Any) -> Any:
         try:
@@ -230,17 +206,6 @@ def open_torch_file(path: Path, *, table: str = "") -> TorchFile:
     return TorchFile(path, content, tuple(tables), table)
 
 
-def read_torch_file(path: Path, *, table: str = "") -> TorchFile:
-    """Open a file as `open_torch_file` does; read and check weights, average and optimizer.
-
-    Raises:
-      UserError: as `open_torch_file`; or there is no state dict, or several.
-    """
-    file = open_torch_file(path, table=table)
-    file.weights, file.ema, file.optimizer  # noqa: B018
-    return file
-
-
 def _refusal(path: Path, content: FileContent, tables: list[Table]) -> str:
     """The message on objects that are not plain data."""
     names = ", ".join(shown(name) for name in content.refused[:3])
@@ -273,8 +238,9 @@ def _fits(table: Table) -> bool:
         return False
 
 
-def _label(key: Any) -> Any:
-    return key if isinstance(key, str | int | float) else type(key).__name__
+def _not_a_name(key: Any) -> str:
+    label = key if isinstance(key, str | int | float) else type(key).__name__
+    return f"{shown(ascii(label))} is not the name of a tensor"
 
 
 def _number(value: Any) -> float | None:

@@ -176,7 +176,7 @@ def from_torch(
     """
     source = TorchFileSource(path)
     file = source.file
-    if file.optimizer is None or file.epoch is None or file.weights is None:
+    if file.optimizer is None or file.epoch is None or file.choose_table().is_average:
         raise UserError(
             f"{path} contains no training state (weights, epoch, optimizer): leave --training out"
         )
@@ -202,10 +202,11 @@ def from_torch(
     notes = []
     ema: Tree | None = None
     ema_counter = None
+    has_ema = file.choose_table(ema=True).is_average
     if config.use_ema is None:
-        if file.ema is not None:
+        if has_ema:
             notes += ["the moving average is left out: add --use-ema with the run's decay"]
-    elif file.ema is None:
+    elif not has_ema:
         notes += ["there is no moving average: it starts as a copy of the weights"]
     else:
         average = source.read(ema=True)

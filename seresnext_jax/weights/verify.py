@@ -23,7 +23,7 @@ from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import FEATURES
 from seresnext_jax.weights.identify import network
 from seresnext_jax.weights.info import Array, Weights, WeightsInfo
-from seresnext_jax.weights.read import has_table, open_source
+from seresnext_jax.weights.read import TorchFileSource, has_table, open_source
 
 Engine = Literal["PyTorch", "Flax"]
 
@@ -150,9 +150,10 @@ def read_runnable_weights(path: Path, *, table: str = "") -> RunnableWeights:
     source = open_source(path, table=table)
     weights = source.read()
     info = weights.info
-    if (state := source.state_dict(ema=info.ema)) is not None:
+    if isinstance(source, TorchFileSource):
         from seresnext_jax.weights.torch_forward import extract_features
 
+        state = source.file.read_table(source.file.choose_table())
         return RunnableWeights(weights, "PyTorch", partial(extract_features, state))
     forward = jax.jit(
         partial(network(info.architecture, info.num_classes).apply, method="extract_features")

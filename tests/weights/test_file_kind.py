@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from seresnext_jax.errors import UserError
 from seresnext_jax.weights.file_kind import file_kind
 from seresnext_jax.weights.read import open_source, read_weights
-from seresnext_jax.weights.torch_file import read_torch_file
 from tests.weights.conversion import StateDict, command, save_as, trained_like
+from tests.weights.reading import read_torch_file
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from seresnext_jax.model.network import ARCHITECTURES
 from seresnext_jax.weights.identify import expected_shapes
 from seresnext_jax.weights.read import inspect_weights, read_weights
 from seresnext_jax.weights.state_dict import from_state_dict
-from seresnext_jax.weights.torch_file import read_torch_file
 from tests.reference import torch_model
 from tests.weights.conversion import CLASSES, TINY, StateDict, command, save_as, trained_like
+from tests.weights.reading import read_torch_file
 
 
 @pytest.fixture(scope="module")

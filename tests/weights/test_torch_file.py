@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from seresnext_jax.errors import UserError
 from seresnext_jax.weights.read import inspect_weights
-from seresnext_jax.weights.torch_file import read_torch_file
 from seresnext_jax.weights.torch_write import write_safetensors, write_torch_file
+from tests.weights.reading import read_torch_file
 
 STATE = OrderedDict(
     [
