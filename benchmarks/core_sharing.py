@@ -2,13 +2,12 @@
 
 import multiprocessing
 import socket
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from itertools import islice
 
 import jax
 
+from benchmarks.input import batch_rate
 from benchmarks.table import Row
 from seresnext_jax.config import Config
 from seresnext_jax.data.open import decoding_threads, open_train
@@ -31,19 +30,19 @@ def measure_processes(
             for rank in range(processes)
         ]
         found = [one.result() for one in several]
-    threads, seconds = found[0]
+    threads, rate = found[0]
     return {
         "processes": processes,
         "devices of each": devices // processes,
         "threads of each": threads,
-        "img/s of all": devices * config.batch_size * steps / seconds,
+        "img/s of all": rate,
     }
 
 
 def _measure(
     config: Config, place: tuple[int, int, int], devices: int, warmup: int, steps: int
 ) -> tuple[int, float]:
-    """This process's decoding threads, and the seconds of `steps` batches."""
+    """This process's decoding threads, and the images per second of all processes."""
     port, processes, rank = place
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices // processes)
@@ -53,12 +52,7 @@ def _measure(
         )
     mesh = make_mesh()
     loader = open_train(config, mesh)
-    batches = loader.batches(0)
-    for _ in islice(batches, warmup + config.data.prefetch + 1):
-        pass
-    began = time.perf_counter()
-    for batch in islice(batches, steps):
-        jax.block_until_ready(batch)
-    seconds = time.perf_counter() - began
+    images, skipped = devices * config.batch_size, warmup + config.data.prefetch
+    rate = batch_rate(loader.batches(0), images, skipped, steps)
     loader.close()
-    return decoding_threads(config.data, mesh, on_gpu=False), seconds
+    return decoding_threads(config.data, mesh, on_gpu=False), rate

@@ -42,9 +42,14 @@ def write_photographs(folder: Path) -> None:
             Image.fromarray(window).save(target / f"{index:03}.jpg", quality=95)
 
 
+def training_files(data: DataConfig) -> FileList:
+    """The files of the training split, listed without an index."""
+    return open_index(split_folder(data, "train"), "", lambda line: None).files
+
+
 def with_classes(config: Config, data: DataConfig) -> Config:
     """The config with a dataset and the number of its classes."""
-    files = open_index(split_folder(data, "train"), "", lambda line: None).files
+    files = training_files(data)
     number = len(files.class_names) or int(files.labels.max()) + 1
     return replace(config, data=data, model=replace(config.model, num_classes=number))
 
@@ -55,15 +60,12 @@ def measure_backends(
     """Images per second of Pillow, DALI on the CPU and, if asked for, torch's DataLoader."""
     backends: tuple[Literal["folder", "dali-cpu"], ...] = ("folder", "dali-cpu")
     config = with_classes(Config(batch_size=batch_size), data)
-    configs = {
-        backend: replace(config, data=replace(data, backend=backend)) for backend in backends
-    }
-    rates: dict[str, float] = {
-        backend: _loader_rate(config, warmup, steps) for backend, config in configs.items()
-    }
+    rates: dict[str, float] = {}
+    for backend in backends:
+        there = replace(config, data=replace(data, backend=backend))
+        rates[backend] = _loader_rate(there, warmup, steps)
     if with_torch:
-        files = open_index(split_folder(data, "train"), "", lambda line: None).files
-        rates["torch DataLoader"] = _torch_rate(files, data, batch_size, warmup, steps)
+        rates["torch DataLoader"] = _torch_rate(data, batch_size, warmup, steps)
     return [
         {
             "backend": name,
@@ -78,7 +80,7 @@ def measure_backends(
 
 def needs(rows: list[Row], data: DataConfig, gpus: tuple[int, ...], rate: float) -> Iterator[Row]:
     """What GPUs need that each train `rate` images per second, according to the measured rates."""
-    files = open_index(split_folder(data, "train"), "", lambda line: None).files
+    files = training_files(data)
     some = np.linspace(0, len(files.paths) - 1, num=min(256, len(files.paths)), dtype=int)
     size = float(np.mean([files.num_bytes(int(index)) for index in some]))
     for row in rows:
@@ -96,12 +98,12 @@ def needs(rows: list[Row], data: DataConfig, gpus: tuple[int, ...], rate: float)
 def _loader_rate(config: Config, warmup: int, steps: int) -> float:
     loader = open_train(config, make_mesh(jax.devices()[:1]))
     skipped = warmup + config.data.prefetch
-    rate = _rate(loader.batches(0), config.batch_size, skipped, steps)
+    rate = batch_rate(loader.batches(0), config.batch_size, skipped, steps)
     loader.close()
     return rate
 
 
-def _rate(batches: Iterator[Any], batch_size: int, skipped: int, steps: int) -> float:
+def batch_rate(batches: Iterator[Any], batch_size: int, skipped: int, steps: int) -> float:
     """Images per second, not counting images decoded ahead during the skipped steps."""
     for _ in range(skipped + 1):
         next(batches)
@@ -135,13 +137,11 @@ class TorchDataset:
         return self.crop(image, draws).copy(), label
 
 
-def _torch_rate(
-    files: FileList, data: DataConfig, batch_size: int, warmup: int, steps: int
-) -> float:
+def _torch_rate(data: DataConfig, batch_size: int, warmup: int, steps: int) -> float:
     from torch.utils.data import DataLoader
 
     loader: Any = DataLoader(
-        TorchDataset(files, TrainCrop(data), data.on_bad_image),
+        TorchDataset(training_files(data), TrainCrop(data), data.on_bad_image),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
@@ -152,4 +152,4 @@ def _torch_rate(
 
     # Two batches per worker are decoded ahead; each epoch begins after the previous one has ended.
     batches = chain.from_iterable(repeat(loader))
-    return _rate(batches, batch_size, warmup + 2 * data.workers, steps)
+    return batch_rate(batches, batch_size, warmup + 2 * data.workers, steps)

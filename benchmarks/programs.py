@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.input import with_classes
 from benchmarks.process import Facts, Task
 from benchmarks.profile import profile_steps
 from seresnext_jax.config import Config
-from seresnext_jax.data.files import class_folders
 from seresnext_jax.data.normalize import IMAGENET_MEAN, IMAGENET_STD
-from seresnext_jax.data.open import open_train, split_folder
+from seresnext_jax.data.open import open_train
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.initial import init_variables
@@ -89,8 +89,7 @@ def jax_training(task: Task) -> Program:
     if not config.data.root:
         config = replace(config, data=replace(config.data, backend="synthetic"))
     else:
-        classes = len(class_folders(split_folder(config.data, "train")))
-        config = replace(config, model=replace(config.model, num_classes=classes))
+        config = with_classes(config, config.data)
     mesh = make_mesh(jax.devices()[:devices])
     plan = resolve(config, num_images=config.batch_size * devices, num_devices=devices)
     network = make_network(config.model, POLICIES[config.precision].compute_dtype)

@@ -19,6 +19,8 @@ from benchmarks.process import Facts, Process, Task
 from benchmarks.profile import kind_rows
 from benchmarks.table import Row
 from seresnext_jax.config import Config, DataConfig, ModelConfig
+from seresnext_jax.data.files import list_folder
+from seresnext_jax.data.pack import pack_split
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import ARCHITECTURES
 from tests import one_block
@@ -106,6 +108,31 @@ def test_the_training_step_is_that_of_the_whole_configuration(
     assert passes == 1
     assert replace(given, data=config.data) == config
     assert replace(given.data, backend=config.data.backend) == config.data
+
+
+def test_training_on_packed_images_has_their_classes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = list_folder(shared() / "digits" / "train", lambda line: None).files
+    pack_split(
+        files,
+        tmp_path / "train",
+        images_per_shard=100,
+        shuffled=True,
+        progress=lambda done, total: None,
+    )
+    config = replace(one_block.get_config(), batch_size=2)
+    data = replace(config.data, backend="folder", root=str(tmp_path), image_size=32)
+    seen = []
+
+    def lower(apply: object, config: Config, *rest: object, passes: int) -> None:
+        seen.append(config.model.num_classes)
+        raise UserError("seen")
+
+    monkeypatch.setattr(programs, "lower_train_step", lower)
+    with pytest.raises(UserError, match="seen"):
+        programs.jax_training(Task("jax", "train", replace(config, data=data)))
+    assert seen == [len(files.class_names)]
 
 
 def test_waiting_for_images_is_not_computing() -> None:
