@@ -183,6 +183,5 @@ def _other_archive(path: Path, names: list[str]) -> str:
         return f"a numpy .npz file, not a PyTorch file: {_EXPORT}"
     if any(name.endswith((".weights.h5", "saved_model.pb")) for name in names):
         return f"a Keras or TensorFlow model: {_EXPORT}"
-    return f"a zip archive without weights{f' ({shown(names[0])}, ...)' if names else ''}: " + (
-        "give a PyTorch file"
-    )
+    listed = f" ({shown(names[0])}, ...)" if names else ""
+    return f"a zip archive without weights{listed}: give a PyTorch file"

@@ -59,17 +59,10 @@ def identify(shapes: Shapes, *, source: str, name: Callable[[str], str] = str) -
       UserError: none has them; the message lists the differences from the nearest one.
     """
     num_classes = _num_classes(shapes)
-    candidates = _candidates(shapes)
-    for arch in candidates:
+    for arch in _candidates(shapes):
         if shapes == expected_shapes(arch, num_classes):
             return arch, num_classes
     raise UserError(f"{source} fits no architecture; {nearest_difference(shapes, name)}")
-
-
-def fits_an_architecture(shapes: Shapes) -> bool:
-    """Whether these are the shapes of one of the architectures."""
-    num_classes = _num_classes(shapes)
-    return any(shapes == expected_shapes(arch, num_classes) for arch in _candidates(shapes))
 
 
 def nearest_difference(shapes: Shapes, name: Callable[[str], str] = str) -> str:

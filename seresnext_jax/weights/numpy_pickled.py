@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from seresnext_jax.weights.plain import Known, NotPlainError
+from seresnext_jax.weights.plain import Known, NotPlainError, to_bytes
 from seresnext_jax.weights.stored import StoredArray, axes
 
 _SPEC = re.compile(r"[|<>=]?([biufcmMSUO?])(\d{0,6})")
@@ -30,14 +30,14 @@ class DType:
 
 def make_dtype(spec: Any, *_: Any) -> DType:
     """``numpy.dtype(spec, align, copy)``."""
-    text = _to_bytes(spec).decode("ascii")
+    text = to_bytes(spec).decode("ascii")
     found = _SPEC.fullmatch(text)
     if not found:
         raise NotPlainError(f"numpy.dtype {text}")
     kind, size = found.groups()
     if kind == "O":
         return DType("O")
-    return DType(f"{'?' if text.lstrip('|<>=') in ('?', 'b1') else kind + size}")
+    return DType("?" if text.lstrip("|<>=") in ("?", "b1") else kind + size)
 
 
 def set_dtype(dtype: DType, state: Any) -> None:
@@ -47,13 +47,13 @@ def set_dtype(dtype: DType, state: Any) -> None:
       ValueError: it has fields, or the state is of another kind.
     """
     _, order, subdtype, names, fields, *_ = state
-    order = _to_bytes(order).decode("ascii")
+    order = to_bytes(order).decode("ascii")
     if order not in ("<", ">", "|", "=") or not (subdtype is names is fields is None):
         raise ValueError("a numpy type with fields")
     dtype.order = order
     if dtype.spec[0] in "mM" and isinstance(state[-1], tuple):
         unit, count = state[-1][1][:2]
-        unit = _to_bytes(unit).decode("ascii")
+        unit = to_bytes(unit).decode("ascii")
         if unit in _UNITS and type(count) is int and 1 <= count < 10**6:
             dtype.unit = f"[{count}{unit}]"
 
@@ -62,7 +62,7 @@ def make_scalar(dtype: Any, data: Any = b"") -> Any:
     """``numpy.core.multiarray.scalar``: a Python value, a date as text."""
     if dtype.spec == "O":
         return data
-    kind, data = dtype.numpy(), _to_bytes(data)
+    kind, data = dtype.numpy(), to_bytes(data)
     if not kind.itemsize or len(data) != kind.itemsize:
         raise ValueError("a scalar of another size")
     if kind.kind == "U":
@@ -98,14 +98,5 @@ def _array(data: Any, dtype: Any, shape: Any, order: Any) -> Any:
     kind = dtype.numpy()
     if not kind.itemsize:
         raise ValueError("an array of nothing")
-    flat = np.frombuffer(_to_bytes(data), kind)
+    flat = np.frombuffer(to_bytes(data), kind)
     return flat.reshape(axes(shape), order=order)
-
-
-def _to_bytes(value: Any) -> bytes:
-    """Bytes; Python 2 saved them as text."""
-    if isinstance(value, bytes | bytearray):
-        return bytes(value)
-    if isinstance(value, str):
-        return value.encode("latin-1")
-    raise ValueError("bytes expected")

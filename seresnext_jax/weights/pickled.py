@@ -10,11 +10,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from seresnext_jax.weights.numpy_pickled import DType, set_array, set_dtype
 from seresnext_jax.weights.pickled_names import canonical_name, find_name
-from seresnext_jax.weights.plain import Budget, Known, NotPlainError, Record
+from seresnext_jax.weights.plain import Budget, Known, NotPlainError, Record, checked_key
 from seresnext_jax.weights.stored import StoredArray, StoredTensor
 
 _MARK = object()
@@ -24,7 +22,11 @@ _VALUES = {
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE",
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
-_MOST_KEY_ITEMS = 16
+_NEW: dict[str, Callable[[], Any]] = {
+    # The operations that push a constant or an empty container.
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set,
+}  # fmt: skip
 _BYTES_PER_STEP = 64
 
 
@@ -65,6 +67,8 @@ class DataUnpickler:
                 return self._stack.pop()
             if name in _VALUES:
                 self._stack.append(argument)
+            elif name in _NEW:
+                self._stack.append(_NEW[name]())
             else:
                 getattr(self, f"_{name.lower()}")(argument)
         raise ValueError("a pickle without an end")
@@ -145,27 +149,6 @@ class DataUnpickler:
         self._stack.append(self._find_storage(self._stack.pop()))
 
     # ---- plain values --------------------------------------------------------------------------
-
-    def _none(self, _: Any) -> None:
-        self._stack.append(None)
-
-    def _newtrue(self, _: Any) -> None:
-        self._stack.append(True)
-
-    def _newfalse(self, _: Any) -> None:
-        self._stack.append(False)
-
-    def _empty_tuple(self, _: Any) -> None:
-        self._stack.append(())
-
-    def _empty_list(self, _: Any) -> None:
-        self._stack.append([])
-
-    def _empty_dict(self, _: Any) -> None:
-        self._stack.append({})
-
-    def _empty_set(self, _: Any) -> None:
-        self._stack.append(set())
 
     def _tuple(self, _: Any) -> None:
         self._stack.append(tuple(self._pop_to_mark()))
@@ -267,27 +250,6 @@ class DataUnpickler:
 
     _binput = _long_binput = _put
     _binget = _long_binget = _get
-
-
-def checked_key(value: Any) -> Any:
-    """Check that a dictionary key or set member is of a kind that is quick to hash.
-
-    Raises:
-      ValueError: it is of another kind, such as a deeply nested tuple.
-    """
-    if isinstance(value, tuple) and len(value) <= _MOST_KEY_ITEMS:
-        if any(isinstance(item, tuple) for item in value):
-            raise ValueError("a nested key")
-        for item in value:
-            checked_key(item)
-        return value
-    if isinstance(value, int) and abs(value) >= 2**64:
-        raise ValueError("a key that is too large")
-    if value is None or isinstance(
-        value, str | int | float | bytes | complex | Known | Record | np.generic
-    ):
-        return value
-    raise ValueError("a key of another kind")
 
 
 def _size(value: Any) -> int:

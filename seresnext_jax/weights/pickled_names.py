@@ -1,6 +1,5 @@
 """The classes and functions that a pickle may name, and how each is built from data alone."""
 
-from collections.abc import Callable
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -10,7 +9,7 @@ from seresnext_jax.weights.numpy_pickled import (
     make_empty_array,
     make_scalar,
 )
-from seresnext_jax.weights.plain import Known, NotPlainError, Record
+from seresnext_jax.weights.plain import Known, NotPlainError, Record, checked_key, to_bytes
 from seresnext_jax.weights.stored import ITEM_SIZES, StoredTensor, axes, stored_tensor
 
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "collections"}
@@ -56,7 +55,6 @@ _STORAGES = {
     "QInt8": "int8", "QUInt8": "uint8", "QInt32": "int32", "Untyped": "uint8", "Typed": "uint8",
 }  # fmt: skip
 _OTHER_DTYPES = ("qint8", "quint8", "qint32", "quint4x2", "quint2x4", "bits8", "bits16")
-_TENSOR_CLASSES = tuple(name for name in _STORAGES if name not in ("Untyped", "Typed"))
 
 
 def canonical_name(module: str, name: str) -> str:
@@ -91,7 +89,7 @@ def _dict(*args: Any) -> dict[Any, Any]:
     pairs = list(args[0].items()) if isinstance(args[0], dict) else args[0]
     if not isinstance(pairs, list | tuple) or len(args) > 1:
         raise ValueError("a dictionary of something else")
-    return {_key(key): value for key, value in pairs}
+    return {checked_key(key): value for key, value in pairs}
 
 
 def _default_dict(factory: Any = None, *args: Any) -> dict[Any, Any]:
@@ -101,37 +99,10 @@ def _default_dict(factory: Any = None, *args: Any) -> dict[Any, Any]:
     return _dict(*args)
 
 
-def _key(value: Any) -> Any:
-    if not isinstance(value, str | int | float | bytes | Known):
-        raise ValueError("a key of another kind")
-    return value
-
-
-def _items(kind: Callable[[Any], Any]) -> Callable[..., Any]:
-    def build(items: Any = (), *_: Any) -> Any:
-        if not isinstance(items, list | tuple | set | frozenset):
-            raise ValueError("items that are not a list")
-        return kind(items)
-
-    return build
-
-
-def _members(kind: Callable[[Any], Any]) -> Callable[..., Any]:
-    def build(items: Any = ()) -> Any:
-        if not isinstance(items, list | tuple | set | frozenset):
-            raise ValueError("items that are not a list")
-        return kind(_key(item) for item in items)
-
-    return build
-
-
-def _path(kind: type[PurePosixPath] | type[PureWindowsPath]) -> Callable[..., str]:
-    def build(*parts: Any) -> str:
-        if not all(isinstance(part, str) for part in parts):
-            raise ValueError("a path that is not text")
-        return str(kind(*parts))
-
-    return build
+def _list(items: Any = (), *_: Any) -> list[Any]:
+    if not isinstance(items, list | tuple | set | frozenset):
+        raise ValueError("items that are not a list")
+    return list(items)
 
 
 def _encode(text: Any, encoding: Any = "latin1", *_: Any) -> bytes:
@@ -141,22 +112,7 @@ def _encode(text: Any, encoding: Any = "latin1", *_: Any) -> bytes:
     return text.encode(encoding)
 
 
-def _bytearray(data: Any = b"", *_: Any) -> bytes:
-    if isinstance(data, str):
-        return data.encode("latin-1")
-    if not isinstance(data, bytes | bytearray):
-        raise ValueError("a bytearray of something else")
-    return bytes(data)
-
-
-def _bytes_or_empty(data: Any = b"", *_: Any) -> bytes:
-    """``builtins.bytes()``: how protocol 2 saves empty bytes."""
-    return _bytearray(data)
-
-
 def _complex(real: Any = 0, imaginary: Any = 0) -> complex:
-    if not (isinstance(real, int | float) and isinstance(imaginary, int | float)):
-        raise ValueError("a complex number of something else")
     return complex(real, imaginary)
 
 
@@ -259,29 +215,29 @@ def _names() -> dict[str, Known]:
     }  # fmt: skip
     builders: dict[str, Any] = {
         "collections.defaultdict": _default_dict,
-        "collections.deque": _items(list),
-        "builtins.list": _items(list),
-        "builtins.tuple": _items(tuple),
-        "builtins.set": _members(set),
-        "builtins.frozenset": _members(frozenset),
+        "collections.deque": _list,
+        "builtins.list": _list,
+        "builtins.tuple": lambda *args: tuple(_list(*args)),
+        "builtins.set": lambda *args: set(map(checked_key, _list(*args))),
+        "builtins.frozenset": lambda *args: frozenset(map(checked_key, _list(*args))),
         "builtins.complex": _complex,
-        "builtins.bytearray": _bytearray,
-        "builtins.bytes": _bytes_or_empty,
+        "builtins.bytearray": to_bytes,
+        "builtins.bytes": to_bytes,  # how protocol 2 saves empty bytes
         "builtins.type": _none_type,
         "builtins.int": None,
         "builtins.float": None,
         "operator.getitem": _generic,
         "_codecs.encode": _encode,
         "copyreg._reconstructor": _rebuilt,
-        "pathlib.PosixPath": _path(PurePosixPath),
-        "pathlib.PurePosixPath": _path(PurePosixPath),
-        "pathlib.WindowsPath": _path(PureWindowsPath),
-        "pathlib.PureWindowsPath": _path(PureWindowsPath),
+        "pathlib.PosixPath": lambda *parts: str(PurePosixPath(*parts)),
+        "pathlib.PurePosixPath": lambda *parts: str(PurePosixPath(*parts)),
+        "pathlib.WindowsPath": lambda *parts: str(PureWindowsPath(*parts)),
+        "pathlib.PureWindowsPath": lambda *parts: str(PureWindowsPath(*parts)),
         "numpy.dtype": make_dtype,
         "numpy.core.multiarray.scalar": make_scalar,
         "numpy.core.multiarray._reconstruct": make_empty_array,
         "numpy.core.numeric._frombuffer": make_array,
-        "torch.Size": _items(tuple),
+        "torch.Size": lambda *args: tuple(_list(*args)),
         "torch.device": _device,
         "torch.serialization._get_layout": _layout,
         "torch._tensor._rebuild_from_type_v2": _with_attributes,

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 Build = Callable[..., Any]
 
 MOST_STEPS = 3_000_000
 """Most operations for one file. A checkpoint of a large network needs a few hundred thousand."""
+_MOST_KEY_ITEMS = 16
 
 
 class NotPlainError(Exception):
@@ -49,3 +52,37 @@ class Budget:
         self._left -= steps
         if self._left < 0:
             raise ValueError("too many operations")
+
+
+def checked_key(value: Any) -> Any:
+    """Check that a dictionary key or set member is of a kind that is quick to hash.
+
+    Raises:
+      ValueError: it is of another kind, such as a deeply nested tuple.
+    """
+    if isinstance(value, tuple) and len(value) <= _MOST_KEY_ITEMS:
+        if any(isinstance(item, tuple) for item in value):
+            raise ValueError("a nested key")
+        for item in value:
+            checked_key(item)
+        return value
+    if isinstance(value, int) and abs(value) >= 2**64:
+        raise ValueError("a key that is too large")
+    if value is None or isinstance(
+        value, str | int | float | bytes | complex | Known | Record | np.generic
+    ):
+        return value
+    raise ValueError("a key of another kind")
+
+
+def to_bytes(value: Any = b"", *_: Any) -> bytes:
+    """Bytes, which Python 2 saved as text.
+
+    Raises:
+      ValueError: the value is something else.
+    """
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    if isinstance(value, str):
+        return value.encode("latin-1")
+    raise ValueError("bytes expected")

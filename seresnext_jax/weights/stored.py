@@ -17,7 +17,6 @@ ITEM_SIZES = {
 }  # fmt: skip
 """Bytes per number for each of PyTorch's types."""
 
-_FLOATING = ("float", "bfloat")
 _MOST_AXES = 16
 
 
@@ -55,11 +54,6 @@ class StoredTensor:
     def size(self) -> int:
         """The number of its entries."""
         return math.prod(self.shape)
-
-    @property
-    def is_floating(self) -> bool:
-        """Whether its entries are floating-point numbers."""
-        return self.dtype.startswith(_FLOATING)
 
     def read(self) -> Array:
         """Its numbers; bfloat16 as float32.
@@ -114,9 +108,8 @@ def axes(value: Any) -> tuple[int, ...]:
     Raises:
       ValueError: it is something else.
     """
-    if not isinstance(value, tuple | list) or len(value) > _MOST_AXES:
-        raise ValueError("a tensor with impossible axes")
-    if not all(is_count(n) for n in value):
+    is_short = isinstance(value, tuple | list) and len(value) <= _MOST_AXES
+    if not (is_short and all(map(is_count, value))):
         raise ValueError("a tensor with impossible axes")
     return tuple(value)
 
