@@ -41,11 +41,8 @@ def local_value_and_grad(function: Callable[[Any], Any]) -> Callable[[Any], tupl
     transposed to a psum. Casting it by hand first keeps the gradient local, so that the caller
     reduces it once, visibly, with `jax.lax.pmean`.
     """
-
-    def value_and_grad(params: Any) -> tuple[Any, Any]:
-        return jax.value_and_grad(function, has_aux=True)(vary(params))
-
-    return value_and_grad
+    value_and_grad = jax.value_and_grad(function, has_aux=True)
+    return lambda params: value_and_grad(vary(params))
 
 
 def vary(tree: Any) -> Any:

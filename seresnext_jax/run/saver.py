@@ -70,28 +70,30 @@ class Saver:
         Raises:
           UserError: the checkpoint is damaged or does not fit.
         """
-        broken: list[str] = []
         if start.newest_in:
             state, meta, broken = read_newest(start.newest_in, state)
+            for line in broken:
+                self._console.warn(line)
         elif start.checkpoint:
             state, meta = read_checkpoint(start.checkpoint, state)
         else:
             return state, Progress()
-        for line in broken:
-            self._console.warn(line)
         self._check_plan(meta)
         check_class_names(
             self._config, start, meta.class_names, self._loader.class_names, self._console
         )
         self._warn_of_changes(meta)
-        if self._checkpoints is not None:
-            suffix: Literal[".broken", ".later"] = ".broken" if start.newest_in else ".later"
-            aside = self._checkpoints.set_aside_after(meta.step, suffix)
-            if aside and start.checkpoint:
-                names = ", ".join(f"{step}.later" for step in aside)
-                self._console.note(f"the later checkpoints are renamed to {names}")
+        self._set_aside_after(meta.step, ".broken" if start.newest_in else ".later")
         self._console.note(f"continuing after step {meta.step} (epoch {meta.epoch})")
         return state, meta.progress
+
+    def _set_aside_after(self, step: int, suffix: Literal[".broken", ".later"]) -> None:
+        if self._checkpoints is None:
+            return
+        aside = self._checkpoints.set_aside_after(step, suffix)
+        if aside and suffix == ".later":
+            names = ", ".join(f"{later}.later" for later in aside)
+            self._console.note(f"the later checkpoints are renamed to {names}")
 
     def _check_plan(self, meta: Meta) -> None:
         for name in ("global_batch", "steps_per_epoch"):
