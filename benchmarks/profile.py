@@ -47,14 +47,14 @@ def profile_steps(
 
 def kind_rows(operations: Mapping[str, float]) -> list[Row]:
     """The milliseconds of `profile_steps` by kind of operation, largest first."""
-    total: Counter[str] = Counter()
+    total: dict[str, float] = {}
     largest: dict[str, str] = {}
     for name, ms in operations.items():
         kind = next((k for k, pattern in _KINDS.items() if re.search(pattern, name)), "other")
-        total[kind] += ms
+        total[kind] = total.get(kind, 0.0) + ms
         largest.setdefault(kind, name)
     whole = sum(total.values())
     return [
         {"kind": kind, "ms": ms, "share": ms / whole, "largest": largest[kind]}
-        for kind, ms in total.most_common()
+        for kind, ms in sorted(total.items(), key=lambda item: -item[1])
     ]
