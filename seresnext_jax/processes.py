@@ -187,7 +187,7 @@ def _place_by_open_mpi() -> Place:
         _variable(source, 1),
         _variable("OMPI_COMM_WORLD_RANK", 0),
         source,
-        _variable("OMPI_COMM_WORLD_LOCAL_RANK", 0),
+        None if _is_alone_on_host() else _variable("OMPI_COMM_WORLD_LOCAL_RANK", 0),
     )
 
 
@@ -212,8 +212,15 @@ def _place_by_slurm(source: str) -> Place | None:
         count,
         _variable("SLURM_PROCID", 0),
         source,
-        _variable("SLURM_LOCALID", 0),
+        None if _is_alone_on_host() else _variable("SLURM_LOCALID", 0),
     )
+
+
+def _is_alone_on_host() -> bool:
+    """Whether Open MPI or Slurm started one process per host: ``1`` or, in Slurm, ``1(x4)``."""
+    names = ("OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE")
+    counts = [os.environ[name] for name in names if name in os.environ]
+    return bool(counts) and re.fullmatch(r"1(\(x\d+\))?", counts[0]) is not None
 
 
 def _port_of_job(job: int) -> int:
@@ -265,8 +272,8 @@ def _join(place: Place) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     # Python can't raise KeyboardInterrupt while the runtime waits.
     interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # With options, JAX still takes the local device from Slurm or Open MPI.
-    detection = None if place.source.startswith("--") else "deactivate"
+    # With options, JAX still takes the only device of one of several processes of a host.
+    is_detected = place.source.startswith("--") and not _is_alone_on_host()
     timer.start()
     try:
         jax.distributed.initialize(
@@ -274,7 +281,7 @@ def _join(place: Place) -> None:
             num_processes=place.num_processes,
             process_id=place.process_id,
             local_device_ids=place.local_device,
-            cluster_detection_method=detection,
+            cluster_detection_method=None if is_detected else "deactivate",
             initialization_timeout=2 * JOIN_TIMEOUT,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
             shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,

@@ -107,6 +107,32 @@ def test_slurms_and_open_mpis_variables(
     assert told["local_device_ids"] == device
 
 
+ALONE_ON_ITS_HOST = [
+    SLURM | {"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"},
+    SLURM | {"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1"},
+    OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"},
+    OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "SLURM_STEP_TASKS_PER_NODE": "8"},
+]
+
+
+@pytest.mark.parametrize("env", ALONE_ON_ITS_HOST)
+def test_the_only_process_of_a_host_uses_all_its_gpus(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"coordinator": "node1:1", "num_processes": 2, "process_id": 0}
+    for told in joined(monkeypatch, env), joined(monkeypatch, env, **given):
+        assert told["local_device_ids"] is None
+        assert told["cluster_detection_method"] == "deactivate"  # JAX would take the first GPU
+
+
+def test_each_of_several_processes_of_a_host_uses_one_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert joined(monkeypatch, SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2"})["local_device_ids"] == 1
+    mixed = OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "8", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    assert joined(monkeypatch, mixed)["local_device_ids"] == 0
+
+
 def test_the_wait_is_announced(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
