@@ -103,10 +103,7 @@ def _lock(workspace: Path, console: Console) -> tuple[int | None, str]:
         workspace.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UserError(
-            f"--workspace {workspace} can't be written ({error.strerror}): make it writable, or "
-            "choose another --workspace"
-        ) from error
+        raise _unwritable(workspace, error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -122,6 +119,17 @@ def _lock(workspace: Path, console: Console) -> tuple[int | None, str]:
     if not (path.exists() and os.path.samestat(os.fstat(file), path.stat())):
         os.close(file)
         return None, ""  # the run that had the lock has just removed it
-    os.ftruncate(file, 0)
-    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    try:
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    except OSError as error:
+        os.close(file)
+        raise _unwritable(workspace, error) from error
     return file, ""
+
+
+def _unwritable(workspace: Path, error: OSError) -> UserError:
+    return UserError(
+        f"--workspace {workspace} can't be written ({error.strerror}): free space there and make "
+        "it writable, or choose another --workspace"
+    )

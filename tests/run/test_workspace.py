@@ -63,6 +63,24 @@ def test_a_second_run_is_refused_until_the_first_ends_in_any_way(tmp_path: Path)
         pass
 
 
+def test_a_full_disk_is_one_line_and_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    console = Console(enabled=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with (
+            pytest.raises(UserError, match="run can't be written .No space left on device.: free"),
+            open_workspace(tmp_path / "run", console),
+        ):
+            pass
+    with open_workspace(tmp_path / "run", console):  # space was freed
+        pass
+
+
 def test_a_console_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
     """What is printed afterwards is in the log."""
     process = hold(tmp_path / "run")
