@@ -58,11 +58,17 @@ def identify(shapes: Shapes, *, source: str, name: Callable[[str], str] = str) -
     Raises:
       UserError: none has them; the message lists the differences from the nearest one.
     """
+    arch = matching_architecture(shapes)
+    if arch is None:
+        raise UserError(f"{source} fits no architecture; {nearest_difference(shapes, name)}")
+    return arch, _num_classes(shapes)
+
+
+def matching_architecture(shapes: Shapes) -> str | None:
+    """The architecture that has exactly these shapes; None: there is none."""
     num_classes = _num_classes(shapes)
-    for arch in _candidates(shapes):
-        if shapes == expected_shapes(arch, num_classes):
-            return arch, num_classes
-    raise UserError(f"{source} fits no architecture; {nearest_difference(shapes, name)}")
+    same = (a for a in _candidates(shapes) if shapes == expected_shapes(a, num_classes))
+    return next(same, None)
 
 
 def nearest_difference(shapes: Shapes, name: Callable[[str], str] = str) -> str:

@@ -88,11 +88,8 @@ def _few_backward(
     stride: int, padding: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-
-    def of_x(x: jax.Array) -> jax.Array:
-        return conv2d_reference(x, kernel, stride=stride, padding=padding)
-
-    (x_gradient,) = jax.linear_transpose(of_x, x)(gradient)
+    convolve = partial(conv2d_reference, kernel=kernel, stride=stride, padding=padding)
+    (x_gradient,) = jax.linear_transpose(convolve, x)(gradient)
     kh, kw, channels, out = kernel.shape
     taps_h, taps_w = -(-kh // stride), -(-kw // stride)
     patches = _patches(x, (taps_h, taps_w), gradient.shape[1:3], stride, padding)

@@ -41,9 +41,7 @@ def grouped_in_blocks(
 def _grouped_forward(
     x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    def convolve(piece: jax.Array, block: jax.Array) -> jax.Array:
-        return conv2d_reference(piece, block, stride=stride, padding=padding)
-
+    convolve = partial(conv2d_reference, stride=stride, padding=padding)
     blocks = _dense_blocks(kernel, groups, _merged_groups(kernel.shape[2], groups))
     return _join_blocks(convolve, x, blocks), (x, kernel)
 
@@ -68,9 +66,7 @@ def _grouped_backward(
     block = _dense_blocks(kernel, groups, merged)[0]
 
     def kernel_gradient(piece: jax.Array, piece_gradient: jax.Array) -> jax.Array:
-        def convolve(block: jax.Array) -> jax.Array:
-            return conv2d_reference(piece, block, stride=stride, padding=padding)
-
+        convolve = partial(conv2d_reference, piece, stride=stride, padding=padding)
         (result,) = jax.linear_transpose(convolve, block)(piece_gradient)
         return result
 
