@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from seresnext_jax.commands import program_name
+from seresnext_jax.commands import command, program_name
 from seresnext_jax.config import (
     Config,
     OptimConfig,
@@ -210,6 +210,7 @@ def parse(
       UserError: an unknown option, or a value of the wrong type or out of range.
       SystemExit: ``--help`` was given and printed.
     """
+    description = description.replace(f"python {program}", command(Path(program).stem))
     program = program_name(program)
     printed = io.StringIO()
     try:

@@ -56,21 +56,30 @@ def scripts(wheel: Path, folder: Path) -> Path:
     return python.parent
 
 
+def without_the_checkout() -> dict[str, str]:
+    """The environment of a process that must not find the checkout."""
+    left_out = ("PYTHONPATH", "PYTEST_CURRENT_TEST")
+    return {name: value for name, value in os.environ.items() if name not in left_out}
+
+
 def pip(*words: str) -> None:
     """Run this environment's pip."""
     done = subprocess.run(
-        [sys.executable, "-m", "pip", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pip", *words],
+        env=without_the_checkout(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def outside(folder: Path, *command: object) -> str:
     """Run a command that must succeed, in a folder outside the checkout; returns what it prints."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTEST_CURRENT_TEST")}
     done = subprocess.run(
         [str(word) for word in command],
         cwd=folder,
-        env={**kept, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env={**without_the_checkout(), "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         capture_output=True,
         text=True,
         check=False,
@@ -126,6 +135,7 @@ def test_the_commands_work_outside_the_checkout(scripts: Path, tmp_path: Path) -
 def test_the_help_of_a_command_has_its_name(scripts: Path, tmp_path: Path, program: str) -> None:
     printed = outside(tmp_path, scripts / f"seresnext-{program}", "--help")
     assert f"usage: seresnext-{program}" in printed
+    assert f"python {program.replace('-', '_')}.py" not in printed
 
 
 def test_bash_completes_options(scripts: Path, tmp_path: Path) -> None:
