@@ -32,7 +32,7 @@ from benchmarks.measure import Effort, measure
 from benchmarks.process import Task, Work
 from benchmarks.suite import run_suite
 from benchmarks.table import installed_version, print_header, print_table
-from seresnext_jax.cli import parse, run
+from seresnext_jax.cli import check_output, parse, run, write_output
 from seresnext_jax.config import Config, DataConfig, Precision
 from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError
@@ -124,9 +124,14 @@ class BenchmarkConfig:
 def main(argv: list[str]) -> int:
     """Run the program; returns its exit status: 1 if a program failed."""
     options = parse(BenchmarkConfig(), argv, program="benchmark.py", description=__doc__ or "")
+    check_output("--json", options.json)
     counts = options.batch_sizes + options.devices + options.passes
-    if min(*counts, options.steps, options.turn) < 1 or options.warmup < 0:
-        raise UserError("--steps, --turn, --batch-sizes, --devices and --passes must be at least 1")
+    counts += options.files + options.processes
+    if min(*counts, options.steps, options.turn, options.data.workers) < 1 or options.warmup < 0:
+        raise UserError(
+            "--steps, --turn, --batch-sizes, --devices, --passes, --files, --processes and "
+            "--data.workers must be at least 1, --warmup at least 0"
+        )
     if options.steps % options.turn:
         raise UserError(
             f"--steps {options.steps} is not a multiple of --turn {options.turn}: give "
@@ -136,9 +141,8 @@ def main(argv: list[str]) -> int:
     header = compiler_versions() if options.what == "compile" else machine()
     print_header(header)
     for content in MEASURE[options.what](options):
-        if options.json:
-            whole = {"command": ["benchmark.py", *argv], "machine": header, **content}
-            Path(options.json).write_text(json.dumps(whole, indent=2) + "\n")
+        whole = {"command": ["benchmark.py", *argv], "machine": header, **content}
+        write_output("--json", options.json, json.dumps(whole, indent=2) + "\n")
         failed = [row for row in content["rows"] if row.get("result", "ok") != "ok"]
         status = 1 if failed or content.get("failed") else 0
     return status

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import jax
 
-from benchmarks.input import batch_rate
+from benchmarks.input import batch_rate, open_loader
 from benchmarks.table import Row
 from seresnext_jax.config import Config
-from seresnext_jax.data.open import decoding_threads, open_train
+from seresnext_jax.data.open import decoding_threads
 from seresnext_jax.mesh import make_mesh
 from seresnext_jax.processes import initialize_distributed
 
@@ -51,7 +51,7 @@ def _measure(
             coordinator=f"127.0.0.1:{port}", num_processes=processes, process_id=rank
         )
     mesh = make_mesh()
-    loader = open_train(config, mesh)
+    loader = open_loader(config, mesh)
     images, skipped = devices * config.batch_size, warmup + config.data.prefetch
     rate = batch_rate(loader.batches(0), images, skipped, steps)
     loader.close()

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 from PIL import Image
 
+from benchmarks.input import open_loader
 from benchmarks.table import Row
 from seresnext_jax.config import Config
 from seresnext_jax.data.index import SETTLED
-from seresnext_jax.data.open import open_train
 from seresnext_jax.mesh import make_mesh
 
 _CLASSES = 1000
@@ -68,7 +68,7 @@ def _measure(config: Config, steps: int, start: str) -> Row:
     mesh = make_mesh(jax.devices()[:1])
     before = _memory()
     began = time.perf_counter()
-    loader = open_train(config, mesh)
+    loader = open_loader(config, mesh)
     opened = time.perf_counter() - began
     memory = _memory() - before
     steps = min(steps, loader.num_steps)

@@ -9,16 +9,19 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from benchmarks.table import Row
 from seresnext_jax.config import Config, DataConfig
+from seresnext_jax.data.batch import Loader
 from seresnext_jax.data.files import FileList
 from seresnext_jax.data.images import BadImage, open_rgb
 from seresnext_jax.data.index import open_index
 from seresnext_jax.data.open import open_train, split_folder
 from seresnext_jax.data.sampler import crop_draws
 from seresnext_jax.data.transform import TrainCrop
+from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh
 
 PHOTOGRAPHS = 256
@@ -52,6 +55,22 @@ def with_classes(config: Config, data: DataConfig) -> Config:
     files = training_files(data)
     number = len(files.class_names) or int(files.labels.max()) + 1
     return replace(config, data=data, model=replace(config.model, num_classes=number))
+
+
+def open_loader(config: Config, mesh: Mesh) -> Loader:
+    """The loader of the training split.
+
+    Raises:
+      UserError: as `open_train`, or its images fill no batch.
+    """
+    loader = open_train(config, mesh)
+    if not loader.num_steps:
+        loader.close()
+        raise UserError(
+            f"{loader.num_images} training images do not fill a batch of "
+            f"{config.batch_size * mesh.size}: lower --batch-sizes"
+        )
+    return loader
 
 
 def measure_backends(
@@ -96,7 +115,7 @@ def needs(rows: list[Row], data: DataConfig, gpus: tuple[int, ...], rate: float)
 
 
 def _loader_rate(config: Config, warmup: int, steps: int) -> float:
-    loader = open_train(config, make_mesh(jax.devices()[:1]))
+    loader = open_loader(config, make_mesh(jax.devices()[:1]))
     skipped = warmup + config.data.prefetch
     rate = batch_rate(loader.batches(0), config.batch_size, skipped, steps)
     loader.close()

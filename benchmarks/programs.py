@@ -14,17 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.input import with_classes
+from benchmarks.input import open_loader, with_classes
 from benchmarks.process import Facts, Task
 from benchmarks.profile import profile_steps
 from seresnext_jax.config import Config
 from seresnext_jax.data.normalize import IMAGENET_MEAN, IMAGENET_STD
-from seresnext_jax.data.open import open_train
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.initial import init_variables
 from seresnext_jax.model.network import ARCHITECTURES, make_network
-from seresnext_jax.plan import resolve
+from seresnext_jax.plan import passes_per_step
 from seresnext_jax.run.runtime import keep_freed_memory, use_compilation_cache
 from seresnext_jax.training.inference import folded_forward, place_folded
 from seresnext_jax.training.precision import POLICIES
@@ -91,13 +90,11 @@ def jax_training(task: Task) -> Program:
     else:
         config = with_classes(config, config.data)
     mesh = make_mesh(jax.devices()[:devices])
-    plan = resolve(config, num_images=config.batch_size * devices, num_devices=devices)
+    passes = passes_per_step(config, devices)
     network = make_network(config.model, POLICIES[config.precision].compute_dtype)
     state = replicate(mesh, create_train_state(config, init_variables(network, config.seed)))
-    batches = open_train(config, mesh).batches(0)
-    step, facts = _compile(
-        lower_train_step(network.apply, config, mesh, state, passes=plan.accumulation)
-    )
+    batches = open_loader(config, mesh).batches(0)
+    step, facts = _compile(lower_train_step(network.apply, config, mesh, state, passes=passes))
     waited: list[float] = []
 
     def dispatch() -> None:

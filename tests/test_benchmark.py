@@ -8,12 +8,14 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import jax
 import pytest
 from PIL import Image
 
+import benchmark
 from benchmarks import process, programs, suite
 from benchmarks.flops import PEAK_TFLOPS, forward_macs
-from benchmarks.input import PHOTOGRAPHS
+from benchmarks.input import PHOTOGRAPHS, open_loader, with_classes
 from benchmarks.measure import against, waiting
 from benchmarks.process import Facts, Process, Task
 from benchmarks.profile import kind_rows
@@ -22,6 +24,7 @@ from seresnext_jax.config import Config, DataConfig, ModelConfig
 from seresnext_jax.data.files import list_folder
 from seresnext_jax.data.pack import pack_split
 from seresnext_jax.errors import UserError
+from seresnext_jax.mesh import make_mesh
 from seresnext_jax.model.network import ARCHITECTURES
 from tests import one_block
 from tests.programs import done, error_line, run, shared
@@ -282,3 +285,25 @@ def test_a_round_that_fails_does_not_end_the_suite(monkeypatch: pytest.MonkeyPat
     *_, last = suite.run_suite(Config(), minutes=1)
     assert len(last.rows) == 2 and last.left_out == []
     assert last.failed == ["the tests that need a GPU", "infer fp16 batch 1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("data --processes 0", "--processes and --data.workers must be at least 1"),
+        ("data --data.workers 0", "--processes and --data.workers must be at least 1"),
+        ("train --json absent/a.json", "--json absent/a.json: its folder does not exist"),
+    ],
+)
+def test_a_wrong_option_is_refused_at_once(words: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        benchmark.main(words.split())
+
+
+def test_too_few_images_are_refused_with_a_fix_that_works() -> None:
+    data = DataConfig(root=str(shared() / "digits"), backend="folder", image_size=32, index="")
+    mesh = make_mesh(jax.devices()[:1])
+    config = with_classes(Config(batch_size=10**5), data)
+    with pytest.raises(UserError, match="do not fill a batch of 100000: lower --batch-sizes"):
+        open_loader(config, mesh)
+    open_loader(replace(config, batch_size=8), mesh).close()
