@@ -102,10 +102,14 @@ def _check_options(config: Config, source: Path, checkpoints: list[Path]) -> Non
     if (saved["use_ema"] is None) != (here["use_ema"] is None):
         names.append("use_ema")
     if names:
-        theirs = " ".join(f"{option_name(name)} {saved[name]}" for name in names)
+        rates = ("optim.lr", "optim.lr_per_256", "optim.weight_decay")
+        also = [n for n in rates if saved[n] != here[n]] if "optim.optimizer" in names else []
+        theirs, fix = (
+            " ".join(f"{option_name(n)} {saved[n]}" for n in part) for part in (names, names + also)
+        )
         raise UserError(
             f"{source} is of a run with {theirs}, not {', '.join(str(here[n]) for n in names)}: "
-            f"to continue it give {theirs}; for a new run from its weights give --init-from "
+            f"to continue it give {fix}; for a new run from its weights give --init-from "
             f"{source}, no --resume, and another --workspace"
         )
 

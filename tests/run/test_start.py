@@ -72,7 +72,11 @@ def save_options(run: Path, step: int, config: Config) -> Path:
 @pytest.mark.parametrize(
     ("saved", "given", "said"),
     [
-        (Config(), "--optim.optimizer adamw --optim.lr 0.001", "--optim.optimizer sgd, not adamw"),
+        (
+            Config(),
+            "--optim.optimizer adamw --optim.lr 0.001 --optim.weight-decay 0.05",
+            "--optim.optimizer sgd, not adamw",
+        ),
         (Config(), "--use-ema 0.9", "--use-ema None, not 0.9"),
         (Config(use_ema=0.9), "", "--use-ema 0.9, not None"),
         (
@@ -93,7 +97,8 @@ def test_an_option_that_gives_other_arrays_is_named_with_two_ways_on(
     line = str(error.value)
     assert f"is of a run with {said}: " in line
     fix = line.partition("to continue it give ")[2].partition(";")[0].split()
-    assert find_start(read(*words, *fix)) != Start()
+    continued = read(*words, *fix)
+    assert find_start(continued) != Start() and continued.optim == saved.optim
     source = line.partition("--init-from ")[2].partition(",")[0]
     new = [*given.split(), "--init-from", source, "--workspace", str(tmp_path / "new")]
     assert find_start(read(*new)) == Start(weights=Path(source))
