@@ -147,9 +147,9 @@ class OptimConfig:
     """Decay of rmsprop's average of the squared gradients."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the averages of the gradients and the squared gradients of adamw and lamb."""
-    eps: Annotated[float | None, Range(0, 1)] = None
-    """Added to the square root of the averaged squares. None: 1e-3 for rmsprop, 1e-8 for adamw,
-    1e-6 for lamb."""
+    eps: Annotated[float | None, Range(1e-20, 1)] = None
+    """Added to the square root of the averaged squares, so that no update is 0 / 0. None: 1e-3 for
+    rmsprop, 1e-8 for adamw, 1e-6 for lamb."""
     clip_norm: Annotated[float, Range(0, 1e6)] = 0.0
     """Clip the gradient of a step to this norm over all weights; 0: no clipping."""
     weight_decay: Annotated[float, Range(0, 1)] = 6.103515625e-05

@@ -1,5 +1,6 @@
 """The devices as one ``data`` axis, and gradients of one device."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,15 +8,35 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from seresnext_jax.errors import UserError
+
 DATA_AXIS = "data"
 BATCH_SPEC = PartitionSpec(None, DATA_AXIS)
 """Batches are (A, N, ...): accumulation first, then the images, which are split over devices."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices of all processes (or the given ones) along one axis, process by process."""
-    devices = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
+    """All devices of all processes (or the given ones) along one axis, process by process.
+
+    Raises:
+      UserError: JAX finds no device of the kind that it is told to use.
+    """
+    devices = sorted(devices or _all_devices(), key=lambda d: (d.process_index, d.id))
     return Mesh(np.array(devices), (DATA_AXIS,))
+
+
+def _all_devices() -> Sequence[jax.Device]:
+    platforms = os.environ.get("JAX_PLATFORMS")
+    try:
+        return jax.devices()
+    except (AssertionError, RuntimeError) as error:  # what JAX raises depends on the platform
+        if not platforms:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"JAX does not start with JAX_PLATFORMS={platforms}{f' ({reason})' * bool(reason)}: "
+            "unset it, or run doctor.py to see what is missing"
+        ) from error
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -161,6 +161,7 @@ BAD_VALUES = {
     "--optim.momentum": Config(optim=OptimConfig(momentum=-0.5)),
     "--optim.no-nesterov": Config(optim=OptimConfig(optimizer="adamw", lr=1e-3, nesterov=True)),
     "--optim.betas": Config(optim=OptimConfig(optimizer="lamb", lr=1e-3, betas=(0.9, 1.0))),
+    "--optim.eps": Config(optim=OptimConfig(optimizer="adamw", lr=1e-3, eps=0.0)),
     "--optim.lr-per-256 0.016": Config(optim=OptimConfig(optimizer="rmsprop")),
     "--optim.weight-decay": Config(optim=OptimConfig(weight_decay=2.0)),
     "--data.image-size": Config(data=DataConfig(image_size=0)),

@@ -14,13 +14,13 @@ FLOORS: tuple[set[str], ...] = (
     {
         "commands",
         "errors",
-        "mesh",
         "ops",
         "output",
         "torch_keys",
     },
     {
         "config",
+        "mesh",
         "processes",
         "report",
     },

@@ -389,3 +389,11 @@ def test_what_needs_no_dataset_is_refused_before_it_is_listed(
     assert problem in line
     assert fix in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "absent"])
+def test_a_platform_that_jax_does_not_find_is_one_line(platform: str, tmp_path: Path) -> None:
+    """The tests above unset or change it, which is the fix."""
+    line = error_line(run(tiny(tmp_path / "run"), env={"JAX_PLATFORMS": platform}))
+    assert f"JAX does not start with JAX_PLATFORMS={platform}" in line
+    assert "unset it, or run doctor.py" in line

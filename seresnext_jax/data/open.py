@@ -270,7 +270,7 @@ def _find_backend(name: str, mesh: Mesh) -> Backend:
     """
     try:
         module = import_module(f"seresnext_jax.data.backends.{name.replace('-', '_')}")
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:
         raise UserError(
             f"--data.backend {name} needs DALI ({error}): install the extra cuda12 or "
             "cuda13, or give --data.backend folder"

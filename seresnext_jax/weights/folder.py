@@ -60,7 +60,9 @@ def read_weights_folder(folder: Path) -> Weights:
 
 
 def write_weights_folder(folder: Path, weights: Weights) -> None:
-    """Write a weights folder atomically; replaces an earlier one of that name.
+    """Write a weights folder completely or not at all; replaces an earlier one of that name.
+
+    If it is killed in the moment of replacing, both are in hidden folders beside the place.
 
     Raises:
       UserError: `folder` contains other files, or can't be written.
@@ -78,12 +80,25 @@ def write_weights_folder(folder: Path, weights: Weights) -> None:
             {path: np.ascontiguousarray(x, np.float32) for path, x in flat.items()}, part / TENSORS
         )
         (part / METADATA).write_text(to_json(asdict(weights.info)))
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        part.rename(folder)
+        _replace_folder(folder, part)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{folder} can't be written ({error}): free space or change the permissions there"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _replace_folder(folder: Path, new: Path) -> None:
+    """Rename `new` to `folder`; the old folder is deleted last."""
+    if not folder.is_dir():
+        new.rename(folder)
+        return
+    old = new.with_suffix(".old")
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)

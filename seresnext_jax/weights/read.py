@@ -88,7 +88,7 @@ def open_source(path: Path | str, *, table: str = "") -> "Source":
     Raises:
       UserError: there is none.
     """
-    path = Path(path)
+    path = Path(path).expanduser()  # a shell leaves the ~ of --weights=~/a
     if folder := find_weights_folder(path):
         source: Source = WeightsFolderSource(folder)
     elif checkpoint := find_checkpoint(path):

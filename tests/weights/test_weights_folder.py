@@ -1,8 +1,10 @@
 """The weights folder: what goes in comes out, and damage is one clear line."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,32 @@ def test_a_folder_of_weights_is_replaced_and_no_other(
     with pytest.raises(UserError, match="is a file"):
         write_weights_folder(folder / "thesis.tex", Weights(variables, INFO))
     assert [p.name for p in tmp_path.iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize("steps_done", [0, 1, 2])
+def test_weights_outlive_a_writer_that_ends_while_it_replaces_them(
+    steps_done: int, tmp_path: Path, variables: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever rename or deletion is the last one, complete weights are left."""
+    folder = tmp_path / "weights"
+    write_weights_folder(folder, Weights(jax.tree.map(np.zeros_like, variables), INFO))
+    steps = iter(range(9))
+
+    def until_the_end(function: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **options: Any) -> Any:
+            if next(steps) >= steps_done:
+                raise KeyboardInterrupt
+            return function(*arguments, **options)
+
+        return step
+
+    monkeypatch.setattr(Path, "rename", until_the_end(Path.rename))
+    monkeypatch.setattr(shutil, "rmtree", until_the_end(shutil.rmtree))
+    with pytest.raises(KeyboardInterrupt):
+        write_weights_folder(folder, Weights(variables, INFO))
+    left = [read_weights_folder(path).variables for path in tmp_path.iterdir()]
+    assert len(left) == 2
+    assert {bool(np.any(jax.tree.leaves(tree)[0])) for tree in left} == {False, True}
 
 
 @pytest.mark.parametrize("damage", ["cut", "no metadata", "bad metadata", "foreign metadata"])
