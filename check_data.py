@@ -1,4 +1,4 @@
-"""Check a dataset before training: classes, unsorted or broken files, val images in train.
+"""Check a dataset before training: its classes, broken files, val images in train.
 
     python check_data.py --data.root FOLDER --model.num-classes 1000
 

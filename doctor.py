@@ -14,7 +14,8 @@ from functools import partial
 import jax
 
 from seresnext_jax.cli import check_output, parse_over_config, run, write_output
-from seresnext_jax.config import Config, check
+from seresnext_jax.config import Config
+from seresnext_jax.config_check import check
 from seresnext_jax.health.data import check_dataset, check_disk, check_reading
 from seresnext_jax.health.finding import Finding
 from seresnext_jax.health.machine import (

@@ -76,7 +76,8 @@ def main(argv: list[str]) -> int:
             )
         some = "1 shard" if shards == 1 else f"{shards} shards"
         console.note(
-            f"{split}: {len(files.paths)} images in {some}, each read back and equal to its file"
+            f"{split}: {len(files.paths)} images in {some}; "
+            "each image was read back and equals its file"
         )
     return 0
 

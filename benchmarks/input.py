@@ -98,7 +98,7 @@ def measure_backends(
 
 
 def needs(rows: list[Row], data: DataConfig, gpus: tuple[int, ...], rate: float) -> Iterator[Row]:
-    """What GPUs need that each train `rate` images per second, according to the measured rates."""
+    """Cores and disk bandwidth that feed GPUs, each of which trains `rate` images per second."""
     files = training_files(data)
     some = np.linspace(0, len(files.paths) - 1, num=min(256, len(files.paths)), dtype=int)
     size = float(np.mean([files.num_bytes(int(index)) for index in some]))

@@ -68,7 +68,7 @@ def measure(task: Task, effort: Effort) -> tuple[Row, list[Row]]:
 
 
 def _row(task: Task, facts: Facts, seconds: Sequence[float]) -> Row:
-    """The measurements of one program; rates of arithmetic and memory are per device."""
+    """One program's row of the table; FLOP/s and GB/s are per device."""
     config, middle = task.config, median(seconds)
     row: Row = {
         "work": task.work,

@@ -22,15 +22,8 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from seresnext_jax.commands import command, program_name
-from seresnext_jax.config import (
-    Config,
-    OptimConfig,
-    check,
-    check_ranges,
-    flatten,
-    option_name,
-    wrong_rate,
-)
+from seresnext_jax.config import Config, OptimConfig, flatten, option_name
+from seresnext_jax.config_check import check, check_ranges, wrong_rate
 from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError, fixable_by_the_user
 from seresnext_jax.model.network import find_architecture

@@ -47,10 +47,12 @@ def load_config(file: str) -> Config:
         reason = str(getattr(error, "msg", error)).partition("\n")[0]
         raise UserError(f"--config {file}{where}: {type(error).__name__}: {reason}") from error
     if not callable(get_config):
-        raise UserError(f"--config {file}: it defines no get_config(): add one that gives a Config")
+        raise UserError(
+            f"--config {file}: it defines no get_config(): add one that returns a Config"
+        )
     if not isinstance(config, Config):
         raise UserError(
-            f"--config {file}: get_config() gives a {type(config).__name__}: return a Config"
+            f"--config {file}: get_config() returned a {type(config).__name__}: return a Config"
         )
     try:
         _check_types(config)

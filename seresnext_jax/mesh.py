@@ -1,4 +1,4 @@
-"""The devices as one ``data`` axis, and gradients of one device."""
+"""The devices as one ``data`` axis, and gradients per device inside `jax.shard_map`."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Copy a tree of host arrays, equal on every process, to every device."""
+    """Copy a tree of host arrays to every device; all processes must give equal ones."""
     return jax.device_put(tree, replicated(mesh))
 
 

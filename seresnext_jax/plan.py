@@ -6,7 +6,8 @@ a config file.
 
 from dataclasses import dataclass
 
-from seresnext_jax.config import Config, check
+from seresnext_jax.config import Config
+from seresnext_jax.config_check import check
 from seresnext_jax.errors import UserError
 
 TOTAL_STRIDE = 32

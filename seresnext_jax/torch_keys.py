@@ -43,7 +43,7 @@ _RANK = {name: i for i, name in enumerate(_ORDER)}
 
 
 def torch_key(path: Path) -> str:
-    """The current-layout key of a variable's path.
+    """The key in a state dict of the current layout, for the path of a variable.
 
     Raises:
       ValueError: `path` does not start with ``params`` or ``batch_stats``, or its last name is

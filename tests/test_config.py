@@ -17,11 +17,11 @@ from seresnext_jax.config import (
     LossScaleConfig,
     ModelConfig,
     OptimConfig,
-    check,
     flatten,
     option_name,
     ranges,
 )
+from seresnext_jax.config_check import check
 from seresnext_jax.errors import UserError
 from seresnext_jax.plan import resolve
 
@@ -221,7 +221,7 @@ def test_a_value_out_of_range_is_named(option: str) -> None:
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adamw", "lamb"])
 def test_the_learning_rate_of_sgd_is_for_no_other_optimizer(optimizer: Any) -> None:
     optim = OptimConfig(optimizer=optimizer)
-    with pytest.raises(UserError, match="0.256 for 256 images, is for sgd") as error:
+    with pytest.raises(UserError, match=r"0.256 for 256 images\) is for sgd") as error:
         check(Config(optim=optim))
     rate = float(str(error.value).partition("--optim.lr-per-256 ")[2].split()[0])
     check(Config(optim=replace(optim, lr_per_256=rate)))

@@ -39,7 +39,7 @@ def test_both_splits_are_packed_and_a_second_start_has_nothing_to_do() -> None:
     assert len(list((out / "train").glob("*.tar"))) == 15
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
     again = done([*PACK, "--data.root", str(shared() / "digits"), "--out", str(out)]).stdout
-    assert "train: 1438 images in 15 shards, each read back and equal to its file" in again
+    assert "train: 1438 images in 15 shards; each image was read back and equals its file" in again
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.*")} == files
 
 

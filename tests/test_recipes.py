@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from configs import base
-from seresnext_jax.config import Config, check, flatten
+from seresnext_jax.config import Config, flatten
+from seresnext_jax.config_check import check
 from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError
 from seresnext_jax.plan import resolve

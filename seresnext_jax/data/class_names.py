@@ -143,7 +143,7 @@ def difference(weights: Names, data: Names) -> str:
 
 
 def order_warning(folders: Names) -> str:
-    """A warning if the labels of weights without names depend on how folders are sorted, or ""."""
+    """A warning for weights without class names if folders sort differently as numbers; else ""."""
     numeric = tuple(sorted(folders, key=_numeric_key))
     if numeric == folders:
         return ""

@@ -193,7 +193,8 @@ def _check_finished(files: FileList, folder: Path) -> None:
     if len(changed):
         raise UserError(
             f"{len(changed)} images have changed since they were packed in {printable(folder)} "
-            f"({printable(files.paths[changed[0]])}, ...): remove it, or give --out another folder"
+            f"({printable(files.paths[changed[0]])}, ...): remove that folder, or give --out "
+            "another one"
         )
     with suppress(OSError):  # the folder may be read-only by now
         _tidy_up(folder)
@@ -288,8 +289,8 @@ def _read_back(
             name = files.paths[shard.images[row]]
             if member.name != name or zlib.crc32(data) != sums[row]:
                 raise UserError(
-                    f"{printable(path)} is not what was written to it: check the disk, and run "
-                    f"{command('pack_data')} again"
+                    f"{printable(path)} reads back differently from what was written: check the "
+                    f"disk, then run {command('pack_data')} again"
                 )
             places[row] = (0, member.size, member.offset_data, zlib.crc32(header))
             facts[row] = _facts_of(Member(name, data))

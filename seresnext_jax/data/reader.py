@@ -197,7 +197,7 @@ class ImageReader:
         return index[~done]
 
     def _check(self, i: int) -> None:
-        """Read the header of image `i`.
+        """Read and check the header of image `i`, and keep its facts.
 
         Raises:
           BadImage: it can't be read.

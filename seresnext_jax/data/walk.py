@@ -91,7 +91,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def files_below(folder: str | Path) -> Iterator[str]:
-    """The paths of the files in `folders_below`.
+    """The paths of all files below a folder, in the order of `folders_below`.
 
     Raises:
       OSError: a folder can't be listed.

@@ -77,9 +77,9 @@ def export_weights(
         difference, largest = _compare(form, part, weights)
         if not difference <= LIMITS[precision] * largest:  # NaN fails, too
             raise UserError(
-                f"{out} was not written: {form.runtime} computes logits from it that differ by "
-                f"{difference:.3g} from ours, of which the largest is {largest:.3g}; an untrained "
-                "network can enlarge rounding errors that much: export trained weights"
+                f"{out} was not written: its logits in {form.runtime} differ from ours by "
+                f"{difference:.3g}, and our largest is {largest:.3g}; an untrained network can "
+                "enlarge rounding errors that much: export trained weights"
             )
         runtime = f"{form.runtime} {version(form.runtime)}"
         export = Export(out, description, form.name, runtime, difference, largest)

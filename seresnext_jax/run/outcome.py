@@ -94,7 +94,7 @@ def report_outcome(config: Config, progress: Progress, report: Report, console: 
 
 
 def run_summary(progress: Progress, report: Report) -> dict[str, float]:
-    """The metrics of the whole run, as in the original's last record, and two more groups.
+    """The metrics of the original's last record, and ``best.top1`` and ``last.*``.
 
     ``best.top1`` is from the best epoch, even if the report lacks that epoch, and
     ``last.<metric>`` are from the last epoch.

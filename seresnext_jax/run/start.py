@@ -109,8 +109,8 @@ def _check_options(config: Config, source: Path, checkpoints: list[Path]) -> Non
         )
         raise UserError(
             f"{source} is of a run with {theirs}, not {', '.join(str(here[n]) for n in names)}: "
-            f"to continue it give {fix}; for a new run from its weights give --init-from "
-            f"{source}, no --resume, and another --workspace"
+            f"to continue that run, give {fix}; to start a new one from its weights, give "
+            f"--init-from {source} and another --workspace, without --resume"
         )
 
 

@@ -23,7 +23,7 @@ LUT, AUTOCONTRAST, EQUALIZE = 0, 1, 2
 
 
 class Operations(NamedTuple):
-    """The numbers of T operations on S × S images; by default each part changes nothing."""
+    """The parameters of T operations on S × S images."""
 
     affine: Array
     """(T, 6) int32: source x = (a x + b y + c) >> 16, then the same for y; nearest pixel."""

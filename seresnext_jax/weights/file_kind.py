@@ -69,7 +69,7 @@ def file_kind(path: Path) -> FileKind:
 
 
 def _other_kind(path: Path, head: bytes, tail: bytes) -> str | None:
-    """What a file is if it is not a file of PyTorch weights, and what to do about it."""
+    """Another kind of file, and what to do about it; None if its kind is not known."""
     if head.startswith(b"version https://git-lfs"):
         return (
             "a git-lfs pointer, not the weights themselves: run git lfs pull in the folder it "

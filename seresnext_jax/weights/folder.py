@@ -62,7 +62,8 @@ def read_weights_folder(folder: Path) -> Weights:
 def write_weights_folder(folder: Path, weights: Weights) -> None:
     """Write a weights folder completely or not at all; replaces an earlier one of that name.
 
-    If it is killed in the moment of replacing, both are in hidden folders beside the place.
+    If the process is killed while it replaces one, the old and the new folder may remain as hidden
+    folders beside `folder`.
 
     Raises:
       UserError: `folder` contains other files, or can't be written.

@@ -138,7 +138,7 @@ def check_finite(name: str, array: Array, *, source: str) -> None:
         wrong = int(array.size - finite.sum())
         raise UserError(
             f"{source}: {shown(name)} contains NaN or infinity ({wrong} of {array.size} values), so"
-            " its network gives no result: use weights from before the training diverged"
+            " the network can't give results: use weights from before the training diverged"
         )
 
 

@@ -39,7 +39,7 @@ class Table:
 
     @property
     def prefix(self) -> str:
-        """The prefix that its names share, ``model.`` or nothing."""
+        """The prefix of most of its names, such as ``model.``; "" if there is none."""
         return torch_keys.common_prefix(key for key in self.entries if isinstance(key, str))
 
     @property

@@ -180,7 +180,7 @@ def image_pixels(folder: Path, info: WeightsInfo) -> Iterator[Array]:
     """
     files = pictures_below(folder)
     if not files:
-        raise UserError(f"{folder} contains no images: give another folder to --images")
+        raise UserError(f"{folder} contains no images: give --images a folder with some")
     crop = CentreCrop(info.image_size, info.eval_margin, info.interpolation)
     for start in range(0, len(files), _BATCH):
         batch = files[start : start + _BATCH]

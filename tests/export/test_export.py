@@ -178,7 +178,7 @@ def test_a_description_that_can_not_be_written_leaves_no_network(tmp_path: Path)
 
 def test_nan_is_not_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "run_onnx", lambda path, x: np.full((len(x), 3), np.nan))
-    with pytest.raises(UserError, match="differ by nan"):
+    with pytest.raises(UserError, match="differ from ours by nan"):
         export_weights(weights_of(TINY), tmp_path / "m.onnx", "fp32")
     assert not list(tmp_path.iterdir())
 

@@ -145,7 +145,7 @@ def test_a_run_that_is_continued_needs_no_weights_to_start_from(tmp_path: Path) 
     fresh = initial(replace(config, init_from=""))
     state = create_train_state(config, fresh)
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        checkpoints.save(state, make_meta())
+        checkpoints.save(state, make_meta(config=config))
     assert same(initial(replace(config, resume="auto")), fresh)
 
 

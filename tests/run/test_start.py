@@ -96,10 +96,10 @@ def test_an_option_that_gives_other_arrays_is_named_with_two_ways_on(
         find_start(read(*words))
     line = str(error.value)
     assert f"is of a run with {said}: " in line
-    fix = line.partition("to continue it give ")[2].partition(";")[0].split()
+    fix = line.partition("to continue that run, give ")[2].partition(";")[0].split()
     continued = read(*words, *fix)
     assert find_start(continued) != Start() and continued.optim == saved.optim
-    source = line.partition("--init-from ")[2].partition(",")[0]
+    source = line.partition("--init-from ")[2].partition(" ")[0]
     new = [*given.split(), "--init-from", source, "--workspace", str(tmp_path / "new")]
     assert find_start(read(*new)) == Start(weights=Path(source))
 

@@ -27,7 +27,7 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.plugin.jax import DALIGenericIterator
 from PIL import Image
 
-from seresnext_jax.data.backends.files import FileLoader
+from seresnext_jax.data.backends.file_loader import FileLoader
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.place import place
 from seresnext_jax.data.reader import Headers, ImageReader

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from jax.sharding import Mesh
 
-from seresnext_jax.data.backends.files import FileLoader
+from seresnext_jax.data.backends.file_loader import FileLoader
 from seresnext_jax.data.batch import Backend, Batch
 from seresnext_jax.data.place import place
 from seresnext_jax.data.reader import ImageReader

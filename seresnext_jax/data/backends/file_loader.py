@@ -1,4 +1,4 @@
-"""What the loaders of image files have in common."""
+"""`FileLoader`, the base class of the loaders of image files."""
 
 from collections.abc import Sequence
 
