@@ -27,7 +27,7 @@ class DataGone(UserError):
 def folder_was_away(folder: str) -> bool:
     """Whether a folder that exists now was missing a moment ago.
 
-    Waits a short time for a missing folder to come back.
+    Waits up to `RETRY_SECONDS` for a missing folder to come back.
 
     Raises:
       DataGone: it did not come back.
@@ -47,6 +47,6 @@ def folder_was_away(folder: str) -> bool:
 
 def _topmost_missing(folder: str) -> str:
     """The topmost folder that is missing: the folder itself or one above it."""
-    while not os.path.isdir(os.path.dirname(folder)):
-        folder = os.path.dirname(folder)
+    while (above := os.path.dirname(folder)) and not os.path.isdir(above):
+        folder = above
     return folder

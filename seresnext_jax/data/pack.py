@@ -1,7 +1,7 @@
-"""Packs a split of class folders into shards: resumable, and each image is read back and compared.
+"""Packs the class folders of a split into shards; can resume, and compares each image it wrote.
 
-While a split is packed, its folder has a file `PACKING` with the plan, and loaders refuse it. A
-shard gets its name only after it was compared; its part of the index is written before that.
+Until a split is complete, its folder has a file `PACKING` with the plan, and loaders refuse it. A
+shard gets its final name only after it was compared; its part of the index is written before that.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ _FORMAT = 1
 _READING_THREADS = 8
 """Threads that read files; on a network disk they mostly wait."""
 _FILES_AHEAD = 4 * _READING_THREADS
-"""Files that are read before they are written, so that a shard need not fit in memory."""
+"""Maximum number of files that are read ahead, so that a shard need not fit in memory."""
 
 
 class Shard(NamedTuple):
@@ -40,7 +40,7 @@ class Shard(NamedTuple):
 
     path: Path
     images: np.ndarray
-    """The images, in their order in the shard: (R,) int64."""
+    """(R,) int64 indices into the file list, in the order of the shard."""
 
     @property
     def part(self) -> Path:
@@ -65,8 +65,9 @@ def pack_split(
       progress: called with (images packed, total images) after each shard.
 
     Raises:
-      UserError: another dataset is packed in the folder, a file can't be read or changes meanwhile,
-        another packer is at work, or the disk is full.
+      UserError: there are no images; the folder has other files, or shards of other images or
+        options; an image can't be read, or has changed since the folder was completed; another
+        packer is at work; or a file can't be written.
     """
     if not files.paths:
         raise UserError(f"{printable(files.folder)} has no images: nothing can be packed")
@@ -93,7 +94,7 @@ def pack_split(
 
 
 def plan(files: FileList, folder: Path, *, images_per_shard: int, shuffled: bool) -> list[Shard]:
-    """Which image is in which shard; the same for the same files."""
+    """Assign the images to shards; the same for the same number of files and options."""
     number = len(files.paths)
     order = np.random.default_rng(0).permutation(number) if shuffled else np.arange(number)
     starts = range(0, number, images_per_shard)
@@ -136,7 +137,7 @@ def _start(files: FileList, folder: Path, images_per_shard: int, shuffled: bool)
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a folder that another packer is writing to; without locks, that is not noticed."""
+    """Refuse a folder that another packer is writing to, if its file system supports locks."""
     with (folder / PACKING).open("r+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,7 +183,7 @@ def _tidy_up(folder: Path) -> None:
 
 
 def _check_finished(files: FileList, folder: Path) -> None:
-    """Refuse a folder in which other images are packed; clean up a complete one."""
+    """Refuse a complete folder with other or outdated images; else clean it up."""
     packed = open_index(folder, "", lambda line: None)
     if packed.files.fingerprint("") != files.fingerprint(""):
         raise UserError(
@@ -209,10 +210,18 @@ def _is_packed(files: FileList, shard: Shard) -> bool:
 
 
 def _changed(files: FileList, images: np.ndarray, facts: np.ndarray) -> np.ndarray:
-    """The given images whose files have changed since they were packed."""
-    now = np.array([tuple(file_state(files.path(i))) for i in images.tolist()], np.int64)
+    """The given images whose files have changed or vanished since they were packed."""
+    now = np.array([_state(files.path(i)) for i in images.tolist()], np.int64)
     then = np.stack([facts["mtime_ns"], facts["length"]], axis=1)
     return images[(now != then).any(axis=1)]
+
+
+def _state(path: str) -> tuple[int, int]:
+    """The mtime in nanoseconds and the size of a file; no file's if there is none."""
+    try:
+        return file_state(path)
+    except BadImage:
+        return -1, -1
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -253,7 +262,7 @@ def _write_shard(files: FileList, shard: Shard) -> None:
 
 
 def _read_ahead(paths: Iterable[str], pool: ThreadPoolExecutor) -> Iterator[tuple[bytes, int]]:
-    """`_read_file` of each path, in order; a limited number of files is in memory."""
+    """Yield `_read_file` of each path, in order; reads at most `_FILES_AHEAD` files ahead."""
     ahead: deque[Future[tuple[bytes, int]]] = deque()
     for path in paths:
         ahead.append(pool.submit(_read_file, path))
@@ -277,28 +286,40 @@ def _read_file(path: str) -> tuple[bytes, int]:
 def _read_back(
     path: Path, files: FileList, shard: Shard, sums: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compare each member with its file; returns the places and the facts, (R,) each."""
+    """Compare each member's name and CRC-32 with what was written.
+
+    Returns:
+      (R,) `PLACE`, with shard 0, and (R,) `FACTS`.
+
+    Raises:
+      UserError: something differs, or the shard is not a tar file any more.
+    """
     places, facts = np.zeros(len(shard.images), PLACE), np.zeros(len(shard.images), FACTS)
-    with path.open("rb") as raw, tarfile.open(fileobj=raw) as tar:
-        members = tar.getmembers()
-        if len(members) != len(sums):
-            members = []
+    differs = UserError(
+        f"{printable(path)} reads back differently from what was written: check the disk, then "
+        f"run {command('pack_data')} again"
+    )
+    with path.open("rb") as raw:
+        try:
+            with tarfile.open(fileobj=raw) as tar:
+                members = tar.getmembers()
+        except tarfile.TarError as error:
+            raise differs from error
+        if len(members) != len(sums):  # tarfile takes a damaged header for the end
+            raise differs
         for row, member in enumerate(members):
             raw.seek(member.offset_data - BLOCK)
             header, data = raw.read(BLOCK), raw.read(member.size)
             name = files.paths[shard.images[row]]
             if member.name != name or zlib.crc32(data) != sums[row]:
-                raise UserError(
-                    f"{printable(path)} reads back differently from what was written: check the "
-                    f"disk, then run {command('pack_data')} again"
-                )
+                raise differs
             places[row] = (0, member.size, member.offset_data, zlib.crc32(header))
             facts[row] = _facts_of(Member(name, data))
     return places, facts
 
 
 def _facts_of(image: Member) -> tuple[int, ...]:
-    """`FACTS` of an image; zeros for one that can't be decoded, which each run reports."""
+    """`FACTS` of an image; zeros if it can't be decoded, so that each run reports it."""
     try:
         height, width, flags, turn = read_header(image, with_turn=True)
         if flags & JPEG:

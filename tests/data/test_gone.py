@@ -151,7 +151,9 @@ def test_the_file_is_to_blame_if_its_folder_is_there(root: Path) -> None:
             list(source.batches(0))
 
 
-def test_the_first_missing_folder_is_found(tmp_path: Path) -> None:
+def test_the_first_missing_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert gone._topmost_missing("gone/train/ant") == "gone"
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
     shutil.rmtree(tmp_path / "a")
     assert gone._topmost_missing(str(tmp_path / "a" / "b" / "c")) == str(tmp_path / "a")

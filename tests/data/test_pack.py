@@ -214,6 +214,42 @@ def test_what_was_written_wrongly_is_noticed(
     pack_val(files, out)
 
 
+@pytest.mark.parametrize("number", [0, 1, -1])
+def test_a_shard_whose_headers_are_damaged_is_noticed(
+    number: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tarfile ends at a damaged header without an error, except at the first one."""
+    files, out = list_images(root / "val"), tmp_path / "val"
+    read_back = pack_module._read_back
+
+    def damaged(path: Path, *rest: Any) -> Any:
+        data = bytearray(path.read_bytes())
+        with tarfile.open(path) as tar:
+            starts = [member.offset_data - 512 for member in tar.getmembers()]
+        data[starts[number]] ^= 1
+        path.write_bytes(data)
+        return read_back(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_module, "_read_back", damaged)
+        with pytest.raises(UserError, match="differently from what was written"):
+            pack_val(files, out)
+    assert not list(out.glob("*.tar"))
+    pack_val(files, out)
+    assert same(batches_of(out), batches(root, "val"))
+
+
+def test_an_image_that_vanished_since_is_one_line(root: Path, tmp_path: Path) -> None:
+    files, out = list_images(root / "val"), tmp_path / "val"
+    pack_val(files, out)
+    image = root / "val" / "ant" / "0.jpg"
+    away = image.rename(tmp_path / "away.jpg")
+    with pytest.raises(UserError, match="1 images have changed .*ant/0.jpg"):
+        pack_val(files, out)
+    away.rename(image)
+    pack_val(files, out)
+
+
 def test_a_full_disk_is_one_line_and_goes_on(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
