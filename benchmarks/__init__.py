@@ -1,1 +1,1 @@
-"""The parts of the program benchmark.py: what it runs, times and prints."""
+"""The modules of the program benchmark.py: what it runs, times and prints."""

@@ -18,7 +18,10 @@ from seresnext_jax.processes import initialize_distributed
 def measure_processes(
     config: Config, processes: int, devices: int, *, warmup: int, steps: int
 ) -> Row:
-    """Images per second of `processes` processes with `devices` simulated devices in all."""
+    """Measure `processes` processes that divide `devices` simulated devices equally.
+
+    `devices` must be a multiple of `processes`.
+    """
     config = replace(config, data=replace(config.data, backend="dali-cpu", index=""))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -42,7 +45,11 @@ def measure_processes(
 def _measure(
     config: Config, place: tuple[int, int, int], devices: int, warmup: int, steps: int
 ) -> tuple[int, float]:
-    """This process's decoding threads, and the images per second of all processes."""
+    """This process's decoding threads, and the images per second of all processes.
+
+    Args:
+      place: the coordinator's port, the number of processes, and this one's rank.
+    """
     port, processes, rank = place
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices // processes)

@@ -1,4 +1,4 @@
-"""Measures what comes before decoding: listing a split, its memory, and the feeding of DALI."""
+"""Measures the work before decoding: listing a split, the memory it takes, and feeding DALI."""
 
 import multiprocessing
 import os
@@ -23,12 +23,12 @@ from seresnext_jax.mesh import make_mesh
 
 _CLASSES = 1000
 _LINKS = 20_000
-"""Names (hard links) of one file; file systems limit their number."""
+"""Hard links to one file; file systems limit their number."""
 
 
 @contextmanager
 def many_files(number: int) -> Iterator[Path]:
-    """A dataset whose training split has `number` names of a few small JPEGs, in 1,000 classes."""
+    """Create a temporary dataset: `number` hard links to a few JPEGs in up to 1,000 classes."""
     with TemporaryDirectory() as name:
         root = Path(name)
         image = Image.fromarray(np.zeros((375, 500, 3), np.uint8))
@@ -46,9 +46,9 @@ def many_files(number: int) -> Iterator[Path]:
 
 
 def measure_feed(config: Config, steps: int) -> list[Row]:
-    """Two starts of a loader of the training split, the second with the index of the first.
+    """Measure two starts of a training loader; the second one uses the index that the first wrote.
 
-    Each is in its own process; the rates are those of this one process.
+    Each start has its own process, and its rates are those of one process.
     """
     with TemporaryDirectory() as index:
         data = replace(config.data, backend="dali-cpu", index=index)
@@ -85,7 +85,7 @@ def _measure(config: Config, steps: int, start: str) -> Row:
 
 
 def _rate(loader: object, batch_size: int, steps: int) -> float:
-    """Images per second of the first steps."""
+    """Images per second that are prepared for DALI in the first steps."""
     began = time.perf_counter()
     for _ in islice(loader.inputs(0), steps):  # type: ignore[attr-defined]
         pass

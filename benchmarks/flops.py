@@ -1,4 +1,4 @@
-"""The arithmetic of a network, counted from its architecture, and the peak rates of devices."""
+"""The multiply-adds of a network, counted from its architecture, and the peak FLOP/s of devices."""
 
 from seresnext_jax.config import Precision
 from seresnext_jax.model.network import Architecture

@@ -51,7 +51,7 @@ def training_files(data: DataConfig) -> FileList:
 
 
 def with_classes(config: Config, data: DataConfig) -> Config:
-    """The config with a dataset and the number of its classes."""
+    """`config` with `data` and the number of classes of its training split."""
     files = training_files(data)
     number = len(files.class_names) or int(files.labels.max()) + 1
     return replace(config, data=data, model=replace(config.model, num_classes=number))
@@ -61,7 +61,7 @@ def open_loader(config: Config, mesh: Mesh) -> Loader:
     """The loader of the training split.
 
     Raises:
-      UserError: as `open_train`, or its images fill no batch.
+      UserError: as `open_train`, or the images do not fill one batch.
     """
     loader = open_train(config, mesh)
     if not loader.num_steps:
@@ -98,7 +98,7 @@ def measure_backends(
 
 
 def needs(rows: list[Row], data: DataConfig, gpus: tuple[int, ...], rate: float) -> Iterator[Row]:
-    """Cores and disk bandwidth that feed GPUs, each of which trains `rate` images per second."""
+    """Yield the workers and disk bandwidth for GPUs that train `rate` images per second each."""
     files = training_files(data)
     some = np.linspace(0, len(files.paths) - 1, num=min(256, len(files.paths)), dtype=int)
     size = float(np.mean([files.num_bytes(int(index)) for index in some]))
@@ -123,7 +123,7 @@ def _loader_rate(config: Config, warmup: int, steps: int) -> float:
 
 
 def batch_rate(batches: Iterator[Any], batch_size: int, skipped: int, steps: int) -> float:
-    """Images per second, not counting images decoded ahead during the skipped steps."""
+    """Images per second, timed after `skipped` + 1 batches, when none is decoded ahead any more."""
     for _ in range(skipped + 1):
         next(batches)
     started = time.perf_counter()
@@ -133,7 +133,7 @@ def batch_rate(batches: Iterator[Any], batch_size: int, skipped: int, steps: int
 
 
 class TorchDataset:
-    """The training crop with Pillow as a map-style dataset for torch."""
+    """A map-style dataset for torch: training images that Pillow decodes and crops."""
 
     def __init__(self, files: FileList, crop: TrainCrop, on_bad_image: str) -> None:
         self.files = files

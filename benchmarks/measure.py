@@ -17,7 +17,7 @@ PROFILED_STEPS = 3
 
 @dataclass(frozen=True)
 class Effort:
-    """How long each program is run."""
+    """How long each program runs, and how it is measured."""
 
     rounds: int
     """Number of turns of each program."""
@@ -38,7 +38,7 @@ def measure(task: Task, effort: Effort) -> tuple[Row, list[Row]]:
     """A row about a JAX program, and the rows of its profile (empty if it was not profiled).
 
     Raises:
-      UserError: a program could not be prepared.
+      UserError: a program could not be prepared, or its process ended.
     """
     tasks = {"jax": task}
     if effort.against_torch and task.devices == 1:
@@ -98,7 +98,7 @@ def _row(task: Task, facts: Facts, seconds: Sequence[float]) -> Row:
 
 
 def waiting(seconds: Sequence[float], waits: Sequence[float], images: int) -> Row:
-    """Throughput without the time that steps waited for images, and the share of that time.
+    """Columns: throughput without the time spent waiting for images, and the waiting share.
 
     Args:
       seconds: average time of a step, for each turn.
@@ -112,7 +112,7 @@ def waiting(seconds: Sequence[float], waits: Sequence[float], images: int) -> Ro
 
 
 def against(seconds: Mapping[str, Sequence[float]], images: int) -> Row:
-    """PyTorch's throughput, if it was measured, and how many times as fast JAX is.
+    """Columns: PyTorch's throughput, and JAX's speed relative to it; {} if only JAX was measured.
 
     The ratio is the median over pairs of consecutive turns, so that a drift of the machine's speed
     affects both equally.

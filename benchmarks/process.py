@@ -33,7 +33,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known about a program when it is ready."""
+    """A program's device, compilation time and memory, known when it is ready."""
 
     device: str
     """JAX's or PyTorch's name for the first device, or ``cpu``."""
@@ -47,7 +47,7 @@ class Facts:
 class Process:
     """The parent's handle for a program; close it after use.
 
-    The program starts to prepare at once; the first method call waits until it is ready.
+    The program starts to prepare at once; the first `facts` or `ask` waits until it is ready.
     """
 
     def __init__(self, task: Task, *, share_gpu: bool) -> None:
@@ -70,10 +70,10 @@ class Process:
         self._child.join()
 
     def facts(self) -> Facts:
-        """Wait until the program is ready.
+        """Wait until the program is ready; returns its facts.
 
         Raises:
-          UserError: the program ended.
+          UserError: the program could not be prepared, or its process ended.
         """
         if self._facts is None:
             self._facts = self._receive()
@@ -83,7 +83,7 @@ class Process:
         """Call a method of the `programs.Program` and return its result.
 
         Raises:
-          UserError: the program ended.
+          UserError: as `facts`, or the method raised one.
         """
         self.facts()
         with suppress(OSError):  # the child has ended; the missing answer will show it
@@ -107,7 +107,7 @@ class Process:
 
 
 def serve(task: Task, pipe: Connection, share_gpu: bool) -> None:
-    """The child: prepare a program and answer requests until the parent is gone."""
+    """Run in the child: prepare a program and answer requests until the parent is gone."""
     os.dup2(2, 1)  # what libraries print must not get into the table on standard output
     if share_gpu:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".5")

@@ -1,4 +1,4 @@
-"""Measures how a step's time on the device is divided over the kinds of kernels."""
+"""Measures a step's time on the device, by kind of kernel."""
 
 import re
 from collections import Counter
@@ -18,13 +18,13 @@ _KINDS = {
     "copies and transposes": r"copy|transpose|memcpy|memset",
     "elementwise": r"fusion|loop|wrapped|broadcast|select|add|multiply|convert",
 }
-"""The kinds, and patterns of XLA's names for their operations; the first match counts."""
+"""Patterns of XLA's operation names, by kind; the first match counts."""
 
 
 def profile_steps(
     dispatch: Callable[[], None], wait: Callable[[], None], steps: int
 ) -> dict[str, float]:
-    """Milliseconds per step by XLA operation, without the numbers at the end of the names.
+    """Milliseconds per step by XLA operation, largest first; names lose their trailing numbers.
 
     On a GPU, the events of its streams count; on a CPU, the events of XLA's threads, which overlap.
     """
@@ -46,7 +46,11 @@ def profile_steps(
 
 
 def kind_rows(operations: Mapping[str, float]) -> list[Row]:
-    """The milliseconds of `profile_steps` by kind of operation, largest first."""
+    """The milliseconds by kind of operation, largest first.
+
+    Args:
+      operations: as from `profile_steps`, largest first.
+    """
     total: dict[str, float] = {}
     largest: dict[str, str] = {}
     for name, ms in operations.items():

@@ -1,8 +1,8 @@
 """The programs that are timed: a training step or a forward pass, in JAX or in PyTorch.
 
 JAX's training step is set up as in `train.py`, and its forward pass as in `classify.py`. Images are
-synthetic and on the device, so that only arithmetic is measured, or, for JAX's training step, come
-from the configuration's dataset. The PyTorch network is the tests' independent reference.
+synthetic and on the device, so that only arithmetic is measured; but JAX's training step reads the
+configuration's dataset if there is one. The PyTorch network is the tests' independent reference.
 """
 
 import time
@@ -83,7 +83,7 @@ def make_program(task: Task) -> Program:
 
 
 def jax_training(task: Task) -> Program:
-    """The training step of `train.py`, on the dataset or on its synthetic images."""
+    """The training step of `train.py`, on the dataset or, if none is named, synthetic images."""
     config, devices = task.config, task.devices
     if not config.data.root:
         config = replace(config, data=replace(config.data, backend="synthetic"))
@@ -138,9 +138,10 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, Facts]:
 
 
 def torch_program(task: Task) -> Program:
-    """The original's training step, or the forward pass as users of PyTorch run it.
+    """A PyTorch training step with the original's loss and optimizer, or a plain forward pass.
 
-    Uses channels_last, and on a GPU also autocast and torch.compile. BatchNorm is not folded.
+    Uses channels_last, autocast for fp16 and bf16, and on a GPU torch.compile. BatchNorm is not
+    folded.
     """
     import torch
 

@@ -1,7 +1,8 @@
 """The suite of measurements on a GPU, in order of importance, for as long as there is time.
 
-A round that no longer fits is left out and listed, never shortened. A round that fails is listed,
-and the suite continues. Within a round JAX and PyTorch compile at the same time, then take turns.
+A round is never shortened: when the longest round so far would no longer fit, the next one is left
+out and listed. A round that fails is listed, and the suite continues. Within a round JAX and
+PyTorch compile at the same time, then take turns.
 """
 
 import subprocess
@@ -53,10 +54,10 @@ class Findings:
 
 
 def run_suite(base: Config, *, minutes: float) -> Iterator[Findings]:
-    """Measure and print, round by round; yields after each one.
+    """Measure and print, round by round; yields the findings so far after each round.
 
     Args:
-      base: the network, its image size and the compilation cache.
+      base: the configuration; each round has its own precision and batch size.
       minutes: the time limit, including compilation.
     """
     deadline = time.monotonic() + 60 * minutes
@@ -91,6 +92,6 @@ def run_suite(base: Config, *, minutes: float) -> Iterator[Findings]:
 
 
 def gpu_tests_pass() -> bool:
-    """Run the tests that need a GPU; they are all in one file."""
+    """Run the tests that need a GPU, all in one file; returns whether they pass."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/data/test_dali.py"]
     return subprocess.run(command, cwd=Path(__file__).parent.parent).returncode == 0

@@ -1,11 +1,11 @@
-"""What a benchmark prints: a line of versions, and rows of figures as a Markdown table."""
+"""Prints a benchmark's results: a line of versions, and rows of figures as a Markdown table."""
 
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 Row = dict[str, Any]
-"""A cell's value by its column."""
+"""The values of a table's row by column."""
 
 
 def installed_version(package: str) -> str:

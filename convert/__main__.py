@@ -205,14 +205,14 @@ def _describe(info: WeightsInfo) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line like any other error."""
+    """Raises a `UserError` for a wrong command line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help explains every option)")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The commands and their options."""
+    """The parser of the commands and their options."""
     parser = _Parser(prog=command("convert"), description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     common = _Parser(add_help=False)
@@ -316,7 +316,7 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Read the options of one command; with ``--training``, `overrides` are options of train.py.
+    """Read the options of one command; `overrides` are options of train.py, for ``--training``.
 
     Raises:
       UserError: a wrong command line.

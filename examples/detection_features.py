@@ -21,7 +21,7 @@ Weights = dict[str, jax.Array]
 
 
 def init_pyramid(stages: dict[str, jax.Array]) -> Weights:
-    """Random 1×1 convolutions from each stage's channels to CHANNELS."""
+    """Kernels of random 1×1 convolutions from each stage's channels to CHANNELS."""
     keys = jax.random.split(jax.random.key(0), len(stages))
     draws = zip(keys, stages.items(), strict=True)
     return {
@@ -31,7 +31,7 @@ def init_pyramid(stages: dict[str, jax.Array]) -> Weights:
 
 
 def pyramid(weights: Weights, stages: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Each stage in CHANNELS channels, plus the enlarged sum of the deeper stages."""
+    """Each stage projected to CHANNELS, plus the enlarged level of the next deeper stage."""
     levels: dict[str, jax.Array] = {}
     deeper: jax.Array | None = None
     for name in reversed(STRIDES):

@@ -30,17 +30,17 @@ __all__ = ["Model", "Prediction", "create_model", "load_weights", "normalize", "
 
 Tree = Any
 ImageLike = str | Path | Image.Image | np.ndarray | jax.Array
-"""An image file, a Pillow image, or pixels (H, W), (H, W, 3) or (H, W, 4)."""
+"""An image file, a Pillow image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4)."""
 
 STAGES = FEATURES[:-1]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class that an image may show."""
+    """A class that a network predicts for an image, and its probability."""
 
     index: int
-    """The label."""
+    """The class's label."""
     name: str
     probability: float
 
@@ -63,7 +63,10 @@ class Model:
 
     @property
     def class_names(self) -> Names:
-        """The names of the classes in label order; ``class 0``, ``class 1``, … if unknown."""
+        """The names of the classes in label order.
+
+        If they are unknown: ImageNet's for 1,000 classes, otherwise ``class 0``, ``class 1``, …
+        """
         return names_for(self.info.num_classes, self.info.class_names)
 
     @property
@@ -72,7 +75,7 @@ class Model:
         return self.info.image_size
 
     def preprocess(self, *images: ImageLike, exif_orientation: bool = False) -> np.ndarray:
-        """The function `preprocess` with the image size of this model."""
+        """Call the function `preprocess` with this model's image size, margin and interpolation."""
         return preprocess(
             *images,
             image_size=self.info.image_size,
@@ -91,12 +94,12 @@ class Model:
           (N, classes) float32.
 
         Raises:
-          UserError: the pixels have another type or shape; so for all methods that take pixels.
+          UserError: the pixels have another dtype or shape. All methods that take pixels raise it.
         """
         return self._outputs(pixels, ("classifier",))["classifier"]
 
     def probabilities(self, pixels: np.ndarray | jax.Array) -> jax.Array:
-        """The probability of each class: (N, classes) float32."""
+        """The softmax of the logits, the probability of each class: (N, classes) float32."""
         return jax.nn.softmax(self.logits(pixels))
 
     def classify(self, pixels: np.ndarray | jax.Array, topk: int = 5) -> list[list[Prediction]]:
@@ -111,15 +114,15 @@ class Model:
     def features(
         self, pixels: np.ndarray | jax.Array, layers: Sequence[str] = STAGES
     ) -> dict[str, jax.Array]:
-        """The outputs of the stages; nothing after the last one named is computed.
+        """The outputs of the named stages; nothing after the last of them is computed.
 
         Args:
           pixels: uint8 RGB (N, H, W, 3) of any height and width.
           layers: some of ``layer1``, …, ``layer4`` and ``classifier``.
 
         Returns:
-          By name: ``layer1`` is (N, ⌈H/4⌉, ⌈W/4⌉, C), and each further stage halves height and
-          width; ``classifier`` is the logits.
+          The outputs by name: ``layer1`` is (N, ⌈H/4⌉, ⌈W/4⌉, C), and each later stage halves
+          height and width; ``classifier`` is the logits.
 
         Raises:
           UserError: an unknown name, or wrong pixels.
@@ -136,7 +139,7 @@ class Model:
         """The same network with a random classifier for other classes, to fine-tune.
 
         Raises:
-          UserError: there are no names.
+          UserError: `class_names` is empty, or a string.
         """
         if isinstance(class_names, str) or not len(class_names):
             raise UserError(f"with_classes({class_names!r}): give names such as ['cat', 'dog']")
@@ -148,7 +151,7 @@ class Model:
         return replace(self, network=network, variables=variables, info=info)
 
     def save(self, folder: str | Path) -> None:
-        """Write a weights folder, which `load_weights` and every program read.
+        """Write a weights folder, which `load_weights` and every program can read.
 
         Raises:
           UserError: the folder contains other files or can't be written.
@@ -176,11 +179,11 @@ def load_weights(
     class_names: str | Path = "",
     precision: Precision = "fp32",
 ) -> Model:
-    """Load weights of any source, with the network that they fit.
+    """Load weights from any source, and make the network that they fit.
 
     Args:
       path: a weights folder, a checkpoint or a folder of them, a PyTorch file (.pth.tar, .pt,
-        .safetensors), or a folder of the Hugging Face hub with one.
+        .safetensors), or a folder from the Hugging Face hub that contains one.
       ema: load the moving average of the weights.
       table: the name of the state dict in a PyTorch file that has several.
       class_names: a file with one name per line, or JSON, in the order of the labels. Only needed
@@ -214,7 +217,7 @@ def create_model(
       num_classes: the number of classes; `Model.with_classes` gives them names.
       image_size: width and height of the images, in pixels.
       eval_margin: `preprocess` resizes the shorter side to image_size + eval_margin pixels.
-      seed: decides the weights.
+      seed: the seed of the random weights.
       precision: fp32, tf32, bf16 or fp16; the weights are float32 in any case.
 
     Raises:
@@ -242,7 +245,7 @@ def preprocess(
       images: files, Pillow images, or arrays of pixels.
       image_size: width and height of the result, in pixels.
       eval_margin: the shorter side is resized to image_size + eval_margin pixels.
-      interpolation: how it is resized: bilinear or bicubic.
+      interpolation: bilinear or bicubic, for the resizing.
       exif_orientation: turn photos upright by their EXIF orientation.
 
     Returns:
@@ -280,7 +283,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """An argument, for a message."""
+    """Describe an argument for a message: dtype and shape of an array, otherwise its type."""
     return f"{value.dtype} {value.shape}" if _is_array(value) else f"a {type(value).__name__}"
 
 
@@ -292,12 +295,12 @@ def _network(info: WeightsInfo, precision: Precision) -> ResNet:
 
 
 def _on_device(variables: Tree) -> Tree:
-    """Numpy arrays as JAX arrays, so that a GPU gets them once and not with each call."""
+    """Convert NumPy arrays to JAX arrays, so that they are copied to a GPU once, not per call."""
     return jax.tree.map(jnp.asarray, variables)
 
 
 def _new_info(info: WeightsInfo, **changes: Any) -> WeightsInfo:
-    """The facts that are also true for other weights of the network."""
+    """The facts that stay true if the weights change, with `changes` applied."""
     kept = ["architecture", "num_classes", "class_names", "source"]
     kept += ["image_size", "eval_margin", "interpolation"]
     return WeightsInfo(**{**{name: getattr(info, name) for name in kept}, **changes})

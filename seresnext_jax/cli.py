@@ -87,11 +87,14 @@ _VALUES_OF_THE_ORIGINAL = {
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Run a program and exit: 0 or what `main` returns, 2 on a `UserError`, 130 on Ctrl-C.
+    """Run a program and exit with what `main` returns (None: 0).
 
-    An error that the user can fix is one line on stderr; with ``--debug`` its traceback comes
-    first. Every other exception is a bug in this project and passes through. A warning is one line,
-    too.
+    The status is 2 after an error that the user can fix, 130 after Ctrl-C, and 1 if the reader of
+    stdout is gone.
+
+    A warning, or an error that the user can fix, is one line on stderr; with ``--debug``, the
+    error's traceback comes first. Every other exception is a bug in this project and passes
+    through.
     """
     argv = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that can't show a character gets \x..
@@ -112,7 +115,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 def _end(line: str, status: int, *, debug: bool) -> NoReturn:
-    """Exit with a line about the current exception."""
+    """Print an error and exit; `debug` prints the traceback of the current exception first."""
     if debug:
         traceback.print_exc()
     print(f"error: {line}", file=sys.stderr)
@@ -122,17 +125,19 @@ def _end(line: str, status: int, *, debug: bool) -> NoReturn:
 def parse_config(argv: Sequence[str], *, program: str, description: str) -> Config:
     """Read the options of a training run, and check them.
 
+    With ``--check-data`` only types and ranges are checked.
+
     Args: as for `parse_over_config`.
 
     Raises:
-      UserError: a bad config file, an unknown option, or a value of the wrong type or out of range,
-        such as an unknown architecture.
+      UserError: a bad config file, an unknown option or architecture, a value of the wrong type or
+        out of range, or options that exclude each other.
       SystemExit: ``--help`` was given and printed.
     """
     config = parse_over_config(
         lambda base: base or Config(), argv, program=program, description=description
     )
-    if not config.check_data:  # that needs neither a network nor a schedule
+    if not config.check_data:  # this needs neither a network nor a schedule
         check(config)
         _check_rate(argv, config.optim)
         find_architecture(config.model.arch)
@@ -141,15 +146,15 @@ def parse_config(argv: Sequence[str], *, program: str, description: str) -> Conf
 
 
 _PATHS = ("workspace", "resume", "init_from")
-"""A shell leaves the ``~`` of ``--workspace=~/a`` as it is."""
+"""Options whose ``~`` is expanded here, as a shell does not expand it in ``--workspace=~/a``."""
 
 
 def _check_rate(argv: Sequence[str], optim: OptimConfig) -> None:
-    """Refuse a learning rate that is for another optimizer, or that is ignored.
+    """Refuse a learning rate that was chosen for another optimizer, or that is ignored.
 
     Raises:
-      UserError: the command line changes the optimizer of a config file and keeps its rate, or
-        gives --optim.lr-per-256 where --optim.lr decides.
+      UserError: the command line changes the optimizer but not its learning rate, or gives
+        --optim.lr-per-256 although --optim.lr is set.
     """
     words = {word.partition("=")[0].replace("_", "-") for word in argv}
     if "--optim.lr-per-256" in words and optim.lr is not None:
@@ -190,14 +195,14 @@ def parse_over_config(
 def parse(
     default: T, argv: Sequence[str], *, program: str, description: str, known: Sequence[str] = ()
 ) -> T:
-    """Override the fields of a dataclass with the options of a command line.
+    """Override the fields of a dataclass with the options of a command line; return a new one.
 
     Args:
       default: the values of the options that are not given.
       argv: the words of the command line, without the program's name.
       program: the program's name, for the help.
       description: what the program does, for the help.
-      known: options that the caller has taken out of `argv`; a typo may mean one of them.
+      known: options that the caller has removed from `argv`; a typo may mean one of them.
 
     Raises:
       UserError: an unknown option, or a value of the wrong type or out of range.
@@ -240,6 +245,9 @@ def load_recipe(argv: Sequence[str]) -> tuple[str, Config]:
     """The file that ``--config`` names, and its options before the command line overrides them.
 
     Without ``--config``: "" and the default options.
+
+    Raises:
+      UserError: no file follows ``--config``, or it is a bad config file.
     """
     file, _ = _split_config(argv)
     return file, load_config(file) if file else Config()
@@ -282,7 +290,7 @@ def check_output(option: str, path: str) -> None:
 
 
 def write_output(option: str, path: str, text: str) -> None:
-    """Write the file that an option names, as `write_whole` does; "" means none.
+    """Write `text` to the file that an option names, atomically; do nothing if `path` is "".
 
     Raises:
       UserError: it can't be written.
@@ -307,7 +315,7 @@ def _first_paragraph(box: str) -> str:
 
 
 def _explain_unknown(word: str, default: Any, known: Sequence[str]) -> str:
-    """One line on a word of the command line that is not an option of the dataclass `default`."""
+    """One line about a word of the command line that is not an option of `default`."""
     if not word.startswith("-"):
         folder = os.path.isdir(word) and "data.root" in flatten(default)
         return f"unexpected argument {word!r}" + (f": did you mean --data.root {word}?" * folder)

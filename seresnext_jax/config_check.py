@@ -27,7 +27,7 @@ def check(config: Config) -> None:
     """Check the options of a training run.
 
     Raises:
-      UserError: a value is out of range, or two options exclude each other; the message has a fix.
+      UserError: a value is out of range, or options exclude each other; the message has a fix.
     """
     check_ranges(config)
     if config.optimizer_batch_size == 0 or config.prof == 0 or config.run_epochs == 0:
@@ -76,11 +76,11 @@ _USUAL = {
     "adamw": (2.5e-4, 0.05),
     "lamb": (6.25e-4, 0.02),
 }
-"""A common learning rate for 256 images, and weight decay."""
+"""For each optimizer, a common learning rate per 256 images and a common weight decay."""
 
 
 def wrong_rate(theirs: OptimConfig, optimizer: Optimizer) -> UserError:
-    """The error that the learning rate of `theirs` is not for `optimizer`, with a common one."""
+    """The error if the learning rate is for `theirs.optimizer`; suggests one for `optimizer`."""
     rate, decay = _USUAL[optimizer]
     found, clear = f"{theirs.lr_per_256:g} for 256 images", ""
     if theirs.lr is not None:

@@ -24,7 +24,7 @@ _TABLE = _CONFIGS / "base.py"
 def load_config(file: str) -> Config:
     """Run a config file and return the result of its ``get_config()``.
 
-    Meanwhile the parent of the file's folder is on the import path, so that ``configs/a.py`` can
+    While it runs, the parent of the file's folder is on the import path. So ``configs/a.py`` can
     use ``from configs.base import recipe`` wherever the program was started.
 
     Raises:
@@ -62,17 +62,17 @@ def load_config(file: str) -> Config:
 
 
 def _execute(path: Path, source: bytes) -> dict[str, Any]:
-    """Run the source of a config file; returns its global names."""
+    """Run the source of a config file and return its global names."""
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     exec(compile(source, str(path), "exec"), namespace)
     return namespace
 
 
 def _find_config(file: str) -> Path:
-    """The file of a path or a name: ``digits`` and ``configs/digits.py`` are found anywhere.
+    """Find a config file by path or name; ``digits`` and ``configs/digits.py`` work in any folder.
 
-    An existing file takes precedence over a name. For the name of a recipe, ``ARCHITECTURE/NAME``,
-    it is the file with the table of all of them.
+    An existing file takes precedence over a name. The name of a recipe, ``ARCHITECTURE/NAME``,
+    gives configs/base.py, which has the table of recipes. Anything else is returned as a path.
     """
     if os.path.isfile(file):
         return Path(file)
@@ -87,7 +87,7 @@ def _name(file: str) -> str:
 
 
 def _files() -> list[str]:
-    """The names of the config files."""
+    """The names of the config files in configs/."""
     return sorted(p.stem for p in _CONFIGS.glob("*.py") if p.stem not in ("__init__", "base"))
 
 
@@ -97,7 +97,7 @@ def _recipes() -> list[str]:
 
 
 def _known_configs(file: str) -> str:
-    """The end of the message about a config that does not exist: the nearest name, and the list."""
+    """The end of the message about a missing config: the nearest name, and the valid names."""
     recipes, name = _recipes(), _name(file).lower()
     near = [recipe for recipe in recipes if recipe.endswith(f"/{name}")]
     near = near or difflib.get_close_matches(name, _files() + recipes, n=1)
@@ -122,7 +122,7 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def _line_in(path: Path, error: Exception) -> str:
-    """`` line N`` of the file at `path` for an error raised there or below it; otherwise ""."""
+    """`` line N`` of the file at `path` if it or code it calls raised the error; otherwise ""."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f" line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""The exception for what the user can fix: input, options, files."""
+"""The exceptions for what the user can fix: input, options, files."""
 
 _SHOWN = 80
 
@@ -19,15 +19,15 @@ class CommonError(UserError):
 
 
 def printable(text: object) -> str:
-    """Text that can be printed in one line, for example of a file name that is not UTF-8.
+    """Make text safe to print in one line, such as a file name that is not UTF-8.
 
-    Control characters and bytes of another encoding are escaped.
+    Control characters and bytes that could not be decoded are escaped.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def shown(text: object) -> str:
-    """`printable` text out of a file, cut to 80 characters."""
+    """`printable` text, cut to 80 characters: for text from a file or an exception."""
     plain = printable(text)
     return plain if len(plain) <= _SHOWN else plain[: _SHOWN - 3] + "..."
 
@@ -35,7 +35,7 @@ def shown(text: object) -> str:
 def fixable_by_the_user(error: Exception) -> UserError | None:
     """An error as one line for the user; None: it is a bug.
 
-    A device that runs out of memory is reported by JAX as a runtime error.
+    If a device is out of memory, JAX raises a runtime error that begins with RESOURCE_EXHAUSTED.
     """
     if isinstance(error, UserError):
         return error

@@ -1,4 +1,4 @@
-"""The devices as one ``data`` axis, and gradients per device inside `jax.shard_map`."""
+"""A mesh of all devices along one ``data`` axis, and local gradients inside `jax.shard_map`."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,14 +12,14 @@ from seresnext_jax.errors import UserError
 
 DATA_AXIS = "data"
 BATCH_SPEC = PartitionSpec(None, DATA_AXIS)
-"""Batches are (A, N, ...): accumulation first, then the images, which are split over devices."""
+"""Batches are (A, N, ...): A forward passes of N images, which are split over the devices."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """All devices of all processes (or the given ones) along one axis, process by process.
 
     Raises:
-      UserError: JAX finds no device of the kind that it is told to use.
+      UserError: JAX does not start with the platforms in JAX_PLATFORMS.
     """
     devices = sorted(devices or _all_devices(), key=lambda d: (d.process_index, d.id))
     return Mesh(np.array(devices), (DATA_AXIS,))
@@ -40,7 +40,7 @@ def _all_devices() -> Sequence[jax.Device]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array of which every device has a copy."""
+    """The sharding of an array that every device has a full copy of."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -50,7 +50,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Copy a tree of host arrays to every device; all processes must give equal ones."""
+    """Copy a tree of host arrays to every device; the arrays must be equal on all processes."""
     return jax.device_put(tree, replicated(mesh))
 
 
@@ -59,13 +59,13 @@ def local_value_and_grad(function: Callable[[Any], Any]) -> Callable[[Any], tupl
 
     Under `shard_map` the gradient with respect to a replicated argument arrives already summed
     over the devices, because the implicit cast of that argument to a device-varying one is
-    transposed to a psum. Casting it by hand first keeps the gradient local, so that the caller
-    reduces it once, visibly, with `jax.lax.pmean`.
+    transposed to a psum. An explicit cast before the differentiation keeps the gradient local, so
+    that the caller reduces it once, with `jax.lax.pmean`.
     """
     value_and_grad = jax.value_and_grad(function, has_aux=True)
     return lambda params: value_and_grad(vary(params))
 
 
 def vary(tree: Any) -> Any:
-    """Inside `jax.shard_map`: a tree equal on all devices, typed as one that differs by device."""
+    """Inside `jax.shard_map`, cast a tree that is equal on all devices to a device-varying type."""
     return jax.tree.map(lambda x: jax.lax.pcast(x, DATA_AXIS, to="varying"), tree)

@@ -5,16 +5,16 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file; if that fails or is killed, the old file is unchanged.
+    """Write a file; if writing fails or the process is killed, the old file is unchanged.
 
-    A link or a device, such as ``/dev/stdout``, is written in place.
+    A symbolic link or a device, such as ``/dev/stdout``, is written in place, so not atomically.
 
     Args:
-      content: text is written as UTF-8; what that lacks, such as a byte of a file name in another
-        encoding, is escaped.
+      content: text is written as UTF-8; characters that UTF-8 can't encode, such as undecodable
+        bytes of a file name, are escaped.
 
     Raises:
-      OSError: it can't be written.
+      OSError: the file can't be written.
     """
     data = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
     if path.is_symlink() or (path.exists() and not path.is_file()):

@@ -1,7 +1,6 @@
-"""The numbers that follow from the options: `resolve` computes the `Plan` of a run.
+"""Batch sizes, step counts and learning rate of a run: `resolve` computes its `Plan`.
 
-This happens after the command line is read, so every number is up to date when an option overrides
-a config file.
+They are computed after the options of the command line have overridden those of the config file.
 """
 
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from seresnext_jax.config_check import check
 from seresnext_jax.errors import UserError
 
 TOTAL_STRIDE = 32
-"""Pixels of the image per pixel of the last stage, in each direction and every architecture."""
+"""Pixels of the image per pixel of the last stage, in height and width; for all architectures."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every number that follows from a `Config`, the dataset and the devices."""
+    """The quantities that follow from a `Config`, the dataset and the devices."""
 
     num_images: int
     """Training images."""
@@ -39,10 +38,11 @@ class Plan:
 
 
 def resolve(config: Config, *, num_images: int, num_devices: int) -> Plan:
-    """Compute every derived number of a run.
+    """Compute the `Plan` of a run.
 
     Raises:
-      UserError: a field is out of range, or the batch sizes do not divide; the message has a fix.
+      UserError: an option is invalid, the batch sizes do not divide, or the training images do not
+        fill one step; the message has a fix.
     """
     check(config)
     accumulation, group = divide_batch(config, num_devices)
@@ -69,7 +69,7 @@ def resolve(config: Config, *, num_images: int, num_devices: int) -> Plan:
 
 
 def steps_per_epoch(num_images: int, images_per_step: int, max_steps: int) -> int:
-    """Optimizer steps of an epoch, at most `max_steps`; -1: all that the images fill."""
+    """Optimizer steps that the images fill in an epoch, at most `max_steps` (-1: no limit)."""
     steps = num_images // images_per_step
     return steps if max_steps < 0 else min(steps, max_steps)
 

@@ -31,7 +31,7 @@ _COMMUNICATION = (
     *("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "FAILED_PRECONDITION"),
     *("INTERNAL", "UNAVAILABLE", "UNKNOWN"),
 )
-"""XLA's names for communication errors: from Gloo, NCCL or the coordination service."""
+"""Status codes of communication errors from Gloo, NCCL or the coordination service."""
 
 _KEY_BYTES = 128
 _MAX_CORES = 8192
@@ -57,8 +57,10 @@ def processes_on_this_host() -> int:
 
 
 def cores_on_this_host() -> int:
-    """The number of CPU cores of this machine that this run's processes may use, taken together;
-    all processes must call this. A scheduler may have bound each process to other cores."""
+    """The number of logical CPUs of this machine in the union of its processes' CPU affinities.
+
+    A scheduler may bind each process to different CPUs. All processes must call this.
+    """
     own = os.sched_getaffinity(0)
     if jax.process_count() == 1:
         return len(own)
@@ -70,13 +72,13 @@ def cores_on_this_host() -> int:
 
 
 def processes_by(key: str) -> dict[str, str]:
-    """The processes that have each key; all of them must call this.
+    """Group the processes of this run by a key; all of them must call this.
 
     Args:
-      key: at most 128 bytes of ASCII.
+      key: the key of this process, at most 128 bytes of ASCII.
 
     Returns:
-      by key, the numbers of the processes and their hosts: ``processes 0, 1 on node1``.
+      For each key, the ranks and hosts of its processes: ``processes 0, 1 on node1``.
     """
     mine = (np.zeros(_KEY_BYTES, np.uint8), np.zeros(_KEY_BYTES, np.uint8))
     for array, text in zip(mine, (key, socket.gethostname()), strict=True):
@@ -98,7 +100,10 @@ def processes_by(key: str) -> dict[str, str]:
 
 
 def on_one_process(action: Callable[[], None]) -> None:
-    """Change shared files on process 0 while the others wait; all of them must call this."""
+    """Run `action`, such as a change of shared files, on process 0; all processes must call this.
+
+    The other processes wait until it has finished.
+    """
     if jax.process_index() == 0:
         action()
     if jax.process_count() > 1:
@@ -122,10 +127,11 @@ class Place:
 def initialize_distributed(*, coordinator: str, num_processes: int, process_id: int) -> None:
     """Join the other processes of this run, if there are any; call before any other JAX function.
 
-    The arguments override the environment; ``num_processes=1`` alone ignores it.
+    The arguments override the environment, unless they are "", 0 and -1. With
+    ``num_processes=1`` the process runs alone, whatever the environment says.
 
     Raises:
-      UserError: the arguments or variables are incomplete or wrong.
+      UserError: the arguments or variables are incomplete or wrong, or JAX can't join the others.
     """
     if num_processes == 1:
         return
@@ -146,11 +152,11 @@ def find_place() -> Place | None:
     """The rank of this process according to its environment; None: it is alone.
 
     Reads the variables of torchrun, Open MPI and Slurm. A Slurm allocation for several tasks also
-    sets variables in shells that are none of these tasks. A process there runs alone, and a message
-    says so.
+    sets variables in shells that are not one of these tasks. A process started there runs alone,
+    and prints a warning.
 
     Raises:
-      UserError: a variable is missing or not a number.
+      UserError: a variable is missing or malformed.
     """
     if _variable("WORLD_SIZE", 1) > 1:
         return _place_by_torchrun()
@@ -203,7 +209,7 @@ def _place_by_slurm(source: str) -> Place | None:
             flush=True,
         )
         return None
-    # The first of node[001,007-015],host2 or node001,host2.
+    # The first host of node[001,007-015],host2 or node001,host2.
     first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", os.environ["SLURM_STEP_NODELIST"])
     if first is None:
         raise UserError(f"SLURM_STEP_NODELIST names no host: {_HOW_TO_PLACE}")
@@ -224,12 +230,12 @@ def _is_alone_on_host() -> bool:
 
 
 def _port_of_job(job: int) -> int:
-    """A port that all processes of a job agree on: one of the last 2¹², by the job's number."""
+    """The coordinator's port: JAX_COORDINATOR_PORT, or one of the last 2¹², by the job's number."""
     return _variable("JAX_COORDINATOR_PORT", 65536 - 2**12 + job % 2**12)
 
 
 def _require(source: str, *names: str) -> None:
-    """Refuse an environment that implies several processes but doesn't say which one this is."""
+    """Refuse an environment that implies several processes but lacks a variable to join them."""
     for name in names:
         if name not in os.environ:
             raise UserError(
@@ -252,7 +258,7 @@ def _checked(place: Place) -> Place:
 
 
 def _join(place: Place) -> None:
-    """Wait for the other processes, at most `JOIN_TIMEOUT` seconds.
+    """Join the other processes; wait for them at most `JOIN_TIMEOUT` seconds.
 
     When JAX's own wait times out, the runtime aborts the process without an exception. So a timer
     ends the process earlier, with an error message.
@@ -272,7 +278,7 @@ def _join(place: Place) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     # Python can't raise KeyboardInterrupt while the runtime waits.
     interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # With options, JAX still takes the only device of one of several processes of a host.
+    # If options give the rank, JAX still detects which GPU of a shared host this process uses.
     is_detected = place.source.startswith("--") and not _is_alone_on_host()
     timer.start()
     try:
@@ -294,13 +300,13 @@ def _join(place: Place) -> None:
 
 
 def _end_now(problem: str) -> None:
-    """Print the problem and end the process, from another thread."""
+    """Print the problem and end the process with status 2, from another thread."""
     print(f"error: {problem}", file=sys.stderr, flush=True)
     os._exit(2)
 
 
 def _variable(name: str, default: int) -> int:
-    """A number from the environment."""
+    """A non-negative integer from the environment, or `default` if it is not set."""
     text = os.environ.get(name, str(default))
     if not text.isdecimal():
         raise UserError(f"the environment variable {name} is {text!r}: it must be a whole number")
@@ -311,7 +317,7 @@ Main = Callable[[list[str]], int]
 
 
 def fails_alone(main: Main) -> Main:
-    """End one of several processes at once when it has an error.
+    """Wrap `main` so that one of several processes ends at once on an error of its own.
 
     The others are in a computation that waits for this process, and a normal exit would wait for
     them. After this exit their computation fails, or JAX misses the heartbeat and ends them.
@@ -354,7 +360,7 @@ def _explain(error: Exception, *, debug: bool) -> int:
 def is_of_communication(error: Exception) -> bool:
     """Whether the runtime failed to exchange arrays or messages with the other processes.
 
-    JAX raises its own error or, for Gloo, a ValueError; both begin with XLA's name of the kind.
+    JAX raises its own error or, for Gloo, a ValueError; both begin with the status code.
     """
     if not isinstance(error, jax.errors.JaxRuntimeError | ValueError):
         return False

@@ -1,6 +1,6 @@
-"""The names and axis orders of the original's state dict, as a pure mapping both ways.
+"""Maps names and axis orders between the original's state dict and this network's variables.
 
-A variable's path, ``("params", "layers", "0", "2", "conv1", "kernel")``, is one key there,
+The path ``("params", "layers", "0", "2", "conv1", "kernel")`` of a variable corresponds to the key
 ``layers.0.2.conv1.weight``. NVIDIA: image_classification/models/resnet.py.
 """
 
@@ -15,12 +15,12 @@ Path = tuple[str, ...]
 Array = np.ndarray[Any, Any]
 
 PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every key."""
+"""Prefixes that DistributedDataParallel and torch.compile put before every key."""
 COUNTER = "num_batches_tracked"
 """BatchNorm's step counter in the original's state dict; not used here."""
 
 _EXTRAS = {"total_ops", "total_params", "n_averaged"}
-"""Entries that profilers and averages add to a state dict."""
+"""Entries that profilers and torch's `AveragedModel` add to a state dict."""
 _LOSS = re.compile(r"(?:\w*_)?(?:criterion|loss)(?:_\w*)?\.", re.IGNORECASE)
 _START = re.compile(r"(?:^|\.)(?=layers\.\d+\.\d+\.|layer\d+\.\d+\.|conv1\.|bn1\.|fc\.)")
 """Where the network's own names start in a key."""
@@ -43,7 +43,7 @@ _RANK = {name: i for i, name in enumerate(_ORDER)}
 
 
 def torch_key(path: Path) -> str:
-    """The key in a state dict of the current layout, for the path of a variable.
+    """The current-layout key for the path of a variable.
 
     Raises:
       ValueError: `path` does not start with ``params`` or ``batch_stats``, or its last name is
@@ -60,7 +60,7 @@ def torch_key(path: Path) -> str:
 
 
 def flax_path(key: str) -> Path:
-    """The variable's path of a current-layout key; the inverse of `torch_key`.
+    """The path of the variable for a current-layout key; the inverse of `torch_key`.
 
     Raises:
       ValueError: the last part of `key` is not one of weight, bias, running_mean, running_var.
@@ -83,7 +83,7 @@ def _is_batch_norm(modules: list[str]) -> bool:
 
 
 def split_prefix(key: str) -> tuple[str, str]:
-    """A key's wrapper prefix, such as ``module._orig_mod.`` or nothing, and the rest."""
+    """Split a key into its wrapper prefix, such as ``module._orig_mod.`` or "", and the rest."""
     rest = key
     while rest.startswith(PREFIXES):
         rest = rest.partition(".")[2]
@@ -91,7 +91,7 @@ def split_prefix(key: str) -> tuple[str, str]:
 
 
 def common_prefix(keys: Iterable[str]) -> str:
-    """What most keys have before the network's own names: ``model.``, ``net.backbone.``, ``""``."""
+    """The prefix of more than half of the keys, such as ``net.backbone.``; "" if there is none."""
     names = list(keys)
     prefixes = Counter(key[: found.end()] for key in names if (found := _START.search(key)))
     prefix, count = prefixes.most_common(1)[0] if prefixes else ("", 0)
@@ -99,7 +99,7 @@ def common_prefix(keys: Iterable[str]) -> str:
 
 
 def is_extra(key: str) -> bool:
-    """Whether a key belongs to a profiler, an average or a loss, not to a weight."""
+    """Whether a key belongs to a profiler, a weight averager or a loss, not to the network."""
     return key.rpartition(".")[2] in _EXTRAS or bool(_LOSS.match(key))
 
 
@@ -132,7 +132,7 @@ def order(key: str) -> tuple[tuple[int, str], ...]:
 
 
 def to_torch_array(array: Array) -> Array:
-    """HWIO → OIHW, (in, out) → (out, in), a vector unchanged. Grouped: I is C / groups in both."""
+    """HWIO → OIHW, (in, out) → (out, in), a vector unchanged. I is input channels / groups."""
     if array.ndim == 4:
         return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
     return np.ascontiguousarray(array.T)
@@ -151,7 +151,7 @@ def to_flax_array(array: Array) -> Array:
 
 
 def is_gate_weight(key: str) -> bool:
-    """Whether `key` is a weight that the original keeps as a linear or as a 1×1 convolution."""
+    """Whether `key` is an SE gate's weight, which files store as linear or as a 1×1 convolution."""
     return key.endswith((".squeeze.squeeze.weight", ".squeeze.expand.weight"))
 
 

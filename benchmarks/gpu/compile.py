@@ -1,7 +1,7 @@
 """Compiles programs for absent GPUs, each in its own process, and reports the results.
 
-XLA's compiler may abort its process. So a child process compiles (worker.py), and if it dies, only
-that program has failed.
+XLA's compiler may abort its process. So each program is compiled in a child process (worker.py):
+if that dies, only its program fails.
 """
 
 import json
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def plan(self) -> Plan:
-        """The run's numbers, with exactly as many images as a step needs.
+        """The plan of a run on a dataset with exactly the images of one step.
 
         Raises:
           UserError: a field of the configuration is out of range, or its batches do not divide.
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The job in one word, for a file name."""
+        """The job's parameters as a file name without suffix."""
         config = self.config
         return (
             f"{self.gpu}-{self.program}-{config.model.arch}-{config.precision}"
@@ -151,7 +151,7 @@ def compile_jobs(
 
 
 def compiler_versions() -> dict[str, str]:
-    """The packages that compile, and their versions.
+    """The versions of the packages that compile, by package.
 
     Raises:
       UserError: one is missing, or the versions of JAX and its plugin differ; says what to install.
@@ -189,7 +189,7 @@ def compile_job(job: Job, hlo_file: Path) -> Outcome:
 
 
 def child_environment() -> dict[str, str]:
-    """The worker's environment: JAX runs on the CPU; XLA compiles without cache or measurements.
+    """The worker's environment: JAX runs on the CPU; XLA uses no cache and no autotuning.
 
     The user's XLA_FLAGS come last, so they override these.
     """

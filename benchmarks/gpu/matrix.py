@@ -31,7 +31,7 @@ def combination(
     passes: int,
     programs: tuple[ProgramName, ...],
 ) -> list[Job]:
-    """The given programs of one architecture with the default options."""
+    """The jobs for the given programs of one architecture with the default options."""
     config = Config(
         model=ModelConfig(arch=arch),
         precision=precision,

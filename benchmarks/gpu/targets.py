@@ -67,7 +67,8 @@ GPUS: dict[GpuName, Gpu] = {
 def target_config(gpu: Gpu) -> str:
     """XLA's GpuTargetConfigProto of a GPU, as text.
 
-    XLA chooses instructions by the versions; these are of a hypothetical machine with CUDA 12.8.
+    XLA chooses instructions by the versions; these are of a hypothetical machine with CUDA 12.8 and
+    a driver for CUDA 13.0.
     """
     return f"""
 gpu_device_info {{

@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
     kind: str
     """The library's function, ``gemm fusion``, ``reducing fusion``, or the HLO operation."""
     read: int
-    """Bytes of its operands; for a slice, only the part that it takes."""
+    """Bytes of its operands; for a slice, only the bytes that it reads."""
     written: int
     """Bytes of its results."""
     overlaps: bool = False
@@ -53,7 +53,7 @@ class _Instruction(NamedTuple):
     attributes: str
 
     def attribute(self, pattern: str) -> str:
-        """What a pattern's group matches in the attributes; "" if the pattern isn't found."""
+        """The text that a pattern's first group matches in the attributes; "" if it isn't found."""
         match = re.search(pattern, self.attributes)
         return match.group(1) if match else ""
 
@@ -64,6 +64,8 @@ _Bodies = dict[str, list[_Instruction]]
 
 def read_kernels(hlo: str) -> list[Kernel]:
     """The kernels of a program in text order; the kernels of a loop once per iteration.
+
+    If the number of iterations is unknown, a loop's kernels count once.
 
     Raises:
       ValueError: the text has no entry computation.

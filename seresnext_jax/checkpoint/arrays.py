@@ -40,7 +40,7 @@ def load_orbax() -> ModuleType:
 
 
 def split_state(state: TrainState) -> tuple[Tree, Tree]:
-    """The two array items of a checkpoint: weights, and the other fields."""
+    """The two array items of a checkpoint: params, batch_stats and any ema; the other fields."""
     fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
     if state.ema is None:
         del fields["ema"]
@@ -48,10 +48,10 @@ def split_state(state: TrainState) -> tuple[Tree, Tree]:
 
 
 def checksums(tree: Tree) -> dict[str, int]:
-    """The CRC-32 of each array's bytes, by its name."""
+    """The CRC-32 of each array's bytes, by its name; the arrays must be replicated."""
 
     def checksum(array: Any) -> int:
-        if isinstance(array, jax.Array):  # the copy of one device; all are equal
+        if isinstance(array, jax.Array):  # one device's copy; all are equal
             array = np.asarray(array.addressable_data(0))
         return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 

@@ -1,4 +1,4 @@
-"""Forces files and folders to disk, so that they survive a power loss."""
+"""Calls fsync on files and folders, so that they survive a power loss."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def sync_tree(folder: Path) -> None:
-    """Force a folder and everything in it to disk.
+    """Force a folder and everything in it to disk (fsync).
 
     Raises:
       OSError: the disk is full or broken.
@@ -18,7 +18,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk, such as the name of a file that was just renamed.
+    """Force the entries of a folder to disk, such as the name of a file that was just renamed.
 
     Raises:
       OSError: the disk is full or broken.

@@ -17,12 +17,12 @@ class Progress:
     """The training loop's own variables."""
 
     finished_epochs: int = 0
-    """Epochs trained and evaluated."""
+    """Epochs trained and, unless ``training_only`` is set, evaluated."""
     best_top1: float = -1.0
     """Percent; -1 before the first evaluation."""
     best_epoch: int = -1
     interval_loss: Mean = field(default_factory=Mean)
-    """The mean loss since the last record of the report."""
+    """The mean loss since the report's last record of training steps."""
     epoch_loss: Mean = field(default_factory=Mean)
     epoch_bad_images: int = 0
     """Number of images of this epoch that were left out."""
@@ -32,7 +32,7 @@ class Progress:
     """The report's metrics of the last finished epoch."""
 
     def finish_epoch(self, epoch: int, results: dict[str, float]) -> None:
-        """Count an epoch, and keep its results and the best ones."""
+        """Count `epoch` (from 0) as finished; keep its results, and its top-1 if it is the best."""
         self.finished_epochs = epoch + 1
         self.results = results
         top1 = results.get("val.top1")
@@ -61,11 +61,12 @@ class Meta:
     class_names: tuple[str, ...] | None = None
     """None or empty: the classes have no names."""
     top1: float | None = None
-    """Validation accuracy in percent, if this state was evaluated; the highest is the best."""
+    """Validation accuracy in percent; None: this state was not evaluated."""
     batches_tracked: dict[str, int | None] = field(default_factory=dict)
-    """The BatchNorm counters of a converted state, for ``weights`` and ``ema``."""
+    """The BatchNorm counters of a converted state, for ``weights`` and ``ema``; otherwise empty."""
     bad_steps: int = 0
-    """Steps in a row, up to this one, that were not finite. Set by `Checkpoints.save`."""
+    """Number of consecutive steps, up to this one, with a non-finite loss or gradient. Set by
+    `Checkpoints.save`."""
     crc32: dict[str, int] = field(default_factory=dict)
     """The checksum of each array by its name. Set by `Checkpoints.save`."""
 
@@ -91,7 +92,7 @@ class Meta:
 
 
 def _from_json(kind: type[T], saved: Any) -> T:
-    """The dataclass whose `asdict` was saved, with lists for tuples."""
+    """Rebuild a dataclass from its `asdict`, whose tuples JSON has turned into lists."""
     if not isinstance(saved, dict):
         raise ValueError(f"{kind.__name__} is {saved!r}")
     values, hints = {}, get_type_hints(kind)

@@ -24,7 +24,7 @@ from seresnext_jax.processes import is_of_communication, on_one_process
 from seresnext_jax.training.state import TrainState
 
 _REPLACED = ".replaced"
-"""A checkpoint whose step is being saved again; it stays valid until the new one is complete."""
+"""Suffix of a checkpoint while its step is saved again; it is kept until that is complete."""
 
 
 class Checkpoints:
@@ -38,8 +38,8 @@ class Checkpoints:
         """Open or create `folder` for writing.
 
         Args:
-          keep: 0 keeps the last and the best checkpoint, N also the last N, -1 all of them. If
-            the last steps were not finite, the last N from before them are kept too.
+          keep: N keeps the best checkpoint and the last N, 0 the best and the last, -1 all of
+            them. If the last steps were not finite, the last N from before them are kept, too.
 
         Raises:
           UserError: the folder can't be created or written.
@@ -83,7 +83,7 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Wait for the last save and free the folder.
+        """Wait for the last save, and close orbax's manager.
 
         Raises:
           UserError: the save failed.
@@ -141,10 +141,10 @@ class Checkpoints:
             sync_tree(unfinished)
 
     def _finish_save(self) -> None:
-        """After a save: force its name to disk, then delete the checkpoints that it replaces."""
+        """After a save: force its name to disk, then delete the checkpoints not to keep."""
         saved = self.folder / str(self._saving)
         if saved.exists():
-            sync_tree(saved)  # only the marker is left to write
+            sync_tree(saved)  # only orbax's marker is not on disk yet
         sync_folder(self.folder)
         for old in self.folder.glob(f"*{_REPLACED}"):
             _replace(old, old.with_suffix("").exists())
@@ -156,7 +156,7 @@ class Checkpoints:
                 shutil.rmtree(path)
 
     def _steps_to_keep(self, steps: list[int]) -> set[int | None]:
-        """Of ascending steps: the last N, the last N without bad steps, and the best."""
+        """Of ascending steps: the last N, the last N without bad steps, and the best (or None)."""
         metas = {step: self._metas[step] for step in steps if step in self._metas}
         good = [step for step in steps if step not in metas or not metas[step].bad_steps]
         last = max(1, self._keep)
@@ -168,13 +168,13 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
-            # Errors of files name them; their kinds have the same names as those of communication.
+            # Errors of files and of communication share status codes; those of files name the file.
             if is_of_communication(error) and str(self.folder) not in str(error):
                 raise
             raise self._save_error(error) from error
 
     def _save_error(self, error: Exception) -> UserError:
-        # The other processes may have no error: nothing here waits for them.
+        # The other processes may have no error, so don't wait for them here.
         self._saving = None
         if self._find_inode() != self._inode:
             return self._gone()
@@ -190,7 +190,7 @@ class Checkpoints:
         )
 
     def _find_inode(self) -> int | None:
-        """What distinguishes the folder from a later one of the same name; None if it is gone."""
+        """The folder's inode, to notice a new folder of the same name; None: it is gone."""
         return self.folder.stat().st_ino if self.folder.is_dir() else None
 
     def _gone(self) -> UserError:
@@ -222,7 +222,9 @@ class Checkpoints:
 
 
 def settle_replaced(folder: Path) -> None:
-    """Delete the checkpoints that were saved again; restore those whose new save failed.
+    """Finish interrupted replacements: delete an old checkpoint if its new one is complete.
+
+    Otherwise restore the old one. All processes must call this.
 
     Raises:
       UserError: the folder can't be written.

@@ -48,7 +48,7 @@ def find_checkpoint(path: Path) -> Path | None:
 
 
 def explain_choice(path: Path) -> str | None:
-    """A line on which of a folder's checkpoints is used; None if `path` names a checkpoint."""
+    """A line that says which of a folder's checkpoints is used; None if there is no choice."""
     found = find_checkpoint(path)
     if found is None or found == path or path.name == "best":
         return None
@@ -71,7 +71,7 @@ def step_folders(folder: Path) -> list[Path]:
 
 
 def best_step(metas: Mapping[K, Meta]) -> K | None:
-    """The key of the highest top-1; of equal ones the first, as in `Progress`."""
+    """The key with the highest top-1, the first of equal ones; None if no state was evaluated."""
     scores = {key: meta.top1 for key, meta in metas.items() if meta.top1 is not None}
     return max(scores, key=scores.__getitem__) if scores else None
 
@@ -81,6 +81,8 @@ def best_step(metas: Mapping[K, Meta]) -> K | None:
 
 def read_newest(folder: Path, like: TrainState) -> tuple[TrainState, Meta, list[str]]:
     """Read the newest complete checkpoint in `folder` onto the devices of `like`.
+
+    All processes must call this.
 
     Args:
       like: a state of the same network and optimizer; gives shapes, types and shardings.
@@ -142,7 +144,7 @@ def _describe(array: Any) -> str:
 
 
 def read_meta(checkpoint: Path) -> Meta:
-    """The JSON part of one checkpoint folder.
+    """The `Meta` of one checkpoint folder.
 
     Raises:
       UserError: it is missing or damaged, or not what `Checkpoints.save` writes.

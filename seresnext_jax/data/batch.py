@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     labels: jax.Array
     """(A, N) int32."""
     mask: jax.Array
-    """(A, N) bool; False for padding and for images that were left out, which are not counted."""
+    """(A, N) bool; False for padding and for left-out images: neither is counted."""
 
 
 class Loader(Protocol):
@@ -35,7 +35,8 @@ class Loader(Protocol):
     num_steps: int
     """Number of steps in one epoch or evaluation."""
     paths: Sequence[str]
-    """Path of each image in file order, below the split's folder; empty for synthetic data."""
+    """Path of each image relative to the split's folder, in the order of the file list; empty for
+    synthetic data."""
     class_names: tuple[str, ...]
     """Class folder names in label order; empty for synthetic data."""
     fingerprint: str
@@ -43,7 +44,7 @@ class Loader(Protocol):
     bad_files: list[str]
     """Files left out so far because they could not be decoded (policy ``skip``)."""
     not_listed: str
-    """The split and the number of its non-image files by suffix; empty if there are none."""
+    """The split and its files that are not listed, counted by suffix; "" if there are none."""
 
     def batches(self, start: int) -> Iterator[Batch]:
         """Yield batches, beginning with step `start`.
@@ -60,10 +61,11 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """What reads the images of a split; see data/backends/."""
+    """An input backend that reads image files; each is a module in data/backends/."""
 
     open_loader: Callable[..., Loader]
-    """Takes an `ImageReader`, a `Sampler`, the mesh, and as keywords the fingerprint and the
-    numbers of threads and of prefetched batches."""
+    """Takes an `ImageReader`, a `Sampler` and the mesh, and the keyword arguments ``fingerprint``,
+    ``threads`` and ``prefetch`` (the number of batches to prepare ahead)."""
     on_gpu: bool = False
-    """It decodes on the GPUs: each has its own pipeline, and truncated JPEGs are not noticed."""
+    """Whether it decodes on the GPUs, with one pipeline per GPU; such a decoder accepts
+    truncated JPEGs."""

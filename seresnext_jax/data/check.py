@@ -31,7 +31,7 @@ class CheckResult(NamedTuple):
     problems: list[str]
     """One line per problem: what is wrong, and how to fix it."""
     facts: list[tuple[str, str]]
-    """What was counted, as (name, text) pairs."""
+    """The numbers of images, classes and left-out files, as (name, text) pairs."""
 
 
 def check_data(
@@ -43,7 +43,7 @@ def check_data(
       progress: called with (images decoded, total images) after each image.
 
     Raises:
-      UserError: no dataset was named.
+      UserError: no dataset was named, or its folder is missing.
     """
     problems: list[str] = []
     facts: list[tuple[str, str]] = []
@@ -71,10 +71,10 @@ def check_data(
 
 
 def _loose_images(folder: Path) -> list[str]:
-    """One line on images that are not in a class folder."""
+    """One line on images directly in the split's folder; [] if there are none."""
     try:
         loose = [e.name for e in os.scandir(folder) if e.is_file() and has_image_suffix(e.name)]
-    except OSError:  # `list_images` reports it
+    except OSError:  # `open_index` reports it
         return []
     loose = [name for name in loose if not is_hidden(name)]
     if not loose:
@@ -87,7 +87,7 @@ def _loose_images(folder: Path) -> list[str]:
 
 
 def _images_left_out(split: str, files: FileList) -> list[str]:
-    """One line on unlisted files that are images or seem to be."""
+    """One line on files that seem to be images but lack an image suffix; [] if there are none."""
     paths = [str(files.folder / p) for p in files.left_out if not has_image_suffix(p)]
     meant = [path for path in paths if is_meant_as_image(path)]
     if not meant:
@@ -131,7 +131,10 @@ def _decode_all(
 ) -> tuple[list[str], dict[Split, dict[int, bytes]]]:
     """One line on each image that can't be decoded, and the digests of possible duplicates.
 
-    An image can only be in both splits if one of the same size in bytes is in the other one.
+    Only images whose size in bytes occurs in both splits can be duplicates.
+
+    Returns:
+      the lines, and the SHA-256 of the possible duplicates by split and index.
     """
     sizes = {
         split: np.array([files.num_bytes(index) for index in range(len(files.paths))])
@@ -163,7 +166,7 @@ def _decode_all(
 
 
 def _decode(files: FileList, index: int, with_digest: bool) -> tuple[str | None, bytes | None]:
-    """What is wrong with an image, if anything, and the digest of its file if `with_digest`."""
+    """What is wrong with an image, or None; and its file's SHA-256 if `with_digest`, or None."""
     try:
         source = files.source(index)
         decode_rgb(source, lambda image: None)
@@ -179,7 +182,7 @@ def _decode(files: FileList, index: int, with_digest: bool) -> tuple[str | None,
 def _shared_images(
     splits: dict[Split, FileList], digests: dict[Split, dict[int, bytes]]
 ) -> list[str]:
-    """One line on val files that are also in train: they make the accuracy look too good."""
+    """One line on val files that are also in train: they make the accuracy look too high."""
     train = set(digests["train"].values())
     shared = [splits["val"].path(i) for i, found in digests["val"].items() if found in train]
     if not shared:

@@ -47,6 +47,8 @@ def names_for(num_classes: int, known: Names | None) -> Names:
 def choose_names(file: str, stored: Names | None, num_classes: int) -> Names | None:
     """The names in the file of ``--class-names``; without a file, those stored with the weights.
 
+    None if there are no stored names either.
+
     Raises:
       UserError: as `read_class_names`, or the file has the stored names in another order.
     """
@@ -125,7 +127,7 @@ def _by_index(table: dict[str, Any]) -> list[Any]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first names, for a message."""
+    """The first few names as text, for a message."""
     names = list(names)
     return ", ".join([*map(shown, names[:_LISTED]), *["..."] * (len(names) > _LISTED)])
 

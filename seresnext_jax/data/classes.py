@@ -1,4 +1,4 @@
-"""Labels: whether a split's class folders fit the network, the weights and the other split."""
+"""Checks whether a split's labels fit the network, the weights and the other split."""
 
 import os
 from dataclasses import replace
@@ -13,7 +13,7 @@ from seresnext_jax.errors import UserError, printable
 
 
 def check_train(files: FileList, num_classes: int) -> FileList:
-    """A training split for a network of `num_classes` classes, unchanged.
+    """Check a training split for a network of `num_classes` classes; returns it unchanged.
 
     Raises:
       UserError: a class has no images, or the number of classes differs.
@@ -31,7 +31,7 @@ def label_val(files: FileList, num_classes: int, names: tuple[str, ...] | None) 
       names: the class names in label order, if they are known; a class then needs no folder.
 
     Raises:
-      UserError: there are no images, or the folders' labels are unknown.
+      UserError: there are no images, or the class folders or labels do not match the classes.
     """
     folder = files.folder
     if not files.class_names:  # shards with the labels themselves
@@ -79,7 +79,7 @@ def _label_by_name(files: FileList, names: tuple[str, ...]) -> FileList:
 
 
 def _label_problems(files: FileList, num_classes: int) -> list[str]:
-    """One line if labels without names are those of other classes than the network's."""
+    """One line if the labels have no class names and the highest is too high for the network."""
     highest = int(files.labels.max(initial=-1))
     if highest < num_classes:
         return []
@@ -100,7 +100,7 @@ def class_problems(files: FileList, num_classes: int) -> list[str]:
 
 
 def class_count_problems(files: FileList, num_classes: int) -> list[str]:
-    """One line if the classes, or labels without names, are not those of the network."""
+    """One line if the number of classes, or the highest label without names, does not fit."""
     if not files.class_names:
         return _label_problems(files, num_classes)
     return number_problems(files.class_names, files.folder, num_classes)
@@ -144,9 +144,10 @@ def _nested(folder: Path, num_classes: int) -> str:
 
 
 def differing_classes(train: tuple[str, ...], val: tuple[str, ...]) -> list[str]:
-    """One line on each split with class folders that the other one lacks.
+    """Reasons why a label would mean different classes in the two splits; [] if there are none.
 
-    Their labels would mean different things.
+    One line on each split with class folders that the other one lacks, or one line if only one
+    split has class names.
     """
     if bool(train) != bool(val):
         named, numbered = ("train", "val") if train else ("val", "train")

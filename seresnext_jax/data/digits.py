@@ -13,7 +13,7 @@ _SEED = 0
 
 
 def write_digits(folder: Path) -> None:
-    """Write train/<digit>/*.jpg and val/<digit>/*.jpg unless they exist.
+    """Write train/<digit>/*.jpg and val/<digit>/*.jpg unless an earlier call wrote all of them.
 
     A fifth of each digit's images, chosen with a fixed seed, goes to val.
     """

@@ -35,16 +35,17 @@ class FileList:
 
     folder: Path
     paths: Paths
-    """M paths below `folder`, sorted within each class."""
+    """M paths relative to `folder`, sorted within each class, or with .cls in the shards' order."""
     labels: np.ndarray
-    """(M,) int32: the rank of the class folder's name."""
+    """(M,) int32 indices into `class_names`, or the numbers in .cls if that is empty."""
     class_names: tuple[str, ...]
+    """In label order; empty for shards with .cls."""
     left_out: Sequence[str] = ()
-    """Paths below `folder` of the files that are not listed: those with other suffixes, and images
-    outside the class folders. Hidden files are not included."""
+    """Paths, relative to `folder`, of the files that are not listed: those with other suffixes, and
+    images outside the class folders. Hidden files are not included."""
 
     in_shards: ClassVar[bool] = False
-    """Whether the files are members of archives."""
+    """Whether the images are members of tar files."""
     fix_for_bad: ClassVar[str] = "replace or delete it"
     """What to do about a bad image, for messages."""
 
@@ -53,7 +54,7 @@ class FileList:
         return os.path.join(self.folder, self.paths[index])
 
     def os_paths(self, index: np.ndarray) -> list[bytes]:
-        """The paths of images `index`, (R,) int64, as the operating system takes them."""
+        """The paths of the images `index`, (R,) int64, as bytes for the operating system."""
         rows = self.paths.rows(index, f"{self.folder}{os.sep}")
         return rows.view(f"S{rows.shape[1]}").ravel().tolist()
 
@@ -62,7 +63,7 @@ class FileList:
         return self.path(index)
 
     def source(self, index: int) -> Source:
-        """From where image `index` is read."""
+        """Where image `index` is read from."""
         return self.path(index)
 
     def num_bytes(self, index: int) -> int:
@@ -100,11 +101,11 @@ class FileList:
 
 @dataclass(frozen=True)
 class Listing:
-    """A split's files, and where they were found."""
+    """A split's files, and the folders or shards in which they were found."""
 
     files: FileList
     places: dict[str, PlaceState]
-    """The state of each listed folder or archive at that time, by its path below the split's
+    """The state of each listed folder or shard at that time, by its path relative to the split's
     folder."""
 
 
@@ -143,7 +144,7 @@ def list_folder(folder: Path, progress: Progress) -> Listing:
 
 
 def _pack(folders: list[tuple[str, list[str]]]) -> Paths:
-    """The sorted paths of a class, from its folders (each with a /) and their sorted names."""
+    """The sorted paths of a class, from its folders (each ending in /) and their sorted names."""
     if len(folders) == 1:  # as in ImageNet: no Python string for each path
         ((above, names),) = folders
         return Paths.pack(names, above)
@@ -152,7 +153,9 @@ def _pack(folders: list[tuple[str, list[str]]]) -> Paths:
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """A million directory entries start it again and again; none of them is part of a cycle."""
+    """Disable the garbage collector: a million directory entries would trigger it again and again,
+    and none of them is part of a reference cycle.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -163,7 +166,7 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 def list_images(folder: Path) -> FileList:
-    """The files of `list_folder`."""
+    """The files that `list_folder` finds, without showing progress."""
     return list_folder(folder, lambda line: None).files
 
 
@@ -202,7 +205,7 @@ def _entries(folder: Path) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _other_root(split: Path) -> str:
-    """A suggestion for ``--data.root`` if the split is missing: a nearby folder that has it."""
+    """What to give as ``--data.root`` if the split is missing: a nearby folder with both splits."""
     root = split.parent
     near = [root.parent, *(root / name for name in subfolders(root))] if root.is_dir() else []
     for other in near:

@@ -36,7 +36,7 @@ _SIGNATURES = {
     b"%!PS": "vector graphics",
 }
 _LONGEST_SUFFIX = 6
-"""Characters that contain the suffix of usual images, such as .jpeg."""
+"""Characters at the end of a name that contain most images' suffix, such as .jpeg."""
 HEAD = 12
 """Bytes at the beginning of a file that tell its format."""
 _MANY_KINDS = 8
@@ -79,13 +79,17 @@ def _is_image_suffix(suffix: str) -> bool:
 
 
 def has_image_suffix(path: str) -> bool:
-    """Whether the name of a file that is not hidden has the suffix of a format that is read."""
+    """Whether a path has the suffix of a format that is read.
+
+    Check first that the file is not hidden: ``.jpg`` counts as a suffix.
+    """
     return _is_image_suffix(path[path.rfind(".") :])
 
 
 def split_by_suffix(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The images and the other files, each sorted."""
-    # In most folders all files are images. They have few different ends: that is quick to see.
+    """The names of images and the other names, each sorted."""
+    # In most folders all files are images. Their names have few different ends, so this check is
+    # quick.
     ends = {name[-_LONGEST_SUFFIX:] for name in names}
     if all(map(has_image_suffix, ends)):
         return sorted(names), []
@@ -94,7 +98,7 @@ def split_by_suffix(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def format_names() -> str:
-    """Identifies which names are those of images: the suffixes, sorted."""
+    """The suffixes of images, sorted, as one string; an index records it."""
     return " ".join(sorted(_suffixes()))
 
 
@@ -102,7 +106,7 @@ def count_kinds(paths: Iterable[str], *, on_disk: bool = True) -> str:
     """Files by suffix, the most frequent first: ``.heic 12, no suffix 3``.
 
     Args:
-      on_disk: count broken links separately.
+      on_disk: the paths exist on disk: count broken links separately.
     """
     counts = Counter(map(_kind if on_disk else _suffix_or_none, paths))
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -126,7 +130,7 @@ def is_broken_link(path: str) -> bool:
 
 
 def first_bytes(path: str) -> bytes:
-    """The first bytes of a file, for `unreadable_kind`; none if it can't be read."""
+    """The first bytes of a file, for `unreadable_kind`; b"" if it can't be read."""
     try:
         with open(path, "rb") as file:
             return file.read(HEAD)
@@ -135,7 +139,7 @@ def first_bytes(path: str) -> bytes:
 
 
 def unreadable_kind(path: str, head: bytes) -> str | None:
-    """The format of an image that is not read, such as ``HEIF``; None if it is not recognised.
+    """A file's unsupported image format, such as ``HEIF``; None if none is recognised.
 
     Args:
       head: the first `HEAD` bytes of the file.

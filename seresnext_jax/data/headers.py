@@ -24,15 +24,15 @@ FACTS = np.dtype(
         *(("mtime_ns", np.int64), ("length", np.int64)),
     ]
 )
-"""The facts about one image: its size in pixels as stored, its EXIF orientation, and the state of
-the file when its header was read (0 for a file in a shard)."""
+"""The facts about one image: its size in pixels as stored, its flags, its EXIF orientation, and the
+state of its file when the header was read (in a shard: of the file that pack.py packed, or 0)."""
 
 KNOWN, AS_PILLOW, XMP, JPEG, WHOLE, TURN_KNOWN = 1, 2, 4, 8, 16, 32
 """Flags: the header was read; DALI decodes the image to Pillow's pixels; it has XMP data, in which
-Pillow finds an orientation too; it is a JPEG; its last part is not missing; `turn` was read."""
+Pillow finds an orientation too; it is a JPEG; it is not truncated; `turn` was read."""
 
 _HEAD = 4096
-"""Bytes that contain the size of most JPEGs."""
+"""Bytes at the start of a file that are read; they contain the size of most JPEGs."""
 _FRAMES = (0xC0, 0xC1, 0xC2)
 """JPEG markers before an image's size: baseline, extended and progressive."""
 _APP1 = 0xE1
@@ -47,7 +47,7 @@ _TAIL = 512
 
 
 class FileState(NamedTuple):
-    """What changes when a file is written."""
+    """The mtime and length of a file, which change when it is written."""
 
     mtime_ns: int
     length: int
@@ -57,7 +57,7 @@ def file_state(path: str) -> FileState:
     """The state of a file now.
 
     Raises:
-      BadImage: there is no such file.
+      BadImage: it is missing or not a regular file.
     """
     try:
         found = os.stat(path)
@@ -69,12 +69,12 @@ def file_state(path: str) -> FileState:
 
 
 def jpeg_facts(paths: Sequence[bytes], *, with_end: bool) -> np.ndarray:
-    """`FACTS` of the files that are usual JPEGs, (R,); zeros for the others, which Pillow reads.
+    """(R,) `FACTS` of those files that are ordinary JPEGs; zeros for the others.
 
     Each file is opened once; this takes half the time of `file_state` and `read_header`.
 
     Args:
-      with_end: also look for the end of each JPEG.
+      with_end: also look for the end-of-image marker of each JPEG, and set `WHOLE` if it is there.
     """
     facts = [_jpeg_facts(path, with_end) for path in paths]
     return np.array(facts, FACTS)
@@ -104,13 +104,13 @@ def _jpeg_facts(path: bytes, with_end: bool) -> tuple[int, ...]:
 
 
 def read_header(source: Source, *, with_turn: bool) -> tuple[int, int, int, int]:
-    """Height, width, flags and turn of an image; only its header is read.
+    """Height, width, flags and turn (EXIF orientation) of an image; only its header is read.
 
     Args:
       with_turn: also read the EXIF orientation; if False, it may be left unknown.
 
     Raises:
-      BadImage: the file has no header of an image that can be read.
+      BadImage: the file can't be read, or has no header of a supported image.
     """
     try:
         found = parse_jpeg(_head(source))
@@ -138,10 +138,10 @@ def _head(source: Source) -> bytes:
 
 
 def parse_jpeg(head: bytes) -> tuple[int, int, int, int] | None:
-    """Height, width, flags and turn from the first bytes of a usual JPEG; None: ask Pillow.
+    """Height, width, flags and turn from the first bytes of an ordinary JPEG; None: ask Pillow.
 
-    It takes a tenth of Pillow's time. The size follows the marker of the frame (ITU-T T.81, B.2.2);
-    before it are segments, each with its length.
+    This takes a tenth of Pillow's time. The size follows the marker of the frame (ITU-T T.81,
+    B.2.2); before it are segments, each with its length.
     """
     if not head.startswith(b"\xff\xd8"):
         return None

@@ -39,7 +39,7 @@ class BadImage(Exception):
 
     @property
     def errno(self) -> int | None:
-        """The system's number of the error; None if the file was read."""
+        """The `errno` of the system's error; None if the system reported none."""
         return getattr(self.__cause__, "errno", None)
 
 
@@ -64,6 +64,7 @@ def decode_rgb(source: Source, use: Callable[[Image.Image], T], *, upright: bool
 
     Raises:
       BadImage: the file is missing, unreadable, damaged, not an image, or larger than MAX_PIXELS.
+      UserError: too many files are open.
     """
     with ExitStack() as memory:
         with opened(source) as image:
@@ -80,7 +81,10 @@ def open_rgb(source: Source) -> Image.Image:
 
 @contextmanager
 def opened(source: Source) -> Iterator[Image.Image]:
-    """Open an image without reading its pixels; any error in the block becomes `BadImage`."""
+    """Open an image without reading its pixels; an error in the block becomes `BadImage`.
+
+    `MemoryError` passes through, and too many open files are a `UserError`.
+    """
     Image.MAX_IMAGE_PIXELS = None  # `check_pixels` has our limit
     try:
         with Image.open(_file(source), formats=readable_formats()) as image:
@@ -124,9 +128,10 @@ def _not_an_image(source: Source) -> str:
 
 
 def is_meant_as_image(path: str) -> bool:
-    """Whether a file without the suffix of a readable image seems to be an image.
+    """Whether a file seems to be an image although its suffix is not that of a readable format.
 
-    True if it has the content or suffix of an image, or is a broken link.
+    True if its content is an image, its suffix is that of an unsupported image format, or it is a
+    broken link.
     """
     if is_broken_link(path) or unreadable_kind(path, first_bytes(path)):
         return True

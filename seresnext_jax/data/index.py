@@ -1,9 +1,9 @@
-"""What is known of a split, kept in a file for the next start: its files and their headers.
+"""A split's list of files and the facts from their headers, kept in a file for the next start.
 
 The list of files is used again if each folder, or shard, is unchanged since it was listed: same
 inode, mtime and ctime. A folder that had changed less than `SETTLED` before the listing is listed
-again, as a later change could have the same times. What is known of an image is used if mtime and
-length of the file are unchanged.
+again, as a later change could have the same times. The facts about an image in a class folder are
+used if the mtime and the length of its file are unchanged.
 """
 
 import fcntl
@@ -32,11 +32,11 @@ from seresnext_jax.data.walk import PlaceState, listing, place_state
 from seresnext_jax.errors import UserError, printable
 
 SETTLED = 10 * 10**9
-"""Nanoseconds."""
+"""Nanoseconds for which a folder must have been unchanged before its listing is trusted."""
 MIN_IMAGES = 10_000
 """Smaller splits are listed in less time than their index would save."""
 _ABANDONED = 3600
-"""Seconds after which an unfinished file must have been left by a killed writer."""
+"""Age, in seconds, from which an unfinished file counts as left by a killed writer."""
 _FORMAT = 1
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError),
@@ -47,21 +47,25 @@ _UNREADABLE = (
 
 @dataclass
 class SplitIndex:
-    """A split's files, and what is known of their headers."""
+    """A split's files, and the facts from their headers."""
 
     files: FileList
     facts: np.ndarray
     """(M,) `FACTS`; flags 0 for an image whose header was not read."""
     listed: Listing
+    """The files as they were listed; `files` may have other labels."""
     listed_ns: int
     """When the listing began, on this machine's clock, in nanoseconds."""
     file: Path | None
-    """The file of this index; None: it has none."""
+    """The file of this index; None: it is not kept."""
     changed: bool = False
     """Whether there are facts that are not in the file."""
 
     def keep(self) -> None:
-        """Write the file, merged with what other processes have written since."""
+        """Write new facts to the file, merged with what other processes have written since.
+
+        Warns if the file can't be written.
+        """
         if self.file is None or not self.changed:
             return
         self.changed = False
@@ -90,7 +94,8 @@ def open_index(folder: Path, kept_in: str, progress: Progress) -> SplitIndex:
       kept_in: folder for the indexes; "": none.
 
     Raises:
-      UserError: as `list_folder` and `list_shards`.
+      UserError: shards of the index beside them are missing, or as `find_shards`, `list_folder` and
+        `list_shards`.
     """
     shards = find_shards(folder)
     beside = _read(index_beside(folder), folder) if shards else None
@@ -122,11 +127,11 @@ def _file_for(folder: Path, kept_in: str) -> Path:
     return Path(os.path.expanduser(kept_in)) / name
 
 
-# ---- is it still right? ------------------------------------------------------------------------
+# ---- is it still valid? ------------------------------------------------------------------------
 
 
 def _unchanged(index: SplitIndex) -> bool:
-    """Whether every folder or shard is unchanged since it was listed, and for a while before."""
+    """Whether every folder or shard is unchanged since `SETTLED` before it was listed."""
     folder = index.listed.files.folder
     for place, state in index.listed.places.items():
         if max(state.mtime_ns, state.ctime_ns) > index.listed_ns - SETTLED:
@@ -149,7 +154,7 @@ def _has_broken_links(files: FileList) -> bool:
 
 
 def _check_missing(files: FileList, shards: tuple[str, ...]) -> None:
-    """Refuse a copy that lacks some of the shards, so that it is not taken for a smaller split."""
+    """Raise `UserError` for a copy that lacks shards, so that it is not used as a smaller split."""
     listed = _shards_of(files)
     missing = sorted(set(listed) - set(shards))
     if missing:
@@ -161,7 +166,7 @@ def _check_missing(files: FileList, shards: tuple[str, ...]) -> None:
 
 
 def _has_shards(files: FileList, shards: tuple[str, ...]) -> bool:
-    """Whether the index beside shards belongs to them; their times change when they are copied.
+    """Whether the index beside shards has their names and lengths; copying changes their times.
 
     A shard of the same length with other contents is found when an image is read from it.
     """
@@ -236,7 +241,7 @@ def write_index(index: SplitIndex, file: Path, *, durable: bool = False) -> None
 
 
 def remove_unfinished(file: Path, age: float) -> None:
-    """Remove what killed writers of an index have left, if it is older than `age` seconds."""
+    """Remove unfinished files of an index that killed writers left at least `age` seconds ago."""
     for other in file.parent.glob(f"{file.name}.*.tmp"):
         with suppress(OSError):
             if time.time() - other.stat().st_mtime >= age:

@@ -15,7 +15,7 @@ def check_left_out(what: str, left_out: int, num_images: int, max_share: float) 
       what: the epoch or evaluation, for the message.
       left_out: images left out so far.
       num_images: total number of images in the epoch or evaluation.
-      max_share: the share of `num_images` that may be left out.
+      max_share: the share of `num_images` that may be left out, from 0 to 1.
 
     Raises:
       TooManyBadImages: more were left out.

@@ -42,7 +42,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 def open_splits(config: Config, mesh: Mesh) -> tuple[Loader, Loader | None]:
-    """Open the splits of a run: train, and val unless the run only trains.
+    """Open the training and the validation split of a run; (train, None) if it only trains.
 
     The smaller split is opened first, so that its errors are reported sooner.
 
@@ -68,7 +68,7 @@ def check_classes(config: Config) -> None:
       UserError: a folder is missing, or the classes differ.
     """
     train, val = (split_folder(config.data, split) for split in SPLITS)
-    if find_shards(train) or find_shards(val):  # their classes are in their lists
+    if find_shards(train) or find_shards(val):  # only listing shards shows their classes
         return
     names = class_folders(train)
     problems = number_problems(names, train, config.model.num_classes)
@@ -80,7 +80,8 @@ def open_train(config: Config, mesh: Mesh) -> Loader:
     """Open the training split.
 
     Raises:
-      UserError: the batch sizes do not divide, or as `open_val`.
+      UserError: the batch sizes do not divide, a class has no images, the data has no shards but
+        `shards_at_once` is set, or as `open_val`.
     """
     accumulation = passes_per_step(config, mesh.size)
     return _open(
@@ -111,6 +112,7 @@ def open_val(
     Raises:
       UserError: the split is missing or malformed, its class folders do not match the classes, DALI
         is not installed, or DALI should decode on a GPU and there is none.
+      CommonError: the processes find different files.
     """
     data = config.data
     return _open(
@@ -136,7 +138,7 @@ def _open(
     seed: int = 0,
     shards_at_once: int = 0,
 ) -> Loader:
-    """Open a split; its folder is listed once, after all other checks."""
+    """Open a split; a bad backend is refused before the folder is listed."""
     data = config.data
     images = config.batch_size * mesh.size
     sampler_of = partial(sampler_of, images_per_pass=images, columns=local_columns(mesh, images))
@@ -182,7 +184,7 @@ def check_same_files(files: FileList) -> None:
     """Check that all processes have listed the same files; all of them must call this.
 
     Raises:
-      CommonError: they have not, so they would not read every image once.
+      CommonError: they have not; some images would be read twice or not at all.
     """
     groups = processes_by(f"{len(files.paths)} images (checksum {files.fingerprint('')[:8]})")
     if len(groups) > 1:
@@ -206,7 +208,7 @@ def _streams(files: FileList, at_once: int) -> Streams | None:
 
 
 def show_if_slow() -> Progress:
-    """Shows a line about a listing every few seconds, on one process."""
+    """A `Progress` that prints a line every few seconds at most, and only on process 0."""
     shown = time.monotonic()
 
     def show(line: str) -> None:
@@ -229,10 +231,10 @@ def _warn_of_empty_classes(files: FileList) -> None:
 
 
 def split_folder(data: InputConfig, split: Split) -> Path:
-    """The folder of a split.
+    """The folder of a split, which may be missing.
 
     Raises:
-      UserError: no dataset was named, or the folder does not exist.
+      UserError: ``--data.root`` is empty or is not a folder.
     """
     if not data.root:
         raise UserError(
@@ -249,10 +251,11 @@ def split_folder(data: InputConfig, split: Split) -> Path:
 
 
 def decoding_threads(data: InputConfig, mesh: Mesh, *, on_gpu: bool) -> int:
-    """Threads of a decoding pipeline: each GPU has its own pipeline, all CPU devices share one.
+    """Threads of each DALI pipeline, or of the pool of the ``folder`` backend.
 
-    A host has ``workers`` threads per device, but not more than it has cores unless ``workers``
-    alone are more. Its processes share them.
+    On GPUs each device has a pipeline with ``workers`` threads. On the CPU the devices of a process
+    share one. A host then has ``workers`` threads per device, capped at its number of cores but
+    never fewer than ``workers``; they are divided among its processes, rounding up.
     """
     if on_gpu:
         return data.workers
@@ -263,7 +266,7 @@ def decoding_threads(data: InputConfig, mesh: Mesh, *, on_gpu: bool) -> int:
 
 
 def _find_backend(name: str, mesh: Mesh) -> Backend:
-    """The backend of a name; its module is imported here because DALI is optional.
+    """The backend called `name`; its module is imported here because DALI is optional.
 
     Raises:
       UserError: DALI is not installed, or should decode on a GPU and there is none.

@@ -14,13 +14,13 @@ class Paths(Sequence[str]):
     """
 
     def __init__(self, packed: np.ndarray) -> None:
-        """Wrap strings that are packed already: `packed` is uint8, each string ends with a 0."""
+        """Wrap strings that are packed already: `packed` is uint8, and a 0 ends each string."""
         self.packed = packed
         self._ends = np.flatnonzero(packed == 0)
 
     @staticmethod
     def pack(strings: Sequence[str], prefix: str = "") -> "Paths":
-        """Pack strings, each with a prefix; none of them may contain a 0."""
+        """Pack strings, each with a prefix; none of them may contain a zero byte."""
         packed = prefix + f"\0{prefix}".join(strings) + "\0" if strings else ""
         return Paths(np.frombuffer(os.fsencode(packed), np.uint8))
 
@@ -56,10 +56,10 @@ class Paths(Sequence[str]):
 
         Args:
           index: (R,) int64.
-          prefix: is put before each string.
+          prefix: put before each string.
 
         Returns:
-          (R, L) uint8, L one more than the longest; the rest of each row is 0.
+          (R, L) uint8, padded with zeros; L is the length of the longest prefixed string plus 1.
         """
         ends = self._ends[index]
         starts = np.where(index == 0, 0, self._ends[index - 1] + 1)

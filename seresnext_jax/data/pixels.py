@@ -19,7 +19,7 @@ _UPRIGHT = {
 }
 """The operation that turns a photo upright, by its EXIF orientation."""
 SWAPPING = (5, 6, 7, 8)
-"""The orientations with which it exchanges height and width."""
+"""The EXIF orientations for which this operation swaps height and width."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -55,7 +55,7 @@ def _white(image: Image.Image) -> int:
 
 
 def _grey(values: np.ndarray, image: Image.Image) -> Image.Image:
-    """Values in [0, 1] as RGB, rounded to 8 bits."""
+    """Grey values in [0, 1] as an RGB image, rounded to 8 bits."""
     if image.format == "TIFF" and _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = 1 - values
     return Image.fromarray((255 * values + 0.5).astype(np.uint8)).convert("RGB")
@@ -80,5 +80,5 @@ def orientation(image: Image.Image) -> int:
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """An image turned upright."""
+    """The image turned upright, given its EXIF orientation."""
     return image if orientation == 1 else image.transpose(_UPRIGHT[orientation])

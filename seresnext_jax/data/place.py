@@ -1,4 +1,4 @@
-"""Places batches: selects this process's images, and joins its arrays into a global `Batch`."""
+"""Places batches: selects this process's images, and makes a global `Batch` of their arrays."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from seresnext_jax.mesh import DATA_AXIS, batch_sharding
 
 
 def local_columns(mesh: Mesh, n: int) -> slice:
-    """The images of an N-image forward pass that this process must provide.
+    """The range of images in an N-image forward pass that this process must provide.
 
     Raises:
       ValueError: N is not a multiple of the number of devices.
@@ -35,7 +35,7 @@ def put_batch(mesh: Mesh, images: np.ndarray, labels: np.ndarray, mask: np.ndarr
 
 
 def abstract_batch(mesh: Mesh, *, passes: int, batch_size: int, image_size: int) -> Batch:
-    """The shapes of a `Batch` of `batch_size` images per device and pass."""
+    """Shapes, dtypes and shardings of a `Batch` of `batch_size` images per device and pass."""
     shape = (passes, batch_size * mesh.size)
 
     def array(extra: tuple[int, ...], dtype: Any) -> Any:

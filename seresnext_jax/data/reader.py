@@ -42,17 +42,19 @@ T = TypeVar("T")
 MAX_DALI_PIXELS = 2**25
 """Pillow decodes larger images: DALI keeps a whole batch in memory, at 3 bytes per pixel."""
 MAX_READ_ERRORS = 10
-"""If more images than this can't be read, the disk fails: the images are not damaged."""
+"""More read errors than this mean that the disk fails, not that images are damaged."""
 _IN_A_SHARD = FileState(0, 0)
 
 
 class Headers(NamedTuple):
-    """What is known of R images from their headers."""
+    """The facts about R images that DALI needs."""
 
     sizes: np.ndarray
-    """(R, 2) int32, height and width in pixels; 0 for images that are left out."""
+    """(R, 2) int32, height and width in pixels of the image to crop (turned if the reader turns
+    images upright); 0 for images that are left out."""
     for_dali: np.ndarray
-    """(R,) bool: whether DALI decodes the image as Pillow does."""
+    """(R,) bool; False where Pillow must decode: DALI's pixels would differ, or the image has more
+    than `MAX_DALI_PIXELS`."""
 
 
 class ImageReader:
@@ -86,7 +88,7 @@ class ImageReader:
         self._lock = Lock()
         self._read_errors = 0
         self._checked = np.zeros(len(self.files.paths), bool)
-        if self.files.in_shards:  # whose state is compared when a file is read
+        if self.files.in_shards:  # `ShardList.read` notices a changed shard
             self._checked[:] = self._is_complete(self._facts["flags"])
 
     # ---- pixels --------------------------------------------------------------------------------
@@ -95,10 +97,11 @@ class ImageReader:
         """The cropped image `index`, (S, S, 3) uint8; None if it is left out.
 
         Args:
-          draws: the random numbers that the crop takes, if any.
+          draws: in training the crop's random numbers, (DRAWS,) float64; in evaluation nothing.
 
         Raises:
-          UserError: the image can't be decoded, and the policy is ``error``.
+          UserError: the image can't be decoded, and the policy is ``error``; or its shard has
+            changed.
           DataGone: its folder has disappeared, or the disk fails.
         """
         if self._bad[index]:
@@ -112,7 +115,7 @@ class ImageReader:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Stack a step's images: (R, S, S, 3) uint8, labels (R,) int32, mask (R,) bool.
 
-        An image that was left out is black, and its mask False.
+        An image that was left out (None) is black, and its mask is False.
         """
         size = self.crop.image_size
         pixels = np.zeros((len(rows.index), size, size, 3), np.uint8)
@@ -131,7 +134,7 @@ class ImageReader:
         return index[~self._checked[index]]
 
     def check(self, index: np.ndarray) -> None:
-        """Read the headers of images; for those in the index, only if their files have changed.
+        """Read the headers of those images that are not in the index or whose files have changed.
 
         Args:
           index: (R,) int64 indices into the file list.
@@ -148,13 +151,13 @@ class ImageReader:
         self._checked[index] = True
 
     def headers(self, index: np.ndarray) -> Headers:
-        """What is known of images from their headers; call `check` first.
+        """The sizes of images, and which of them DALI decodes; call `check` first.
 
         Args:
           index: (R,) int64 indices into the file list.
 
         Raises:
-          UserError: an image is too large, and the policy is ``error``.
+          UserError: an image is too large, as stored or resized, and the policy is ``error``.
         """
         facts = self._facts[index]
         sizes = np.stack([facts["height"], facts["width"]], axis=1)
@@ -173,11 +176,11 @@ class ImageReader:
         return Headers(np.where(good[:, None], sizes, 0), for_dali & (pixels <= MAX_DALI_PIXELS))
 
     def keep(self) -> None:
-        """Write the headers that were read to the index, for the next start."""
+        """Write the facts from the headers that were read to the index, for the next start."""
         self._index.keep()
 
     def _outdated(self, index: np.ndarray) -> np.ndarray:
-        """The given images whose headers must be read: those unknown or changed."""
+        """The given images whose headers are unknown or whose files have changed."""
         facts = self._facts[index]
         known = self._is_complete(facts["flags"])
         if self.files.in_shards or not known.any():
@@ -188,7 +191,7 @@ class ImageReader:
         return index[~known]
 
     def _check_jpegs(self, index: np.ndarray) -> np.ndarray:
-        """Read the headers of usual JPEGs; returns the images that are left."""
+        """Read the headers of ordinary JPEGs; returns the images that are something else."""
         facts = jpeg_facts(self.files.os_paths(index), with_end=self._find_truncated)
         done = self._is_complete(facts["flags"])
         if done.any():
@@ -214,16 +217,20 @@ class ImageReader:
         self._index.changed = True
 
     def _is_complete(self, flags: Any) -> Any:
-        """Whether the flags contain everything that this reader needs; also for arrays of flags."""
+        """Whether `flags`, an integer or an array, contain everything that this reader needs."""
         needed = self._needed | WHOLE * (self._find_truncated & (flags & JPEG != 0))
         return flags & needed == needed
 
     # ---- bad files -----------------------------------------------------------------------------
 
     def _try(self, index: int, read: Callable[[], T]) -> T | None:
-        """Call `read` on an image and apply the policy; None if the image is left out.
+        """Call `read` for image `index`, and apply the policy if it fails.
 
-        If the folder was away or the disk had an error, it is called again.
+        Calls `read` again if the folder had disappeared for a moment, and once more after a disk
+        error.
+
+        Returns:
+          what `read` returns; None if the image is left out.
         """
         retried = False
         while True:
@@ -253,7 +260,7 @@ class ImageReader:
                 self.bad_files.append(path)
 
     def _check_disk(self, path: str, cause: BadImage) -> None:
-        """Raise `DataGone` if the whole disk fails, not only the part that contains one image."""
+        """Count a read error; raise `DataGone` if the whole disk fails and not only one file."""
         with self._lock:
             self._read_errors += 1
         if cause.errno in UNREACHABLE or self._read_errors > MAX_READ_ERRORS:

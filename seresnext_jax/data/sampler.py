@@ -26,31 +26,36 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Streams:
-    """Shards, for epochs that read a few of them at a time, each in its own order.
+    """The images of each shard, for epochs that read a few shards at a time, each sequentially.
 
-    Such an epoch's batches mix the images of `at_once` shards. Two images of one shard always come
-    in the same order, with others between them; which shards are mixed changes with the epoch.
+    The batches of such an epoch mix the images of `at_once` shards. The images of one shard always
+    come in the order of the shard; which shards are mixed changes with the epoch.
     """
 
     images: np.ndarray
     """(M,) int64 indices into the file list: the images of the first shard, of the second, …"""
     ends: np.ndarray
-    """(S,) int64: the end of each shard in `images`."""
+    """(S,) int64: the (exclusive) end of each shard in `images`."""
     at_once: int
 
     @staticmethod
     def of(shards: np.ndarray, offsets: np.ndarray, at_once: int) -> "Streams":
-        """The streams of images, given each one's shard and its place there; (M,) each."""
+        """Create the streams.
+
+        Args:
+          shards: (M,) the number of each image's shard.
+          offsets: (M,) its offset in the shard, in bytes.
+        """
         images = np.lexsort([offsets, shards])
         ends = np.flatnonzero(np.diff(shards[images], append=-1)) + 1
         return Streams(images, ends, at_once)
 
     def digest(self) -> str:
-        """Identifies which image is where in the shards."""
+        """A CRC-32, in hexadecimal, of the order of the images in the shards."""
         return f"{zlib.crc32(self.ends.tobytes(), zlib.crc32(self.images.tobytes())):08x}"
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """The images of an epoch, (M,) int64."""
+        """An epoch's order: (M,) int64 indices into the file list."""
         generator = np.random.Generator(_philox(_ORDER_STREAM, seed, epoch))
         shards = np.split(self.images, self.ends[:-1])
         mixed = generator.permutation(len(shards)).tolist()
@@ -117,10 +122,10 @@ class Sampler(ABC):
     num_images: int
     images_per_pass: int
     columns: slice
-    """The images of a pass that this process delivers."""
+    """The range of a pass's images that this process provides."""
     accumulation: int = 1
     max_steps: int = -1
-    """An epoch or evaluation ends after this many steps; -1: it takes the whole split."""
+    """Upper limit of the steps in an epoch or evaluation; -1: no limit."""
 
     @property
     def images_per_step(self) -> int:
@@ -148,11 +153,11 @@ class Sampler(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSampler(Sampler):
-    """Endless epochs, each in a new order; images that do not fill the last step are dropped."""
+    """Endless epochs, each in a new order; an epoch's incomplete last step is dropped."""
 
     seed: int
     streams: Streams | None = None
-    """None: all images in any order."""
+    """The shards, if an epoch mixes a few of them at a time; None: it shuffles all images."""
 
     @property
     def num_steps(self) -> int:

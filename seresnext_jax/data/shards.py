@@ -31,8 +31,8 @@ _OPEN_FILES = 128
 PLACE = np.dtype(
     [("shard", np.int32), ("length", np.int64), ("offset", np.int64), ("header", np.uint32)]
 )
-"""Where an image is: the shard's number, the image's size and place in bytes, and the CRC-32 of
-the tar header before it, which contains its name, size, time and checksum."""
+"""Where an image is: the shard's number, the image's size and offset in bytes, and the CRC-32 of
+the tar header before it. The header contains the name, size, time and a checksum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +42,14 @@ class ShardList(FileList):
     shards: tuple[str, ...]
     """File names in the split's folder."""
     lengths: tuple[int, ...]
-    """Their sizes in bytes."""
+    """Sizes of the shards in bytes."""
     places: np.ndarray
     """(M,) `PLACE`."""
     in_shards: ClassVar[bool] = True
     fix_for_bad: ClassVar[str] = "replace it in the class folders and pack them again"
 
     def path(self, index: int) -> str:
-        """The path of a shard, and the name of the member: for messages."""
+        """The path of the shard and the name of the member, for messages."""
         return f"{self.file_of(index)}: {self.paths[index]}"
 
     def file_of(self, index: int) -> str:
@@ -126,7 +126,7 @@ def index_beside(folder: Path) -> Path:
 
 
 def find_shards(folder: Path) -> tuple[str, ...]:
-    """The names of the tar files in a split's folder, sorted; none if it has folders.
+    """The names of the tar files in a split's folder, sorted; () if it is missing or has folders.
 
     Raises:
       UserError: the folder can't be listed, is not packed completely, or has compressed tar files.

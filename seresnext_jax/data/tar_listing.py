@@ -1,4 +1,4 @@
-"""Lists the images in tar files that others have packed: names, places and labels."""
+"""Lists the images in tar files that pack.py has not indexed: names, places and labels."""
 
 import os
 import tarfile
@@ -18,14 +18,15 @@ from seresnext_jax.data.walk import is_hidden, listing, place_state
 from seresnext_jax.errors import UserError, printable
 
 _MOST_PADDING = 2**20
-"""Bytes of zeros after the last member; a file whose space was only reserved has more."""
+"""Maximum number of zero bytes after the last member; a file that was allocated but not completely
+written has more."""
 _NO_LABEL = -1
 
 
 def list_shards(folder: Path, progress: Progress) -> Listing:
-    """List the images in a split's tar files, in the order of the same images in folders.
+    """List the images in a split's tar files, in the order that they would have in class folders.
 
-    Labels without class names keep the order in the shards.
+    Images with labels from .cls members keep their order in the shards.
 
     Args:
       progress: called after each shard.
@@ -71,7 +72,7 @@ def list_shards(folder: Path, progress: Progress) -> Listing:
 
 
 def _by_class(name: str) -> str:
-    """The key by which names are sorted: by class, then by name."""
+    """Sort key: by class folder, then by the rest of the name."""
     return name.replace("/", "\0", 1)
 
 
@@ -86,7 +87,11 @@ def _check_labels(folder: Path, names: list[str], labels: np.ndarray) -> None:
 
 
 def _labels_by_folder(folder: Path, names: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The labels, and the names of the classes."""
+    """The labels, (M,) int32, and the class names.
+
+    Raises:
+      UserError: an image is not in a class folder.
+    """
     loose = [name for name in names if "/" not in name]
     if loose:
         raise UserError(
@@ -102,24 +107,24 @@ def _labels_by_folder(folder: Path, names: list[str]) -> tuple[np.ndarray, tuple
 # ---- one shard ---------------------------------------------------------------------------------
 
 _Place = tuple[int, int, int, int]
-"""As in `PLACE`."""
+"""The fields of `PLACE`: shard, length, offset, header."""
 
 
 class _Part(NamedTuple):
     """What one shard contains."""
 
     names: list[str]
-    """Of the R members that have the suffix of an image and are plain files."""
+    """Names of the R images: plain files, or hard links to one, with the suffix of an image."""
     places: np.ndarray
     """(R,) `PLACE`."""
     labels: np.ndarray
     """(R,) int32: the number in the .cls member of the same sample, or `_NO_LABEL`."""
     others: Paths
-    """Names of the other members."""
+    """Names of the other files, except .cls."""
 
 
 class _Member(tarfile.TarInfo):
-    """A member that knows the CRC-32 of its header."""
+    """A member with the CRC-32 of its header."""
 
     crc: int
 
@@ -131,7 +136,7 @@ class _Member(tarfile.TarInfo):
 
 
 def _read_shard(path: Path, shard: int) -> _Part:
-    """The files in a shard, without hidden ones.
+    """List the images, labels and other files in a shard, without hidden files.
 
     Raises:
       UserError: it can't be read.
@@ -165,10 +170,12 @@ def _read_shard(path: Path, shard: int) -> _Part:
 
 
 def _members(raw: BinaryIO, shard: int) -> Iterator[tuple[str, _Place | None]]:
-    """The names of the members that are not hidden, and the places of plain files.
+    """Yield each file that is not hidden, with its place; None if it is not a plain file.
+
+    A hard link has the place of its target.
 
     Raises:
-      ValueError: a name occurs twice, or the file was cut off.
+      ValueError: a name occurs twice or contains a zero byte, or the shard is truncated.
     """
     places: dict[str, _Place | None] = {}
     with tarfile.open(fileobj=raw, mode="r:", tarinfo=_Member) as tar:
@@ -195,7 +202,7 @@ def _members(raw: BinaryIO, shard: int) -> Iterator[tuple[str, _Place | None]]:
 
 
 def _check_end(raw: BinaryIO, end: int) -> None:
-    """Refuse a truncated shard; if a header is cut, tarfile takes it for a shorter shard."""
+    """Raise `ValueError` for a truncated shard; tarfile accepts one that ends within a header."""
     raw.seek(end)
     rest = raw.read(_MOST_PADDING + 1)
     if not BLOCK <= len(rest) <= _MOST_PADDING or any(rest):
@@ -203,7 +210,7 @@ def _check_end(raw: BinaryIO, end: int) -> None:
 
 
 def _sample(name: str) -> str:
-    """What a sample's members have in common: the name up to the first dot of its last part."""
+    """The key of a member's sample: its path up to the first dot of the file name."""
     folder, base = os.path.split(name)
     return f"{folder}/{base.partition('.')[0]}"
 

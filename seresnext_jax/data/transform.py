@@ -1,7 +1,8 @@
 """Crops a decoded image to the square that the network sees, in training and in evaluation.
 
-Each crop has two parts: it computes the numbers of many images at once, as input for DALI, and it
-applies the same numbers to one image with Pillow. The DALI backends are tested against Pillow.
+Each crop has two methods: `numbers` computes the windows of many images at once, as input for DALI,
+and `__call__` crops one image with Pillow, using `numbers`. The DALI backends are tested against
+Pillow.
 """
 
 from dataclasses import dataclass
@@ -15,19 +16,19 @@ from seresnext_jax.data.images import check_pixels
 ATTEMPTS = 10
 """Attempts at a random crop before the centre is used (torchvision's RandomResizedCrop)."""
 DRAWS = 2 * ATTEMPTS + 3
-"""Uniform numbers per training image: area and ratio of each attempt, top, left, flip."""
+"""Uniform random numbers per training image: area and ratio of each attempt, top, left, flip."""
 
 RESAMPLING: dict[Interpolation, Image.Resampling] = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "triangular": Image.Resampling.BILINEAR,
 }
-"""Pillow's filters, which all smooth an image that they shrink."""
+"""Pillow's filters; all of them antialias when they shrink an image."""
 
 
 @dataclass(frozen=True)
 class TrainCrop:
-    """A random window, resized; half of the images are mirrored."""
+    """A random window, resized, and if `flip` is set, mirrored with probability 1/2."""
 
     config: DataConfig
 
@@ -37,8 +38,8 @@ class TrainCrop:
         return self.config.image_size
 
     def __str__(self) -> str:
-        """What determines the pixels. Do not change it: checkpoints contain it in their
-        fingerprints."""
+        """The options that determine the pixels. Do not change this text: the fingerprints in
+        checkpoints depend on it."""
         names = ["image_size", "eval_margin", "crop_area", "crop_ratio", "flip"]
         if RESAMPLING[self.config.interpolation] is not Image.Resampling.BILINEAR:
             names += ["interpolation"]
@@ -55,9 +56,10 @@ class TrainCrop:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The windows to crop, and whether to mirror.
 
-        torchvision's RandomResizedCrop.get_params: up to ten windows with an area uniform in
-        `crop_area` times the image's and a log-uniform width / height; the first that fits is
-        placed uniformly, else the largest centred window whose ratio is allowed. Rounds halves up.
+        Like torchvision's RandomResizedCrop.get_params, but rounds halves up. It tries `ATTEMPTS`
+        windows with an area uniform in `crop_area` times the image's, and width / height
+        log-uniform in `crop_ratio`. The first window that fits is placed uniformly. If none fits,
+        the largest centred window with an allowed ratio is used.
 
         Args:
           sizes: (R, 2) height and width of the images, in pixels.
@@ -88,7 +90,7 @@ class TrainCrop:
         return np.floor(start).astype(np.int64), np.floor(shape).astype(np.int64), flip
 
     def largest(self, sizes: np.ndarray) -> np.ndarray:
-        """Sizes (R, 2) of the largest intermediate images: those of the decoded ones."""
+        """(R, 2) height and width of the largest intermediate images: here the decoded ones."""
         return sizes
 
     def __call__(self, image: Image.Image, draws: np.ndarray) -> np.ndarray:
@@ -133,7 +135,7 @@ class CentreCrop:
         return np.rint((resized - self.image_size) / 2).astype(np.int64), resized
 
     def largest(self, sizes: np.ndarray) -> np.ndarray:
-        """Sizes (R, 2) of the largest intermediate images: the decoded or the resized ones."""
+        """(R, 2) height and width of the largest intermediate images: decoded or resized."""
         decoded = sizes.min(axis=1, keepdims=True) > self.image_size + self.eval_margin
         return np.where(decoded, sizes, self.numbers(sizes)[1])
 

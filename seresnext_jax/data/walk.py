@@ -42,7 +42,7 @@ def place_state(path: str | Path) -> PlaceState:
 
 
 def folders_below(folder: str | Path) -> Iterator[Folder]:
-    """A folder and the folders below it.
+    """Yield a folder and the folders below it.
 
     No folder is listed twice, so links can't make a cycle. A folder that is reached by its own path
     and by links appears under its own path. A link to a folder that contains the link is ignored.
@@ -74,7 +74,7 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
     """The names of the files and of the folders in a folder; hidden ones are left out."""
     with os.scandir(folder) as found:
         entries = list(found)
-    # Most entries are files, and this asks no disk.
+    # Most entries are files, and this needs no disk access.
     others = [entry for entry in entries if not entry.is_file(follow_symlinks=False)]
     folders = {entry.name for entry in others if _is_folder(entry)}
     names = [name for name in [entry.name for entry in entries] if name[0] != "."]
@@ -86,12 +86,12 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # links in a circle
+    except OSError:  # a cycle of links
         return False
 
 
 def files_below(folder: str | Path) -> Iterator[str]:
-    """The paths of all files below a folder, in the order of `folders_below`.
+    """Yield the paths of all files below a folder, in the order of `folders_below`.
 
     Raises:
       OSError: a folder can't be listed.
@@ -102,7 +102,7 @@ def files_below(folder: str | Path) -> Iterator[str]:
 
 @contextmanager
 def listing() -> Iterator[None]:
-    """Turn the error of a folder that can't be listed into a `UserError`."""
+    """Turn an `OSError` in the block into a `UserError`: a folder can't be listed."""
     try:
         yield
     except OSError as error:

@@ -16,9 +16,9 @@ from seresnext_jax.export.exported_network import INPUT, OUTPUT, Array, ExportPr
 from seresnext_jax.weights.info import Weights, to_json
 
 LIMITS: dict[ExportPrecision, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
-"""Largest difference from our float32 logits, relative to the largest of them, that is accepted."""
+"""Largest accepted difference from our float32 logits, relative to the largest logit."""
 _BATCHES = (1, 3)
-"""Batch sizes that are checked: any must work."""
+"""Batch sizes of the check; the file must accept any."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Export:
     """The JSON file beside it."""
     format: str
     runtime: str
-    """What ran the file, with its version."""
+    """The package that ran the file, and its version."""
     difference: float
     """Largest |file's logit - own logit|; ours are float32."""
     largest: float
@@ -55,7 +55,7 @@ def export_weights(
 ) -> Export:
     """Write ``out`` (.onnx or .stablehlo) and a JSON description beside it.
 
-    Nothing is written unless the file computes our logits.
+    Nothing is written unless the file computes our logits, within `LIMITS`.
 
     Args:
       replace: replace files that exist.
@@ -105,7 +105,7 @@ def _find_format(out: Path, precision: ExportPrecision) -> Format:
         )
     try:
         if out.suffix == ".onnx":
-            importlib.import_module("onnxruntime")  # for the check, after minutes of work
+            importlib.import_module("onnxruntime")  # for the check; fail before long work
 
             from seresnext_jax.export import onnx_file
 
@@ -131,7 +131,7 @@ def _find_format(out: Path, precision: ExportPrecision) -> Format:
 
 
 def _compare(form: Format, path: Path, weights: Weights) -> tuple[float, float]:
-    """Run the file on noise: the largest difference from our logits, and the largest of ours."""
+    """Run the file on noise: the largest |difference| from our logits, and our largest |logit|."""
     size = weights.info.image_size
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (max(_BATCHES), size, size, 3), np.uint8)
@@ -141,7 +141,7 @@ def _compare(form: Format, path: Path, weights: Weights) -> tuple[float, float]:
 
 
 def describe_export(export: Export, weights: Weights, precision: ExportPrecision) -> dict[str, Any]:
-    """What a program needs to know to run the file."""
+    """The content of the JSON description: what a program needs to know to run the file."""
     info = weights.info
     size = info.image_size
     return {

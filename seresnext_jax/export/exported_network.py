@@ -1,4 +1,4 @@
-"""The network that is exported: folded, from pixels to logits, in one dtype."""
+"""The network that is exported, with BatchNorm folded, and the logits it is checked against."""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -23,14 +23,18 @@ ExportPrecision = Literal["fp32", "bf16", "fp16"]
 def portable_forward(
     weights: Weights, precision: ExportPrecision
 ) -> tuple[jax.stages.Wrapped, Tree]:
-    """As `folded_forward`, but without the C++ kernel, which other programs do not have."""
+    """Like `folded_forward`, but without the C++ kernel, which other programs do not have."""
     network = _network(weights, precision)
     portable = network.clone(options=replace(network.options, portable=True))
     return folded_forward(portable, weights.variables, precision)
 
 
 def own_logits(weights: Weights, pixels: Array) -> Array:
-    """The logits of the network as it was trained: in float32, with BatchNorm not folded."""
+    """The reference logits (N, K): computed in float32, with BatchNorm not folded.
+
+    Args:
+      pixels: (N, S, S, 3) uint8.
+    """
     network = _network(weights, "fp32")
 
     @jax.jit

@@ -25,12 +25,12 @@ from seresnext_jax.weights.info import Weights
 
 RUNTIME = "onnxruntime"
 OPSET, IR_VERSION = 17, 8
-"""Of ONNX 1.12 (2022): TensorRT, Triton and older runtimes read them."""
+"""The versions of ONNX 1.12 (2022), which TensorRT, Triton and older runtimes read."""
 _TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
 
 
 def write_onnx(path: Path, weights: Weights, precision: ExportPrecision) -> None:
-    """Write the network with its weights; the batch size is free."""
+    """Write the network with its weights; the batch size is dynamic."""
     _, variables = portable_forward(weights, precision)
     params = {name: np.asarray(x) for name, x in flatten_dict(variables["params"], sep="/").items()}
     graph = _Graph(params)
@@ -50,7 +50,7 @@ def write_onnx(path: Path, weights: Weights, precision: ExportPrecision) -> None
 
 
 def run_onnx(path: Path, pixels: Array) -> Array:
-    """The logits that onnxruntime computes from the file, on the CPU."""
+    """The logits (N, K) float32 that onnxruntime computes from the file, on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -59,7 +59,7 @@ def run_onnx(path: Path, pixels: Array) -> Array:
 
 
 def _model(graph: "_Graph", weights: Weights) -> Any:
-    """The complete model, checked by ONNX's own rules."""
+    """The complete model, checked by `onnx.checker`."""
     size, classes = weights.info.image_size, weights.info.num_classes
     images = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", size, size, 3])
     logits = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", classes])
@@ -94,12 +94,12 @@ class _Graph:
         return output
 
     def constant(self, name: str, value: Array) -> str:
-        """Add an array; returns its name."""
+        """Add an array as an initializer; returns its name."""
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
     def normalized(self, images: str) -> str:
-        """`data.normalize.normalize`."""
+        """Add the nodes of `data.normalize.normalize`; the output is (N, S, S, 3) float32."""
         mean = self.constant("mean", 255 * np.array(IMAGENET_MEAN, np.float32))
         std = self.constant("std", 255 * np.array(IMAGENET_STD, np.float32))
         pixels = self.add("Cast", images, to=TensorProto.FLOAT)
@@ -121,7 +121,7 @@ class _Graph:
         return self.add("Relu", self.add("Add", out, residual))
 
     def _gate(self, at: str, x: str) -> str:
-        """The factors of squeeze-and-excitation, (N, C, 1, 1), of x's type."""
+        """The gate of squeeze-and-excitation for x: (N, C, 1, 1), in the dtype of x."""
         hidden = self.add("Relu", self.linear(f"{at}/squeeze", self.pixel_mean(x)))
         gate = self.add("Sigmoid", self.linear(f"{at}/expand", hidden))
         axes = self.constant(f"{at}/axes", np.array([2, 3], np.int64))
@@ -129,7 +129,7 @@ class _Graph:
         return self.add("Cast", self.add("Unsqueeze", gate, axes), to=kind)
 
     def conv(self, at: str, norm: str, x: str, stride: int) -> str:
-        """A convolution and the bias that is left of its BatchNorm."""
+        """A convolution with the bias of its folded BatchNorm."""
         kernel = self._params[f"{at}/kernel"].transpose(3, 2, 0, 1)
         weight = self.constant(f"{at}/kernel", kernel)
         bias = self.constant(f"{norm}/bias", self._params[f"{norm}/bias"])
@@ -148,7 +148,7 @@ class _Graph:
         return out
 
     def pixel_mean(self, x: str) -> str:
-        """The mean of each channel over the pixels: (N, C) float32."""
+        """Global average pooling: (N, C) float32."""
         pooled = self.add("Flatten", self.add("GlobalAveragePool", x))
         return self.add("Cast", pooled, to=TensorProto.FLOAT)
 

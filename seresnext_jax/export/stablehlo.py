@@ -15,7 +15,7 @@ RUNTIME = "jax"
 
 
 def write_stablehlo(path: Path, weights: Weights, precision: ExportPrecision) -> None:
-    """Write the network with its weights; the batch size is free."""
+    """Write the network with its weights; the batch size is dynamic."""
     forward, variables = portable_forward(weights, precision)
     constants = jax.tree.map(jnp.asarray, variables)
     size = weights.info.image_size
@@ -30,5 +30,5 @@ def write_stablehlo(path: Path, weights: Weights, precision: ExportPrecision) ->
 
 
 def run_stablehlo(path: Path, pixels: Array) -> Array:
-    """The logits that the file computes."""
+    """The logits (N, K) float32 that the file computes on JAX's default device."""
     return np.asarray(export.deserialize(bytearray(path.read_bytes())).call(pixels))

@@ -27,7 +27,7 @@ PUBLISHED: dict[tuple[str, str, str], float] = {
 """Training speed of the original on one GPU, in images/s, as NVIDIA published it; by architecture,
 a part of the device's name, and precision."""
 _WARM_UP, _MEASURED = 2, 8
-"""Batches that are read before the measurement, and those that are measured."""
+"""Number of batches read before the measurement, and of batches measured."""
 
 
 def check_dataset(config: Config) -> Finding:
@@ -61,7 +61,7 @@ def check_reading(config: Config, mesh: Mesh) -> Finding:
 def measure_reading(config: Config, mesh: Mesh) -> tuple[float, int]:
     """The speed of the run's loader in images/s, and the number of training images.
 
-    Files that were read shortly before come from memory: the disk may be slower.
+    Files that were read recently come from the page cache; the disk may be slower.
 
     Raises:
       UserError: as `open_train`, the images fill no step, or one can't be decoded.
@@ -83,7 +83,7 @@ def measure_reading(config: Config, mesh: Mesh) -> tuple[float, int]:
 
 
 def needed_rate(config: Config, device_kind: str, devices: int) -> float | None:
-    """Images/s that the devices train at, by `PUBLISHED`; None: there is no figure."""
+    """Images/s that the devices train at, by `PUBLISHED`; None if it has no figure."""
     for (arch, device, precision), rate in PUBLISHED.items():
         if device in device_kind and (arch, precision) == (config.model.arch, config.precision):
             return devices * rate
@@ -91,7 +91,7 @@ def needed_rate(config: Config, device_kind: str, devices: int) -> float | None:
 
 
 def judge_reading(rate: float, images: int, needed: float | None) -> Finding:
-    """The finding for a speed.
+    """The finding about a reading speed.
 
     Args:
       rate: images/s that are read.
@@ -140,7 +140,7 @@ def check_disk(
             "disk", "ok", f"{shown_bytes(free)} free; no checkpoints are saved", numbers=numbers
         )
     keep = config.checkpoint.keep
-    # The last ones, the best one, and the one that is being written; -1 keeps one per epoch.
+    # The last ones, the best one, and the one being written; -1 keeps one per epoch.
     count = config.epochs + 1 if keep < 0 else max(keep, 1) + 2
     needed = count * state_bytes
     text = (

@@ -10,7 +10,7 @@ Status = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found."""
+    """The result of one check."""
 
     name: str
     status: Status
@@ -20,7 +20,7 @@ class Finding:
     fix: str = ""
     """What to do about a warning or a problem."""
     numbers: dict[str, float] = field(default_factory=dict)
-    """What was measured; the name ends with the unit."""
+    """Measured values by name, such as ``free_bytes`` or ``images_per_s``."""
 
     def lines(self) -> list[str]:
         """The finding as lines to print."""
@@ -35,5 +35,5 @@ def problem_of(name: str, error: UserError) -> Finding:
 
 
 def shown_bytes(size: float) -> str:
-    """A number of bytes for people."""
+    """A size in MB or GB as text, such as ``1.5 GB``."""
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

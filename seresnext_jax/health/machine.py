@@ -19,7 +19,7 @@ from seresnext_jax.ops.convolution import conv2d, cpu_kernel_problem
 PROJECT = "seresnext-jax"
 DRIVER = Path("/proc/driver/nvidia/version")
 OLDEST_DRIVER = {"12": 525, "13": 580}
-"""The first driver that runs programs of each CUDA version."""
+"""The oldest driver release for each major version of CUDA."""
 _TOLERANCE = 2e-2
 """Tolerance of a convolution in TF32, relative to its largest value."""
 
@@ -33,7 +33,7 @@ def installed_version(package: str) -> str | None:
 
 
 def check_packages(installed: Callable[[str], str | None] = installed_version) -> Finding:
-    """Compare the packages with what this project needs, and JAX's plugins with jaxlib."""
+    """Compare package versions with the project's requirements, and JAX's plugins with jaxlib."""
     problems, fixes = [], []
     try:
         texts = requires(PROJECT) or []
@@ -89,7 +89,7 @@ def check_driver(
 def check_devices(
     find: Callable[[], Sequence[jax.Device]] = jax.devices, driver: Path = DRIVER
 ) -> Finding:
-    """The devices that JAX sees; without the number of devices, JAX does not start."""
+    """The devices that JAX finds; ``devices`` is missing in `numbers` if JAX does not start."""
     fix = "see the driver above; also check CUDA_VISIBLE_DEVICES and JAX_PLATFORMS"
     try:
         devices = find()
@@ -149,7 +149,7 @@ def check_dali(backend: Backend | None) -> Finding:
     """Import DALI.
 
     Args:
-      backend: what a run reads its images with; None: no run is planned.
+      backend: the input backend of the planned run; None: no run is planned.
     """
     try:
         importlib.import_module("seresnext_jax.data.backends.dali")

@@ -1,4 +1,4 @@
-"""Checks the memory that the compiler plans for the training step."""
+"""Checks whether the memory that the compiler plans for a training step fits the device."""
 
 import os
 from functools import partial
@@ -18,11 +18,11 @@ from seresnext_jax.training.state import TrainState, create_train_state
 from seresnext_jax.training.step import lower_train_step
 
 _CLOSE = 0.9
-"""Above this share of the memory, there is a warning."""
+"""A step that needs more than this share of the memory gets a warning."""
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
-    """The shapes of a run's training state, on every device of the mesh."""
+    """Shapes and dtypes of a run's training state, replicated over the mesh."""
     network = make_network(config.model, POLICIES[config.precision].compute_dtype)
     state = jax.eval_shape(partial(create_train_state, config), abstract_variables(network))
 
@@ -33,7 +33,7 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
 
 
 def size_in_bytes(tree: Any) -> int:
-    """The size of the arrays in a tree, or of arrays with these shapes."""
+    """The total size of the arrays in a tree, or of arrays with its shapes and dtypes."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
@@ -53,7 +53,7 @@ def step_bytes(config: Config, mesh: Mesh) -> int:
     """Bytes per device that the compiled training step takes: its arguments, results and buffers.
 
     Raises:
-      UserError: the batch sizes do not divide.
+      UserError: the batch sizes do not divide, or the backend reports no memory.
     """
     passes, _ = divide_batch(config, mesh.size)
     network = make_network(config.model, POLICIES[config.precision].compute_dtype)
@@ -62,13 +62,13 @@ def step_bytes(config: Config, mesh: Mesh) -> int:
     memory = compiled.memory_analysis()
     if memory is None:
         raise UserError("this backend reports no memory: compile for another one")
-    # Results that reuse the memory of arguments are in both numbers.
+    # Results that reuse the memory of arguments are in both sizes.
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return int(memory.argument_size_in_bytes + results + memory.temp_size_in_bytes)
 
 
 def available_bytes(mesh: Mesh) -> int:
-    """The memory of a device; CPU devices share the machine's."""
+    """The memory of one device in bytes; CPU devices share the machine's equally."""
     device = mesh.local_devices[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit:

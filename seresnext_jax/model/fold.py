@@ -18,10 +18,10 @@ Path = tuple[str, ...]
 
 
 def fold_batch_norm(network: ResNet, variables: Tree) -> tuple[ResNet, Tree]:
-    """A network without BatchNorm, and its variables; they give the same logits up to rounding.
+    """Return a network without BatchNorm, and its variables; the logits are equal up to rounding.
 
-    Kernels and biases are rounded to the network's dtype here, once. The folded network can't be
-    trained.
+    The convolutions' kernels and biases are rounded to the network's dtype here, once. The folded
+    network can't be trained.
     """
     params, stats = flatten_dict(variables["params"]), flatten_dict(variables["batch_stats"])
     folded = dict(params)
@@ -39,6 +39,6 @@ def fold_batch_norm(network: ResNet, variables: Tree) -> tuple[ResNet, Tree]:
 
 
 def _convolution_before(norm: list[str]) -> Path:
-    """``bn2`` → ``conv2``; in a downsample, ``1`` → ``0``."""
+    """The path of the convolution: ``bn2`` → ``conv2``; in a downsample, ``1`` → ``0``."""
     *parents, name = norm
     return (*parents, "0" if name == "1" else name.replace("bn", "conv"))

@@ -1,4 +1,4 @@
-"""Random weights, drawn on the host with NumPy: nothing is compiled.
+"""Random weights, drawn on the host with NumPy, so that nothing is compiled.
 
 `network.init` draws from the same distributions, but takes half a minute to compile on a GPU.
 """

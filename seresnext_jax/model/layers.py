@@ -1,7 +1,7 @@
 """Conv, Dense, BatchNorm and SqueezeExcite with PyTorch's semantics and initialisers.
 
-Parameters are float32; each layer casts them to the type of its input. NHWC throughout. Sub-module
-names are the original's, so that a path reads like its state-dict key.
+Arrays are NHWC and parameters float32; Conv and Dense cast their kernels to the dtype of the input.
+Sub-module names are the original's, so that a path reads like its state-dict key.
 """
 
 import math
@@ -62,7 +62,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, C) of any float type → (N, features) float32."""
+        """(N, C) of any float dtype → (N, features) float32."""
         bound = linear_bound(x.shape[-1])
 
         def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -74,7 +74,7 @@ class Dense(nn.Module):
 
 
 class Affine(NamedTuple):
-    """BatchNorm as ``slope · x + offset`` of its input x, and the means that it computed of x."""
+    """BatchNorm of an input x as ``slope · x + offset``, and the means of x over each image."""
 
     slope: jax.Array
     """(G, C) float32; one row for each group of images that are normalised together."""
@@ -87,9 +87,9 @@ class Affine(NamedTuple):
 class BatchNorm(nn.Module):
     """Batch normalisation as `torch.nn.BatchNorm2d`: eps 1e-5, momentum 0.1, float32 statistics.
 
-    Normalises with the biased variance and keeps the unbiased one. Statistics are those of
-    `group_size` images (0: all images of this device); the running averages are updated with the
-    mean over the groups.
+    Training normalises with the biased variance; the running average is of the unbiased one.
+    Statistics are computed over `group_size` images (0: all images of this device), and their mean
+    over the groups updates the running averages.
     """
 
     group_size: int = 0
@@ -98,7 +98,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """(N, H, W, C) → the same shape and type.
+        """(N, H, W, C) → the same shape and dtype.
 
         Raises:
           ValueError: in training, a group has a single value per channel.
@@ -110,7 +110,7 @@ class BatchNorm(nn.Module):
     def affine(self, x: jax.Array, *, train: bool) -> Affine:
         """Compute the normalisation of x (N, H, W, C) without applying it.
 
-        The caller can then join it with the next operations in one pass over x. In training, this
+        The caller can then fuse it with the next operations into one pass over x. In training, this
         updates the running statistics.
 
         Raises:
@@ -150,8 +150,7 @@ class BatchNorm(nn.Module):
 
 
 class FoldedBatchNorm(nn.Module):
-    """The bias that remains of a BatchNorm whose slope is folded into the kernel before it
-    (fold.py)."""
+    """What is left of a BatchNorm after its slope is folded into a kernel: a bias (fold.py)."""
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """As `BatchNorm`, in evaluation only."""

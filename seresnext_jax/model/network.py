@@ -30,7 +30,7 @@ from seresnext_jax.ops.pooling import global_mean, max_pool
 
 @dataclass(frozen=True)
 class Architecture:
-    """One row of the table."""
+    """An architecture of the ResNet family; one row of `ARCHITECTURES`."""
 
     block: Literal["basic", "bottleneck"]
     layers: tuple[int, ...]
@@ -87,18 +87,18 @@ the original's 20.06 release, whose grp- variants differ from the plain ones in 
 
 @dataclass(frozen=True)
 class Options:
-    """What every block of a network has in common."""
+    """The settings that all blocks of a network share."""
 
     arch: Architecture
     init_mode: FanMode = "fan_in"
-    """Fan of the convolutions' initialiser."""
+    """Fan mode of the convolutions' initialiser."""
     last_bn_0_init: bool = False
     bn_group_size: int = 0
     """Images normalised together; 0: all images of this device."""
     folded: bool = False
-    """Whether BatchNorm is part of the convolutions (fold.py): for inference only."""
+    """Whether BatchNorm is folded into the convolutions (fold.py), for inference only."""
     portable: bool = False
-    """Whether XLA's own operations are enough to run it: the C++ kernel is not used."""
+    """Whether to use XLA's own operations only, not the C++ kernel for CPUs."""
 
     def conv(
         self, name: str, features: int, kernel_size: int, stride: int = 1, groups: int = 1
@@ -114,7 +114,7 @@ class Options:
 
 
 FEATURES = ("layer1", "layer2", "layer3", "layer4", "classifier")
-"""What `ResNet.extract_features` can return."""
+"""The names of the outputs that `ResNet.extract_features` can return."""
 
 
 class Downsample(nn.Module):
@@ -197,7 +197,7 @@ class Stages(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, count: int, train: bool) -> list[jax.Array]:
-        """The outputs of the first `count` stages."""
+        """The outputs of the first `count` stages, each of the shape that `Stage` returns."""
         outputs = []
         for i in range(count):
             x = Stage(self.options, i, name=str(i))(x, train=train)
@@ -211,7 +211,7 @@ class ResNet(nn.Module):
     options: Options
     num_classes: int
     dtype: jnp.dtype
-    """Type of the activations."""
+    """Dtype of the activations."""
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits (N, num_classes), float32, of normalised images (N, H, W, 3)."""
@@ -225,11 +225,14 @@ class ResNet(nn.Module):
 
         Args:
           x: normalised images (N, H, W, 3).
-          layers: some of `FEATURES`; ``layer1`` is (N, H/4, W/4, C) and each further one halves H
-            and W; ``classifier`` is the logits (N, num_classes), float32.
+          layers: some of `FEATURES`.
+
+        Returns:
+          The outputs by name: ``layer1`` is (N, ⌈H/4⌉, ⌈W/4⌉, C), and each later stage halves H and
+          W; ``classifier`` is the logits (N, num_classes), float32.
 
         Raises:
-          ValueError: an unknown name.
+          ValueError: an unknown name, or no name.
         """
         if unknown := set(layers) - set(FEATURES):
             raise ValueError(f"unknown features {sorted(unknown)}: choose from {FEATURES}")
@@ -259,7 +262,7 @@ def find_architecture(name: str) -> Architecture:
 
 
 def make_network(config: ModelConfig, dtype: jnp.dtype) -> ResNet:
-    """The network that a config names; its activations have the type `dtype`.
+    """The network that a config names; its activations have the dtype `dtype`.
 
     Raises:
       UserError: an unknown architecture.
@@ -274,7 +277,7 @@ def make_network(config: ModelConfig, dtype: jnp.dtype) -> ResNet:
 
 
 def abstract_variables(network: ResNet) -> Any:
-    """Shapes and types of a network's params and batch_stats."""
+    """Shapes and dtypes of a network's params and batch_stats; nothing is computed."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(partial(network.init, train=False), key, image)

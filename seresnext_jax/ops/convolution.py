@@ -15,7 +15,7 @@ from seresnext_jax.ops.cpu.grouped_native import compilation_problem
 from seresnext_jax.ops.gpu.convolution import conv2d_on_gpu
 
 
-# Compiled as one function, it is traced once for all layers of a shape, not once for each.
+# Jitted, so that it is traced once for all layers of a shape, not once for each layer.
 @partial(jax.jit, static_argnames=("stride", "padding", "groups", "portable"))
 def conv2d(
     x: jax.Array,
@@ -28,12 +28,12 @@ def conv2d(
 ) -> jax.Array:
     """Convolve with symmetric zero padding, as `torch.nn.functional.conv2d` does.
 
-    Inside `jax.shard_map`, x and the kernel have to vary over the same axes (`mesh.vary`).
+    Inside `jax.shard_map`, x and the kernel must vary over the same mesh axes (`mesh.vary`).
 
     Args:
       x: (N, H, W, C).
       kernel: (kh, kw, C / groups, O), of x's dtype.
-      portable: use XLA's own operations only, so that other programs can run what is exported.
+      portable: use XLA's own operations only, so that other programs can run an exported network.
 
     Returns:
       (N, (H + 2 padding - kh) // stride + 1, likewise, O), of x's dtype.
@@ -48,5 +48,5 @@ def conv2d(
 
 
 def cpu_kernel_problem() -> str:
-    """Why the C++ kernel for CPUs can't be used on this machine; "": it can."""
+    """Why the C++ kernel for CPUs can't be used on this machine; "" if it can."""
     return compilation_problem()

@@ -1,4 +1,4 @@
-"""How the arrays of a network are stored on a device."""
+"""The memory layout of a network's arrays on a device."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ _CUDNN_KERNEL = (3, 0, 1, 2)
 
 
 def inference_format(x: Any, sharding: Sharding) -> Format:
-    """Where an array of a folded network goes, and the order of its axes there.
+    """The layout and sharding of a folded network's array, for `jax.device_put`.
 
-    On a GPU kernels are stored as cuDNN reads them, so they are not rearranged in every call. For
-    `jax.device_put`.
+    On a GPU, kernels are stored in the order that cuDNN reads, so they are not transposed in every
+    call.
     """
     platforms = {str(device.platform) for device in sharding.device_set}  # type: ignore[attr-defined]
     axes = tuple(range(x.ndim))

@@ -1,7 +1,7 @@
 """The arithmetic of BatchNorm, in as few passes over the activations as possible.
 
 G groups of images are normalised separately: image n belongs to group n · G // N. Each
-function is compiled as one, so it is traced once for all layers of a shape.
+function is jitted, so it is traced once for all layers of a shape.
 """
 
 from functools import partial
@@ -18,8 +18,9 @@ def batch_statistics(
 
     Args:
       x: (N, H, W, C).
-      shift: (C,) float32, near the mean. It is subtracted before squaring, so that nothing cancels
-        where the mean is much larger than the standard deviation.
+      shift: (C,) float32, near the mean. It is subtracted before squaring, to avoid cancellation
+        if the mean is much larger than the standard deviation.
+      groups: G.
 
     Returns:
       (N, C), (G, C) and (G, C), float32.

@@ -7,7 +7,7 @@ from html import escape
 from seresnext_jax.report.panels import Line, Panel, Point
 
 STYLES = 8
-"""Number of colours and dash patterns in page.css; further lines start again with the first."""
+"""Number of line styles in page.css; further lines start again with the first."""
 
 _WIDTH, _HEIGHT = 380, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 10, 34
@@ -18,7 +18,7 @@ _MOST_DOTS = 30
 
 
 def draw(panel: Panel) -> str:
-    """The chart with its title, legend and a description for screen readers, as a ``figure``."""
+    """The chart as a ``figure`` with a text for screen readers; "" if there are no values."""
     lines = [line for line in panel.lines if any(y is not None for _, y in line.points)]
     if not lines:
         return ""
@@ -50,7 +50,7 @@ class Axis:
         log2: bool = False,
         whole: bool = False,
     ) -> None:
-        """Span at least the values from `low` to `high`; `whole`: only label whole numbers."""
+        """Span at least the values from `low` to `high`; `whole`: label integers only."""
         self._log2 = log2 and low > 0
         if self._log2:
             low, high = math.floor(math.log2(low)), math.ceil(math.log2(high))
@@ -77,7 +77,7 @@ class Axis:
 
 
 def _round_step(size: float) -> float:
-    """The nearest of 1, 2, 5, 10, 20, … that is at least `size`, at any power of ten."""
+    """The smallest of …, 0.5, 1, 2, 5, 10, 20, … that is at least `size`."""
     power = 10.0 ** math.floor(math.log10(size))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= size * (1 - 1e-9))
 
@@ -102,7 +102,7 @@ def _grid(x_axis: Axis, y_axis: Axis) -> str:
 
 
 def _curve(line: Line, x_axis: Axis, y_axis: Axis) -> str:
-    """A line with gaps where values are missing, and dots that show their values."""
+    """A line with gaps where values are missing; a short one has dots with tooltips."""
     points = thin(line.points)
     path, pen_down = [], False
     for x, y in points:

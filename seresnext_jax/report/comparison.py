@@ -56,8 +56,9 @@ def is_of_the_original(history: History) -> bool:
 
 
 def results(history: History) -> dict[str, float]:
-    """The numbers of a run to compare, by name; `result_table` has the same ones for people.
-    ``best.`` is the best epoch, ``last.`` the last one, everything else the whole run.
+    """The metrics of a run to compare, by name; `result_table` formats them.
+
+    The prefix ``best.`` means the best epoch, ``last.`` the last one, any other name the whole run.
     """
     last, over_run = history.epochs[-1:], history.summary
     found: dict[str, float] = {"epochs": last[0].epochs if last else 0}
@@ -75,7 +76,7 @@ def results(history: History) -> dict[str, float]:
 
 
 def result_table(runs: Sequence[Run]) -> Table:
-    """One column for each run."""
+    """The results of the runs, with one column for each run."""
     rows: dict[str, list[str]] = {}
     for number, (_, history) in enumerate(runs):
         for label, text in _result_rows(history):
@@ -100,7 +101,7 @@ def _result_rows(history: History) -> Iterable[tuple[str, str]]:
 
 
 def difference_tables(runs: Sequence[Run]) -> dict[str, Table]:
-    """What differs between the runs, by title; a run of the original only has its own options."""
+    """Tables of the options, hardware and versions that differ between the runs, by title."""
     header = ("", *(label for label, _ in runs))
     sources = {
         "Options that differ": [history.start.options for _, history in runs],

@@ -102,7 +102,7 @@ class Console:
             self.note(f"{what}: {done} of {total}")
 
     def step(self, done: int) -> None:
-        """Set the progress bar to `done` steps."""
+        """Set the progress bar of the epoch to `done` steps."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done)
 

@@ -1,4 +1,4 @@
-"""A contact sheet: the worst mistakes of an evaluation in one picture."""
+"""A contact sheet: the worst mistakes of an evaluation in one image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ class Cell(NamedTuple):
 
 
 def write_contact_sheet(path: Path, cells: Sequence[Cell]) -> None:
-    """Draw the cells row by row as a PNG.
+    """Draw the cells row by row, and write the sheet in the format of the file's suffix.
 
     Raises:
       UserError: the file can't be written.
@@ -64,14 +64,14 @@ def write_contact_sheet(path: Path, cells: Sequence[Cell]) -> None:
 
 
 def _font() -> ImageFont.FreeTypeFont:
-    """Matplotlib's font, which has the letters of many languages."""
+    """Matplotlib's font, which covers the scripts of many languages."""
     from matplotlib import get_data_path
 
     return ImageFont.truetype(str(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), _FONT_SIZE)
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """The text, with its middle left out if it is wider than an image."""
+    """The text; if it is wider than an image, with an ellipsis for its middle."""
     if font.getlength(text) <= _SIDE:
         return text
     kept = len(text) - 1

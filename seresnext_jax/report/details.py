@@ -15,10 +15,10 @@ from seresnext_jax.report.predictions import Predictions
 from seresnext_jax.report.statistics import calibration_error, reliability, wilson_interval
 
 _PRINTED = 5
-"""Classes and pairs that are printed; the files have all."""
+"""Number of classes and of pairs that are printed; the files contain all."""
 
 Row = dict[str, Any]
-"""A row of a table; the numbers are plain Python, None for one that is not finite."""
+"""A row of a table; numbers are Python ints and floats, None if not finite."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Details:
     confusions: list[Row]
     """A row for each pair of a label and a wrong prediction, the most frequent first."""
     mistakes: list[Row]
-    """A row for each wrong image, the one with the least probable label first."""
+    """A row for each misclassified image, the one with the least probable label first."""
 
 
 def explain(predictions: Predictions, names: Sequence[str], paths: Sequence[str]) -> Details:
-    """Compute the tables.
+    """Compute the tables of an evaluation; `predictions` must not be empty.
 
     Args:
       names: the name of each class, in label order.
@@ -134,12 +134,12 @@ def image_name(paths: Sequence[str], index: int) -> str:
 
 
 def number(value: Any) -> float | None:
-    """A float for JSON and CSV, with six digits after the point."""
+    """A float for JSON and CSV, rounded to six decimal places; None if not finite."""
     return round(float(value), 6) if math.isfinite(value) else None
 
 
 def detail_rows(details: Details) -> list[tuple[str, str]]:
-    """The accuracy with its interval, the calibration, and the worst classes and pairs."""
+    """The accuracy with its interval, the calibration error, and the worst classes and pairs."""
     summary = details.summary
     error = summary["calibration_error"]
     rows = [
@@ -225,7 +225,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _flat(row: Row) -> Row:
-    """A row whose list of classes is spread over columns."""
+    """A row with its list of classes spread over columns: ``index_1``, ``name_1``, …"""
     flat = {name: value for name, value in row.items() if name != "classes"}
     for i, found in enumerate(row.get("classes", ()), start=1):
         flat |= {f"{name}_{i}": value for name, value in found.items()}

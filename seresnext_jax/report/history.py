@@ -1,4 +1,4 @@
-"""A run, read from its report: the data of the pages, the plots and the comparison."""
+"""A run as read from its report: the data for the pages, the plots and the comparison."""
 
 import json
 import math
@@ -22,7 +22,7 @@ _OLD_NAMES = {"lr": "train.lr"}
 
 _NUMBER = (int, float)
 _ABOUT_THE_START = {"recipe": str, "command": str, "deviations": dict, "environment": dict}
-"""What is recorded with the options, and its type; fields of `RunStart`."""
+"""Facts recorded with the options, and their types; each is a field of `RunStart`."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ class RunStart:
     """The config file; empty: there was none, or an older version wrote the report."""
     command: str = ""
     deviations: Mapping[str, Any] | None = None
-    """Options that differ from the recipe: ``{"epochs": {"recipe": 90, "run": 3}}``."""
+    """Options that differ from the recipe: ``{"epochs": {"recipe": 90, "run": 3}}``.
+    None: unknown."""
     environment: Mapping[str, str] | None = None
-    """Hardware and versions."""
+    """Hardware and versions; None: unknown."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class History:
     ended: bool
     """The run wrote its summary."""
     plan: Mapping[str, Any]
-    """What the options led to; empty if only the report file is there."""
+    """The fields of the run's `Plan`; empty without a readable plan.json next to the report."""
 
     @property
     def start(self) -> RunStart:
@@ -78,12 +79,12 @@ class History:
 
     @property
     def seconds(self) -> float:
-        """Wall time from each start to its last record."""
+        """Seconds of wall time from each start to its last record, summed."""
         return sum(start.last_time - start.time for start in self.starts)
 
     @cached_property
     def summary(self) -> dict[str, float]:
-        """The metrics of the run from those of its epochs; see `metrics.summarize`."""
+        """The metrics of the run, computed from those of its epochs by `metrics.summarize`."""
         return summarize([sample.metrics for sample in self.epochs])
 
     @property
@@ -126,7 +127,11 @@ def read_history(path: Path) -> History:
 
 
 def _find_report(path: Path) -> Path:
-    """The report file of a workspace; a file is its own."""
+    """The report file in a workspace; `path` itself if it is a file.
+
+    Raises:
+      UserError: there is none.
+    """
     if not path.is_dir():
         if not path.exists():
             raise UserError(f"{path} does not exist: name a workspace or a report file")
@@ -152,7 +157,7 @@ def _entries(report: Path) -> Iterator[tuple[float, Position | None, Mapping[str
     """Time, position (None: the options) and data of the records of either format.
 
     Raises:
-      UserError: a record has no time, or its position is not one.
+      UserError: the time or the position of a record is missing or wrong.
     """
     for record in read_report(report):
         data = record.get("metrics", record.get("data"))
@@ -172,7 +177,7 @@ def _entries(report: Path) -> Iterator[tuple[float, Position | None, Mapping[str
 def _starts(
     parameters: list[tuple[float, Mapping[str, Any]]], times: list[float]
 ) -> tuple[RunStart, ...]:
-    """One for each record of this project's options; the original writes two at its only start.
+    """One start for each record of options; the original's two records belong to its only start.
 
     A report without options has one start, too.
     """
@@ -196,7 +201,7 @@ def _starts(
 def _with_evaluations(
     found: dict[Position, dict[str, float | None]], per_epoch: int
 ) -> dict[Position, dict[str, float | None]]:
-    """The records of epochs, and the evaluations after which there is none."""
+    """The records of epochs, and evaluations without an epoch record at the same position."""
     epochs: dict[Position, dict[str, float | None]]
     epochs = {p: m for p, m in found.items() if len(p) == 1}
     ends = {_epochs(p, per_epoch) for p in epochs}

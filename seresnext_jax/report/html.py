@@ -1,4 +1,4 @@
-"""The frame of a page and its tables; a page is one file that loads nothing."""
+"""The HTML of a page and its tables; a page is one file that loads no others."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -12,7 +12,7 @@ Row = Sequence[str]
 
 
 def page(title: str, body: str) -> str:
-    """A whole page.
+    """A complete HTML page.
 
     Args:
       title: plain text.
@@ -51,7 +51,7 @@ def table(label: str, header: Row, rows: Iterable[Row], *, numbers: bool = False
 
 
 def tiles(values: Iterable[tuple[str, str, str]]) -> str:
-    """The most important values: name, value and a remark each."""
+    """The most important values as HTML tiles, from (name, value, remark)."""
     items = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(remark)}</small></dd></div>"
         for name, value, remark in values
@@ -60,7 +60,7 @@ def tiles(values: Iterable[tuple[str, str, str]]) -> str:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a page so that a browser never sees half of it.
+    """Write a page atomically, so that a browser never loads an incomplete one.
 
     Raises:
       UserError: it can't be written.

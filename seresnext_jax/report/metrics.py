@@ -1,7 +1,7 @@
 """The table of metrics: the name, unit and format of each, in the reports and for people.
 
 The DLLogger file's metadata, the run's summary, the console's lines and tables, the plot and the
-table in docs/report.md come from here. A number that a training step returns is reported if it has
+table in docs/report.md come from here. A metric that a training step returns is reported if it has
 a row.
 """
 
@@ -26,10 +26,10 @@ _OVER_RUN: dict[OverRun, Callable[[Sequence[float]], float]] = {
 
 @dataclass(frozen=True)
 class Metric:
-    """One row; ``{n}`` in a name, its label and its panel stands for a number."""
+    """One row of the table; ``{n}`` in the name, label and panel stands for a number."""
 
     name: str
-    """The last part of the name: ``loss`` of ``train.loss`` and ``val.loss``."""
+    """The name without its prefix: ``loss`` for ``train.loss`` and ``val.loss``."""
     label: str
     """The name for people."""
     shown: str = "{:.5g}"
@@ -39,7 +39,7 @@ class Metric:
     """DLLogger's format of the value in `unit`; None: the file describes the metric by ``{}``, as
     the original does for ``train.lr``, or not at all if it has no row."""
     splits: str = ""
-    """The first parts of its names, for docs/report.md."""
+    """The prefixes of its names, such as ``train val``, for docs/report.md."""
     meaning: str = ""
     """One line for docs/report.md."""
     factor: float = 1.0
@@ -52,9 +52,9 @@ class Metric:
     log2: bool = False
     """Its chart has a logarithmic axis."""
     from_zero: bool = False
-    """The axis of its chart begins at zero, so that noise looks as small as it is."""
+    """The axis of its chart begins at zero, so that noise is not magnified."""
     over_run: OverRun = "mean"
-    """How the run's summary combines its values of the epochs."""
+    """How the run's summary combines the values of the epochs."""
 
 
 # fmt: off
@@ -107,12 +107,12 @@ SPLITS = {
     "last.val": "val {} of the last epoch",
     "last.val_ema": "{} of the average after the last epoch",
 }
-"""The first part of a metric's name, and how it changes the label."""
+"""The prefix of a metric's name, and how it changes the label."""
 
 
 @cache
 def find_metric(name: str) -> Metric:
-    """The row for a name such as ``val.top5`` or ``top5``, with the name and label filled in.
+    """The row for a name such as ``val.top5`` or ``top5``, with name, label and panel filled in.
 
     A metric without a row gets a plain one, without metadata in the DLLogger file.
     """
@@ -130,7 +130,7 @@ def find_metric(name: str) -> Metric:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The names in the order of the table; of one metric, by its number and by its split."""
+    """The names in the order of the table; those of one metric by number, then by split."""
     rows = {metric.meaning: row for row, metric in enumerate(METRICS)}
     splits = list(SPLITS)
 
@@ -149,6 +149,9 @@ def summarize(epochs: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
 
     Args:
       epochs: the metrics of each epoch; None for a value that was not finite, which is ignored.
+
+    Returns:
+      The metrics by name; NaN for one without a finite value.
     """
     names = dict.fromkeys(name for epoch in epochs for name in epoch)
     run = {}

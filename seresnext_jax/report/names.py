@@ -12,7 +12,7 @@ OWN_NAMES = (
     *(JSONL_NAME, PLOT_NAME, HTML_NAME, LOG_NAME, LOCK_NAME),
     *("config.json", PLAN_NAME, "checkpoints", TENSORBOARD_NAME, WANDB_NAME),
 )
-"""What a run writes into its workspace besides the DLLogger file."""
+"""Files and folders that a run writes into its workspace besides the DLLogger file."""
 
 
 def dllogger_path(workspace: Path, raport_file: str) -> Path:

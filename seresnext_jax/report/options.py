@@ -1,4 +1,4 @@
-"""Options as text, and what differs between the options of several runs."""
+"""Options as text, and the differences between the options of several runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,11 +21,11 @@ def show_value(value: Any) -> str:
 
 
 def find_differences(options: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The options that all runs have, with different values: their values by name.
+    """The options that all runs have, but with different values; returns the values by name.
 
-    A run of the original has only the original's names. An option may be recorded twice, under its
-    path, such as ``optim.lr`` or ``data.root``, and the original's name, ``lr`` or ``data``. It is
-    given once if it has the same values under both.
+    A run of the original has only the original's names. An option may be recorded twice: under
+    its path, such as ``optim.lr`` or ``data.root``, and under the original's name, such as ``lr``
+    or ``data``. It is returned once if the values are the same.
     """
     first, *others = options
     found = {}
@@ -44,5 +44,5 @@ def find_differences(options: Sequence[Mapping[str, Any]]) -> dict[str, list[Any
 
 
 def _plain(value: Any) -> Any:
-    """JSON has lists where Python has tuples."""
+    """A value as read from JSON: a list instead of a tuple."""
     return list(value) if isinstance(value, tuple) else value

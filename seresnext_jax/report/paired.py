@@ -26,7 +26,7 @@ class PairedTest(NamedTuple):
 
 
 def in_common(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
-    """The predictions of two networks for the images that neither left out."""
+    """The predictions of two networks, restricted to the images that both evaluated."""
     return _only(first, second.index), _only(second, first.index)
 
 
@@ -37,7 +37,7 @@ def _only(predictions: Predictions, index: np.ndarray) -> Predictions:
 
 
 def compare_paired(first: np.ndarray, second: np.ndarray) -> PairedTest:
-    """Compare which images two networks classify correctly: two (M,) bool arrays."""
+    """Compare two networks by the images that each classifies correctly: two (M,) bool arrays."""
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     return PairedTest(
         int((first & second).sum()),

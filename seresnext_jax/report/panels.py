@@ -17,7 +17,7 @@ class Line:
 
     label: str
     style: int
-    """Number of its colour and dashes."""
+    """Index of its colour and dash pattern."""
     points: tuple[Point, ...]
 
 
@@ -34,7 +34,7 @@ class Panel:
 
     @property
     def constant(self) -> float | None:
-        """The value of all points, if it is the same one and there are at least two."""
+        """The common value of all points; None if they differ or there are fewer than two."""
         values = [value for line in self.lines for _, value in line.points]
         return values[0] if len(values) > 1 and len(set(values)) == 1 else None
 
@@ -59,7 +59,7 @@ def run_panels(history: History) -> list[Panel]:
 
 
 def compared_panels(runs: Sequence[tuple[str, History]]) -> list[Panel]:
-    """One panel for each metric that several of the labelled runs have, with a line for each."""
+    """One panel for each charted metric that several runs have, with one line per run."""
     counts = Counter(name for _, history in runs for name in history.names)
     panels = []
     for metric in map(find_metric, in_order(counts)):
@@ -76,7 +76,7 @@ def compared_panels(runs: Sequence[tuple[str, History]]) -> list[Panel]:
 
 
 def _curve(history: History, name: str) -> tuple[Point, ...]:
-    """Means over a few steps if there are more of them than epochs, otherwise over epochs."""
+    """The means over a few steps or those over epochs, whichever has more points."""
     factor = find_metric(name).factor
     found = (
         [(s.epochs, s.metrics[name]) for s in samples if name in s.metrics]
@@ -86,5 +86,5 @@ def _curve(history: History, name: str) -> tuple[Point, ...]:
 
 
 def _style(name: str) -> int:
-    """The number of its split; another program's splits share the last one."""
+    """The index of the name's split in `SPLITS`; unknown splits share the next index."""
     return [*SPLITS, name.rpartition(".")[0]].index(name.rpartition(".")[0])

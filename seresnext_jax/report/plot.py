@@ -19,14 +19,14 @@ _COLUMNS = 3
 
 
 def plot_report(report: Path, folder: Path) -> None:
-    """Write ``report.png``, ``loss_plot.png``, ``top1_plot.png`` and ``top5_plot.png``.
+    """Write ``report.png``, ``loss_plot.png``, ``top1_plot.png``, and ``top5_plot.png`` for top-5.
 
-    A line has a gap where a value is missing. There is no chart of what did not change, and
-    without an evaluation no plot of the accuracy.
+    A line has a gap where a value is missing. Constant values have no chart in ``report.png``.
+    Without an evaluation there are no plots of the accuracy.
 
     Args:
       report: a run's ``report.jsonl``.
-      folder: gets the images.
+      folder: where the images are written.
 
     Raises:
       UserError: the report is damaged, or an image can't be written.

@@ -1,4 +1,4 @@
-"""What a network predicted for each image of a split."""
+"""The predictions of a network for the images of a split."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ class Predictions:
     """The predictions for M images, in the order of the split, without the images left out."""
 
     index: np.ndarray
-    """(M,) int64, ascending: the number of the image in the split."""
+    """(M,) int64, ascending: the index of the image in the split."""
     labels: np.ndarray
     """(M,) int32."""
     rank: np.ndarray
     """(M,) int32: how many classes the network ranks above the label; 0: the prediction is
     correct."""
     label_probability: np.ndarray
-    """(M,) float32: the probability of the label."""
+    """(M,) float32: the predicted probability of the label."""
     classes: np.ndarray
     """(M, k) int32: the most probable classes, the most probable first."""
     probabilities: np.ndarray
@@ -29,7 +29,7 @@ class Predictions:
         return self.rank == 0
 
     def worst(self) -> np.ndarray:
-        """The rows of the wrong images, the least probable label first, as int64."""
+        """The rows of the misclassified images, the least probable label first: (wrong,) int64."""
         wrong = np.flatnonzero(~self.right)
         # NaN counts as 0: a network that computes NaN knows nothing.
         return wrong[np.argsort(np.nan_to_num(self.label_probability[wrong]), kind="stable")]

@@ -1,4 +1,4 @@
-"""The report of a run: every record goes to its two files and to the other sinks."""
+"""The report of a run: every record goes to two files and to the other sinks."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +28,7 @@ Metrics = Mapping[str, float]
 class Report:
     """Writes the records of a run to its `files` and passes them on to the `others`.
 
-    The run ends if a file can't be written. Another sink that fails is left out from then on, with
-    a warning.
+    The run ends if a file can't be written. Another sink that fails is removed with a warning.
     """
 
     def __init__(
@@ -43,27 +42,29 @@ class Report:
         trackers: Sequence[str] = (),
         enabled: bool = True,
     ) -> None:
-        """Open the files ``raport_file`` and ``report.jsonl`` in a run's folder; add its page.
+        """Open the report files, and add the sinks for ``report.html`` and the trackers.
 
         Args:
+          folder: the workspace of the run.
+          raport_file: the name of the DLLogger file; the other one is ``report.jsonl``.
           steps_per_epoch: to count steps over the whole run.
           keep_until_step: the step that a resumed run continues from; later records are dropped,
             and the summary is dropped once training continues. None: a new run; files of an
             earlier run are renamed.
           warn: prints a warning.
-          trackers: names of `TRACKERS` to report to, too.
-          enabled: False on all processes but one.
+          trackers: names in `TRACKERS`, also to report to.
+          enabled: False: write nothing. Only one process writes the report.
 
         Raises:
-          UserError: the files can't be written (this and every later call), `raport_file` is a
-            folder or another file of the run, or a file to continue is not a report.
+          UserError: the files can't be written (all methods raise this), `raport_file` is a folder
+            or another file of the run, or a file to continue is not a report.
         """
         self.folder = folder
         self.dlll_path = dllogger_path(folder, raport_file)
         self.jsonl_path = folder / JSONL_NAME
         self.files: tuple[ReportFile, ...] = ()
         self.others: dict[str, Sink] = {}
-        """The other sinks, by their names for people."""
+        """The other sinks, by the names that warnings use."""
         self._steps_per_epoch = steps_per_epoch
         self._warn = warn
         self._enabled = enabled
@@ -86,7 +87,7 @@ class Report:
         self._write("parameters", None, values)
 
     def train(self, epoch: int, iteration: int, metrics: Metrics) -> None:
-        """Record the means since the last such record; `iteration` counts from 1 in the epoch."""
+        """Record means since the last `train` record; `iteration` counts from 1 in the epoch."""
         self._write("train", (epoch, iteration), metrics)
 
     def evaluation(self, epoch: int, iteration: int, val_iteration: int, metrics: Metrics) -> None:

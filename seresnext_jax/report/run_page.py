@@ -20,7 +20,7 @@ class RunPage:
     """The sink that writes the page of a run after each epoch and at the end."""
 
     def __init__(self, report: Path, html: Path) -> None:
-        """Make the page `html` from the file `report`, which has the records by then."""
+        """Make the page `html` from `report`, which must get each record before this sink."""
         self._report, self._html = report, html
 
     def write(self, record: Record) -> None:
@@ -50,7 +50,7 @@ def run_page(history: History) -> str:
 
 
 def charts(panels: list[Panel]) -> str:
-    """The charts in a grid; a constant is one line of text instead."""
+    """The charts in a grid; constant metrics are listed in one line of text instead."""
     constant = [f"{p.title} {p.constant:g}" for p in panels if p.constant is not None]
     drawn = [draw(panel) for panel in panels if panel.constant is None]
     text = f'<p class="weak">Constant: {escape(", ".join(constant))}.</p>' if constant else ""
@@ -60,7 +60,7 @@ def charts(panels: list[Panel]) -> str:
 
 
 def show_duration(seconds: float) -> str:
-    """Hours and minutes, or minutes and seconds: ``5 h 12 min``."""
+    """A duration in its two largest units, such as ``5 h 12 min`` or ``3 min 05 s``."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -74,14 +74,14 @@ def show_time(seconds: float) -> str:
 
 
 def best_epoch(history: History) -> tuple[float, float] | None:
-    """The highest top-1 accuracy in percent, and the epochs trained until then."""
+    """The best top-1 accuracy in percent, and the epochs trained until then; None: no accuracy."""
     values = [(sample.metrics.get("val.top1"), sample.epochs) for sample in history.epochs]
     found = [(top1, epochs) for top1, epochs in values if top1 is not None]
     return max(found, key=lambda pair: pair[0]) if found else None
 
 
 def data_wait(history: History) -> float | None:
-    """The share of the training time in which the devices waited for data, in percent."""
+    """The percentage of training time in which the devices waited for data; None: unknown."""
     parts = [history.summary.get(f"train.{name}") for name in ("data_time", "compute_time")]
     wait, compute = (0.0 if part is None or math.isnan(part) else part for part in parts)
     return 100 * wait / (wait + compute) if wait + compute else None

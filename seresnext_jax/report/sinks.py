@@ -1,6 +1,6 @@
 """The sinks of a report: a file in DLLogger's format, like the original's, and JSON lines.
 
-docs/report.md documents both files. Other places are in trackers.py.
+docs/report.md documents both files. The other sinks are in run_page.py and trackers.py.
 """
 
 import json
@@ -47,13 +47,13 @@ class Sink(Protocol):
 
 
 class ReportFile(ABC):
-    """A file with one JSON record per line; a line is on disk as soon as it is written."""
+    """A file with one JSON record per line; it is closed after each record, but not fsynced."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._started = time.time()
         self._kept: set[Position | str] = set()
-        """Positions reported by earlier starts, and the metrics that the file describes."""
+        """Positions recorded by earlier starts, and metrics whose metadata is in the file."""
 
     @abstractmethod
     def lines(self, record: Record) -> list[str]:
@@ -96,7 +96,7 @@ class DLLoggerFile(ReportFile):
     """A file in the format that the original writes with NVIDIA's DLLogger."""
 
     def lines(self, record: Record) -> list[str]:
-        """Metadata of new metrics, then the metrics; the verbose ones are in a second line."""
+        """Metadata of new metrics, then the metrics, with the verbose ones in a second line."""
         if record.position is None:
             return [self._line("LOG", step="PARAMETER", data=dict(record.data))]
         lines = []
@@ -139,7 +139,7 @@ class JsonLinesFile(ReportFile):
 
 
 def read_report(path: Path) -> list[dict[str, Any]]:
-    """The records of either report file, or of one the original wrote.
+    """The records of a report: either file of a run, or one that the original wrote.
 
     A last line that a crash cut short is left out.
 
@@ -150,7 +150,7 @@ def read_report(path: Path) -> list[dict[str, Any]]:
 
 
 def move_aside(*paths: Path) -> None:
-    """Rename the files with the first number that is free for all of them."""
+    """Rename the files that exist to ``NAME.1``, or to the first number free for all of them."""
     number = 1
     while any(path.with_name(f"{path.name}.{number}").exists() for path in paths):
         number += 1
@@ -173,7 +173,7 @@ def _parse_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def key_of(record: dict[str, Any]) -> Position | str:
-    """The position of a record in either file; without a position, the metric that it describes."""
+    """The position of a record; for metadata the metric's name, and "" for the options."""
     if record.get("event", "parameters") != "parameters":
         return tuple(record[name] for name in _POSITION if name in record)
     step = record.get("step")
@@ -182,10 +182,10 @@ def key_of(record: dict[str, Any]) -> Position | str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name the file `path`, or its folder, in the error of a write in the block.
+    """Turn an OSError in the block into an error that names `path`, a file or folder.
 
     Raises:
-      UserError: it can't be written.
+      UserError: the block raised OSError.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The confidence interval of an accuracy, calibration, and McNemar's test of two networks."""
+"""Confidence interval of an accuracy, calibration, and McNemar's test of two networks."""
 
 from math import sqrt
 from typing import NamedTuple
@@ -8,11 +8,11 @@ import numpy as np
 Z_95 = 1.959963984540054
 """The 97.5 % quantile of the normal distribution."""
 BINS = 15
-"""Bins of the calibration, as in Guo et al., On Calibration of Modern Neural Networks, 2017."""
+"""Calibration bins, as in Guo et al., On Calibration of Modern Neural Networks, 2017."""
 
 
 def wilson_interval(right: int, images: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share, by Wilson's score.
+    """The 95 % confidence interval of the accuracy right / images, by Wilson's score; in [0, 1].
 
     Raises:
       ValueError: there are no images.
@@ -45,7 +45,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> 
       right: (M,) bool; whether that class is the label.
     """
     edges = np.linspace(0, 1, bins + 1)
-    # 0 belongs to the first bin; NaN gets the number of none.
+    # 0 belongs to the first bin; NaN gets a number that no bin has.
     number = np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
     table = []
     for i in range(bins):
@@ -61,9 +61,9 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> 
 
 
 def calibration_error(table: list[Bin]) -> float:
-    """The expected calibration error: mean of |confidence - accuracy| over the images of all bins.
+    """The expected calibration error: mean |confidence - accuracy| of the bins, weighted by images.
 
-    NaN if no bin has an image.
+    NaN if all bins are empty.
     """
     images = sum(row.images for row in table)
     gaps = (row.images * abs(row.confidence - row.accuracy) for row in table if row.images)

@@ -1,7 +1,7 @@
 """Sinks for experiment trackers: TensorBoard and Weights & Biases.
 
-Both get the training metrics as ``train/loss`` and so on, an evaluation's as ``val/top1``, and the
-means of an epoch as ``train_epoch/loss``; the x axis is the number of optimizer steps.
+Both get the training metrics as ``train/loss`` and so on, those of an evaluation as ``val/top1``,
+and the means of an epoch as ``train_epoch/loss``. The x axis is the number of optimizer steps.
 """
 
 import json
@@ -47,7 +47,7 @@ class TensorBoard:
                 self._add(step=after, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, record: Record) -> None:
-        """Write the metrics of a record, or the options as a text; they are on disk at once."""
+        """Write the metrics of a record, or the options as text, and flush the file."""
         from tensorboardX.proto.summary_pb2 import Summary
         from tensorboardX.summary import text
 
@@ -66,13 +66,13 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases: its options are the config, the best and last values the summary.
+    """A run of Weights & Biases; its config is the options, its summary that of the report.
 
     WANDB_PROJECT names the project, and WANDB_MODE=offline needs no account.
     """
 
     def __init__(self, workspace: Path, resumed_step: int | None) -> None:
-        """Start a run of Weights & Biases, or continue that of the workspace.
+        """Start a run of Weights & Biases; if resumed, continue the run of the workspace.
 
         Raises:
           UserError: there is no account, or no connection to it.
@@ -137,7 +137,8 @@ def check_trackers(names: Sequence[str]) -> None:
 def tracked(record: Record) -> dict[str, Any]:
     """The metrics of a record under the trackers' names.
 
-    The evaluation of an epoch is left out of the epoch's record, as it has a record of its own.
+    Empty if the record has no step. Evaluation metrics in an epoch's record are left out, because
+    the evaluation has its own record.
     """
     if record.step is None:
         return {}

@@ -1,6 +1,6 @@
 """Binds the threads of a process to CPU cores near its GPUs.
 
-The CUDA driver gives the PCI address of each GPU, and Linux the cores that are near an address.
+The CUDA driver gives the PCI address of each GPU, and Linux the cores near that address.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ _SYSTEM = Path("/sys")
 
 
 def local_gpus(mesh: Mesh) -> list[int]:
-    """The CUDA numbers of this process's GPUs in the mesh."""
+    """The CUDA device ordinals of this process's GPUs in the mesh; empty without a GPU."""
     return [d.local_hardware_id for d in mesh.local_devices if d.platform == "gpu"]
 
 
@@ -30,7 +30,8 @@ def bind_to_gpus(gpus: list[int], console: Console) -> None:
     """Bind this process, all its threads included, to its share of the cores near its GPUs.
 
     Processes on one host that have the same cores near their GPUs divide them. Without a GPU, or if
-    its cores are not known, nothing changes and a line says so. All processes must call this.
+    no usable core near it is known, a line says so and nothing changes. All processes must call
+    this.
 
     Args:
       gpus: the result of `local_gpus`.
@@ -83,7 +84,7 @@ def cpus_near(pci_address: str, system: Path = _SYSTEM) -> set[int]:
 
 
 def parse_cpus(text: str) -> set[int]:
-    """Linux's lists of CPUs: ``0-3,8`` → {0, 1, 2, 3, 8}."""
+    """Parse Linux's list of CPUs: ``0-3,8`` → {0, 1, 2, 3, 8}; ValueError if it is malformed."""
     cpus: set[int] = set()
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
@@ -92,7 +93,7 @@ def parse_cpus(text: str) -> set[int]:
 
 
 def share(cpus: Iterable[int], number: int, count: int, system: Path = _SYSTEM) -> set[int]:
-    """The part of process `number` of `count`: neighbouring cores, each with all its threads.
+    """The CPUs of process `number` (from 0) of `count`: whole cores, next to each other.
 
     If there are fewer cores than processes, each process may use all of them.
     """
@@ -110,14 +111,14 @@ def share(cpus: Iterable[int], number: int, count: int, system: Path = _SYSTEM) 
 
 
 def bind_threads(cpus: set[int]) -> None:
-    """Bind every thread of this process; threads that they start later inherit it."""
+    """Bind every thread of this process; threads that they start later inherit the binding."""
     for thread in os.listdir("/proc/self/task"):
         with suppress(ProcessLookupError):  # it has ended meanwhile
             os.sched_setaffinity(int(thread), cpus)
 
 
 def _place_among_equals(near: set[int]) -> tuple[int, int]:
-    """The number of this process among those on its host with the same cores, and their count."""
+    """The rank of this process among those on its host with the same cores, and their count."""
     facts = socket.gethostname(), str(sorted(near))
     mine = np.array([zlib.crc32(fact.encode()) for fact in facts], np.uint32)
     everyone = np.reshape(multihost_utils.process_allgather(mine), (-1, len(mine)))

@@ -19,9 +19,9 @@ from seresnext_jax.training.state import TrainState
 def saving_before_bad_images(
     saver: Saver, plan: Plan, progress: Progress, log: TrainLog, state: Callable[[], TrainState]
 ) -> Iterator[None]:
-    """Save the state after the last good step if too many bad images end the run in the block.
+    """If too many bad images or a lost dataset end the block, save the last good state.
 
-    If only one of several processes stops, nothing can be saved.
+    If the dataset is lost to one of several processes, nothing is saved: a save needs them all.
 
     Args:
       state: returns the newest state.
@@ -43,8 +43,10 @@ def saving_before_bad_images(
 
 
 def _after_last_good_step(state: TrainState, plan: Plan) -> TrainState:
-    """Do not count the last steps of this epoch if they changed nothing: a resumed run repeats
-    them."""
+    """The state without the bad steps at its end, which changed nothing.
+
+    A resumed run repeats them. Bad steps of an earlier epoch still count.
+    """
     epoch_steps = (int(state.step) - 1) % plan.steps_per_epoch + 1
     empty = min(int(state.bad_steps), epoch_steps)
     if not empty:

@@ -1,4 +1,4 @@
-"""The hardware and the versions that a run uses, for its report."""
+"""The hardware and software versions that a run uses, for its report."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ _CPU, _DRIVER = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/version")
 
 
 def describe_environment() -> dict[str, str]:
-    """What to know to repeat a measurement, as names and values for people."""
+    """What one must know to repeat a measurement: readable values by name, without unknown ones."""
     kinds = Counter(device.device_kind for device in jax.devices())
     client = jax.devices()[0].client.platform_version.partition("\n")[0]
     found = {
@@ -42,7 +42,7 @@ def describe_environment() -> dict[str, str]:
 
 
 def _cores() -> int:
-    """The cores that this process may use."""
+    """The number of logical CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
 
 

@@ -53,14 +53,14 @@ class TrainLog:
         self._seconds = self._waited = 0.0
         self._interval_steps = self._epoch_steps = 0
         self._left_out = 0
-        """Images of this epoch left out since this start; files may have been fixed before it."""
+        """Images of this epoch left out since the program started: earlier ones may be fixed."""
         self._empty_steps = 0
         """Steps in a row without an image, up to the last reported step of this epoch."""
 
     @contextmanager
     def epoch(self, epoch: int, *, done: int) -> Iterator[None]:
-        """Report the steps in the block as steps of `epoch`, of which `done` were trained
-        before."""
+        """Report the steps in the block as steps of `epoch`; `done` of its steps were trained
+        earlier."""
         self._epoch = epoch
         self._empty_steps = self._left_out = 0
         self._seconds = self._waited = 0.0
@@ -74,7 +74,7 @@ class TrainLog:
         self._take_time()
 
     def timing_waits(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches, and count the time until each one as waiting for data.
+        """Yield the batches, and count the time until each one arrives as waiting for data.
 
         If the last step is still running, the wait cost nothing.
         """
@@ -149,7 +149,10 @@ class TrainLog:
         self._empty_steps = 0
 
     def epoch_metrics(self) -> dict[str, float]:
-        """The means of the epoch's steps; resets them for the next epoch."""
+        """The epoch's mean loss, bad images and throughput, and the last step's other metrics.
+
+        Resets the means and the number of bad images for the next epoch.
+        """
         progress = self._progress
         metrics = self._metrics(progress.epoch_loss, self._epoch_steps, self._seconds, self._waited)
         metrics["train.bad_images"] = progress.epoch_bad_images

@@ -29,7 +29,7 @@ from seresnext_jax.run.start import checkpoints_folder
 def open_report(
     argv: list[str], config: Config, plan: Plan, console: Console, *, resumed_step: int
 ) -> Report:
-    """Open the report, and write the options, how they differ from the recipe, and the plan.
+    """Open the report; write the options, their deviations from the recipe, and the plan.
 
     With --evaluate an existing report is continued, and no other file is written.
     """
@@ -57,7 +57,7 @@ def open_report(
 
 
 def epoch_line(config: Config, epoch: int, results: dict[str, float], *, best: bool) -> str:
-    """One line about a finished epoch."""
+    """One line about epoch `epoch` (from 0), after it has finished."""
     names = ("train.loss", "val.loss", "val.top1", f"val.top{config.topk}", "train.total_ips")
     parts = [" ".join(row) for row in metric_rows(results, names)]
     for split in ("val", "val_ema"):
@@ -96,7 +96,7 @@ def report_outcome(config: Config, progress: Progress, report: Report, console: 
 def run_summary(progress: Progress, report: Report) -> dict[str, float]:
     """The metrics of the original's last record, and ``best.top1`` and ``last.*``.
 
-    ``best.top1`` is from the best epoch, even if the report lacks that epoch, and
+    ``val.top1`` and ``best.top1`` are from the best epoch, even if the report lacks that epoch;
     ``last.<metric>`` are from the last epoch.
     """
     records = read_report(report.jsonl_path)
@@ -107,14 +107,14 @@ def run_summary(progress: Progress, report: Report) -> dict[str, float]:
 
 
 def list_other_files(loaders: list[Loader], console: Console) -> None:
-    """One line for each split with files that are not images."""
+    """Print a line for each split with files that are not read as images."""
     for loader in loaders:
         if loader.not_listed:
             console.note(f"files that are not read as images in {loader.not_listed}")
 
 
 def list_bad_images(loaders: list[Loader]) -> None:
-    """Name the files that were left out; each process names the ones that it read."""
+    """Warn of each file that was left out; each process prints those that it tried to read."""
     console = Console(enabled=True)
     for path in [path for loader in loaders for path in loader.bad_files]:
         console.warn(f"left out, can't be decoded: {printable(path)}")

@@ -10,8 +10,8 @@ from seresnext_jax.training.optimizer import DEFAULT_EPS
 def report_parameters(config: Config, plan: Plan) -> dict[str, Any]:
     """Every option by its path, such as ``optim.lr``, and by the original's name, such as ``lr``.
 
-    The original's names have the values that the run uses. This includes names that are options
-    here, too: ``optimizer_batch_size`` is the number of images, even if it was derived.
+    The values under the original's names are those that the run uses, even if the name is an option
+    here, too: ``optimizer_batch_size`` is the number of images per step, even if it was derived.
     """
     return flatten(config) | original_parameters(config, plan)
 

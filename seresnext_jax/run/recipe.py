@@ -13,7 +13,7 @@ _NO_EFFECT = (
     *("check_data", "evaluate", "training_only", "topk", "print_freq", "workspace", "raport_file"),
     *("compilation_cache", "debug", "report_to"),
 )
-"""Options, and beginnings of their paths, that do not change the trained weights."""
+"""Options that do not change the trained weights: their paths, or prefixes of paths."""
 
 
 def find_deviations(recipe: Config, config: Config) -> dict[str, dict[str, Any]]:

@@ -17,13 +17,16 @@ from seresnext_jax.processes import initialize_distributed
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NVIDIA_DRIVER = Path("/dev/nvidiactl")
 _UNREADABLE_ENTRY = r"Error reading persistent compilation cache entry for '([\w.<>]+)'"
-"""The beginning of JAX's warning; the group is the name of the compiled function."""
+"""Matches the start of JAX's warning; the group is the name of the compiled function."""
 
 
 def start(config: EvaluationConfig) -> None:
-    """Prepare this process: XLA's flags, the compilation cache, the other processes.
+    """Prepare this process: set XLA's flags and the compilation cache, and join the others.
 
-    Must run before any array is created. Variables that the user has set are left alone.
+    Must run before any array is created. Environment variables that the user has set are kept.
+
+    Raises:
+      UserError: as `initialize_distributed`.
     """
     keep_freed_memory()
     if config.data.backend == "dali-gpu":
@@ -41,7 +44,7 @@ def start(config: EvaluationConfig) -> None:
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Keep what JAX compiles in a folder, for the next process; "": keep nothing.
+    """Keep what JAX compiles in `folder`, for the next process; "": keep nothing.
 
     The user's JAX_COMPILATION_CACHE_DIR overrides the default folder. Damaged entries are replaced.
     """

@@ -24,13 +24,14 @@ from seresnext_jax.run.start import (
 from seresnext_jax.training.state import TrainState
 
 STEPS_BETWEEN_CLOCKS = 10
-"""Steps after which the processes agree again on the minutes since the last save."""
+"""Number of steps between checks, by process 0 for all, of the time since the last save."""
 
 
 class Saver:
     """Saves the checkpoints of one training run.
 
-    Use as a context manager: a single process waits for the last save even after an error.
+    Use as a context manager: its exit waits for the last save. With several processes, it does
+    not wait after an error.
     """
 
     def __init__(self, config: Config, plan: Plan, loader: Loader, console: Console) -> None:
@@ -47,7 +48,7 @@ class Saver:
 
     @property
     def saves(self) -> bool:
-        """Whether checkpoints can be saved."""
+        """Whether this run saves checkpoints and `close` was not called."""
         return self._checkpoints is not None
 
     def __enter__(self) -> "Saver":
@@ -119,7 +120,10 @@ class Saver:
             )
 
     def due(self, step: int) -> bool:
-        """Whether to save after step `step`, apart from the end of an epoch."""
+        """Whether to save after step `step`; False at the end of an epoch, which is saved anyway.
+
+        All processes must call this after every step. A save stays due until it is done.
+        """
         if self._checkpoints is None or step % self._plan.steps_per_epoch == 0:
             return False
         options = self._config.checkpoint
@@ -136,7 +140,7 @@ class Saver:
             self.save(state, progress)
 
     def save(self, state: TrainState, progress: Progress, *, top1: float | None = None) -> None:
-        """Start saving; see `Checkpoints.save`.
+        """Start saving; see `Checkpoints.save`. Does nothing if `saves` is False.
 
         Args:
           top1: validation accuracy in percent, if this state was evaluated.
@@ -159,10 +163,10 @@ class Saver:
         self._owed = False
 
     def close(self) -> None:
-        """Wait for the last save; nothing can be saved after it.
+        """Wait for the last save; nothing can be saved afterwards.
 
         Raises:
-          UserError: it failed.
+          UserError: the save failed.
         """
         checkpoints, self._checkpoints = self._checkpoints, None
         if checkpoints is not None:

@@ -86,10 +86,10 @@ def find_start(config: Config) -> Start:
 
 
 def _check_options(config: Config, source: Path, checkpoints: list[Path]) -> None:
-    """Refuse options that would give the state other arrays than the checkpoint's.
+    """Refuse options with which the state would have other arrays than the checkpoint.
 
     Args:
-      checkpoints: those of a run; the first one whose options can be read counts.
+      checkpoints: those of one run; the first whose options can be read is compared.
     """
     for checkpoint in checkpoints:
         with suppress(UserError):
@@ -115,7 +115,7 @@ def _check_options(config: Config, source: Path, checkpoints: list[Path]) -> Non
 
 
 def _why_not(path: Path) -> str:
-    """Why a run can't resume from a path, and the fix."""
+    """Why a run can't resume from a path, and the fix; the end of a message."""
     if not os.path.isfile(path):
         return "there is no checkpoint; check the path"
     return (
@@ -164,7 +164,7 @@ def check_class_names(
 
 
 def _warn_of_order(folders: Names, console: Console) -> None:
-    """Warn which order decides the labels of weights without class names, if it can matter."""
+    """Warn that the folders' string order gives the labels, if their numeric order differs."""
     if warning := order_warning(folders):
         console.warn(
             f"{warning}; {command('eval')} --class-names FILE evaluates them in another order"

@@ -70,7 +70,7 @@ class StopRequest:
         return self.stopping
 
     def _ask(self) -> jax.Array:
-        """Start counting the devices whose process received a signal: int32 scalar."""
+        """Start counting the devices whose process received a signal; returns an int32 scalar."""
         flags = np.full(self._local_devices, self._signalled, np.int32)
         return self._sum(jax.make_array_from_process_local_data(self._by_device, flags))
 

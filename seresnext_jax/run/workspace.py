@@ -59,7 +59,7 @@ def check_writable(workspace: Path) -> None:
 def locked(workspace: Path, console: Console) -> Iterator[None]:
     """Hold the lock of a workspace; the system frees it when the process ends, however it ends.
 
-    Process 0 locks it for all processes of its run; all of them raise the error if that fails.
+    Process 0 locks it for all processes of its run; all of them raise if another run has the lock.
 
     Raises:
       UserError: another run has the lock, or the lock file can't be written.
@@ -97,7 +97,11 @@ def _remove_if_unused(workspace: Path) -> None:
 
 
 def _lock(workspace: Path, console: Console) -> tuple[int | None, str]:
-    """Lock the workspace: the open file, or None and the owner of the lock."""
+    """Lock the workspace; returns the descriptor of the lock file and "".
+
+    If another run has the lock: None and, if known, its owner in parentheses. On a file system
+    without locks, warn and return the descriptor.
+    """
     path = workspace / LOCK_NAME
     try:
         workspace.mkdir(parents=True, exist_ok=True)

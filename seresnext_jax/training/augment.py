@@ -1,7 +1,7 @@
 """AutoAugment, RandAugment and random erasing, on the device: the same for every input backend.
 
 One image gets one operation at a time, but a device works on all images at once. So each operation
-is a row of numbers (policies.py), and every image goes through the same few stages, one of which
+is a row of parameters (policies.py), and every image goes through the same few stages, one of which
 changes it. The draws depend on the seed, the step, and the image's position in the step.
 """
 
@@ -21,7 +21,7 @@ from seresnext_jax.training.policies import (
 )
 
 _FILL = 128
-"""The grey level of pixels from outside the image."""
+"""The grey level that replaces pixels from outside the image."""
 _ERASED_AREA, _ERASED_RATIO, _ATTEMPTS = (0.02, 1 / 3), (0.3, 3.3), 10
 """Random erasing: area as a share of the image, height / width, attempts at a box that fits."""
 
@@ -53,7 +53,7 @@ def augment(keys: jax.Array, images: jax.Array, config: DataConfig) -> jax.Array
 
 
 def draw_rows(key: jax.Array, policy: Policy) -> jax.Array:
-    """The row of `Policy.operations` for each round of one image: (rounds,) int32."""
+    """Draw the row of `Policy.operations` for each round of one image: (rounds,) int32; 0: none."""
     rounds, candidates = policy.probabilities.shape
     index_key, apply_key, sign_key = jax.random.split(key, 3)
     index = jax.random.randint(index_key, (1 if policy.together else rounds,), 0, candidates)
@@ -89,7 +89,7 @@ def apply_operations(images: jax.Array, table: Operations, rows: jax.Array) -> j
 
 
 def _nearest(x: jax.Array, row: Operations) -> jax.Array:
-    """Map each pixel to the nearest one of its source; (N, S, S, 3) int32, as all below."""
+    """Apply the affine map, with nearest-pixel sampling; here and below x is (N, S, S, 3) int32."""
     size = x.shape[1]
     a, b, c, d, e, f = (row.affine[:, i, None, None] for i in range(6))
     column, line = jnp.arange(size)[None, None, :], jnp.arange(size)[None, :, None]
@@ -101,7 +101,7 @@ def _nearest(x: jax.Array, row: Operations) -> jax.Array:
 
 
 def _shear(x: jax.Array, row: Operations) -> jax.Array:
-    """Shift each row or column by a real number of pixels, with Pillow's bicubic weights."""
+    """Shift each row or column by a non-integer number of pixels, with Pillow's bicubic weights."""
     size = x.shape[1]
     turn = row.vertical[:, None, None, None]
     x = jnp.where(turn, x.swapaxes(1, 2), x)
@@ -123,7 +123,7 @@ def _shear(x: jax.Array, row: Operations) -> jax.Array:
 
 
 def _change_levels(x: jax.Array, table: Operations, row: Operations) -> jax.Array:
-    """Replace each grey level, by the row's table or one from the image's histogram."""
+    """Map each grey level by a table: the row's, or one from the image's histogram or mean."""
     lut = jnp.broadcast_to(row.lut[:, None], (x.shape[0], 3, 256))
     if np.any(table.source != LUT):
         counts = _histograms(x)
@@ -140,13 +140,13 @@ def _change_levels(x: jax.Array, table: Operations, row: Operations) -> jax.Arra
 
 
 def _histograms(x: jax.Array) -> jax.Array:
-    """(N, 3, 256) int32."""
+    """The count of each level in each channel: (N, 3, 256) int32."""
     number = jnp.arange(x.shape[0])[:, None, None, None]
     return jnp.zeros((x.shape[0], 3, 256), jnp.int32).at[number, jnp.arange(3), x].add(1)
 
 
 def _autocontrast(counts: jax.Array) -> jax.Array:
-    """The lowest level of each channel becomes 0, the highest 255; (N, 3, 256) int32."""
+    """Tables (N, 3, 256) int32 that map each channel's lowest level to 0 and its highest to 255."""
     level = jnp.arange(256)
     low = jnp.argmax(counts > 0, axis=2)[..., None]
     high = 255 - jnp.argmax(counts[..., ::-1] > 0, axis=2)[..., None]
@@ -155,7 +155,7 @@ def _autocontrast(counts: jax.Array) -> jax.Array:
 
 
 def _equalize(counts: jax.Array) -> jax.Array:
-    """Spread the levels of each channel so that all are equally frequent; (N, 3, 256) int32."""
+    """Tables (N, 3, 256) int32 that make the levels of each channel about equally frequent."""
     high = 255 - jnp.argmax(counts[..., ::-1] > 0, axis=2)[..., None]
     last = jnp.take_along_axis(counts, high, axis=2)
     step = (jnp.sum(counts, axis=2, keepdims=True) - last) // 255
@@ -183,7 +183,7 @@ def _blend(other: jax.Array, x: jax.Array, factor: jax.Array) -> jax.Array:
     """other + factor · (x - other), rounded down, with one factor for each image.
 
     Pillow rounds the product to float32 before it adds. A compiler may fuse the two operations and
-    round once, so the product is the sum of two exact ones: of 16 bits and of the rest.
+    round once. So the factor is split into its upper 16 bits and the rest; both products are exact.
     """
     factor = factor.reshape(-1, *(1,) * (x.ndim - 1))
     first = (factor.view(jnp.int32) & ~0xFF).view(jnp.float32)
@@ -198,11 +198,12 @@ def _blend(other: jax.Array, x: jax.Array, factor: jax.Array) -> jax.Array:
 def erase(keys: jax.Array, images: jax.Array, probability: float) -> jax.Array:
     """Random erasing (Zhong et al. 2020): a random box becomes 0, the mean colour.
 
-    The box is drawn as in torchvision; an image where ten boxes do not fit is unchanged.
+    The box is drawn as in torchvision; if ten attempts give no box that fits, nothing is erased.
 
     Args:
       keys: (N,) one key for each image.
       images: (N, H, W, 3) float, normalised.
+      probability: of erasing a box, for each image.
     """
     height, width = images.shape[1:3]
     boxes = jax.vmap(lambda key: _random_box(key, height, width, probability))(keys)
@@ -210,7 +211,7 @@ def erase(keys: jax.Array, images: jax.Array, probability: float) -> jax.Array:
 
 
 def _random_box(key: jax.Array, height: int, width: int, probability: float) -> jax.Array:
-    """(H, W) bool; True in the box."""
+    """(H, W) bool: True in the box, False everywhere if nothing is erased."""
     area_key, ratio_key, place_key, apply_key = jax.random.split(key, 4)
     low, high = _ERASED_AREA
     area = height * width * jax.random.uniform(area_key, (_ATTEMPTS,), minval=low, maxval=high)

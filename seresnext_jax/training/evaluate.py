@@ -1,4 +1,4 @@
-"""Evaluation: one pass over a split in which every image counts once."""
+"""Evaluation: one pass over a split, in which every image counts once."""
 
 import time
 from collections.abc import Callable
@@ -27,10 +27,10 @@ def evaluate(
     """Evaluate a split: sums over all images, divided once at the end.
 
     Args:
-      step: a compiled `make_eval_step`.
+      step: the step of `make_eval_step`, compiled.
       variables: params and batch_stats.
-      topk: the k of the second accuracy, for its name.
-      max_bad_share: the share of the images that may be left out.
+      topk: the k of the top-k accuracy, for its name.
+      max_bad_share: the share of images that may be left out because they can't be decoded.
       should_stop: called after each batch; True ends the evaluation early.
 
     Returns:
@@ -38,8 +38,8 @@ def evaluate(
       empty if `should_stop` ended the evaluation.
 
     Raises:
-      TooManyBadImages: more were left out, or all of them.
-      RuntimeError: not every image was counted.
+      TooManyBadImages: more than `max_bad_share` of the images were left out, or all of them.
+      RuntimeError: some images were neither counted nor reported as undecodable.
     """
     sums: dict[str, float] = {}
     latencies: list[float] = []

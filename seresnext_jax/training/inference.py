@@ -18,11 +18,11 @@ Tree = Any
 def folded_forward(
     network: ResNet, variables: Tree, precision: Precision
 ) -> tuple[jax.stages.Wrapped, Tree]:
-    """A forward pass with BatchNorm folded, and the variables that it takes.
+    """Return a forward pass with BatchNorm folded, and the variables that it takes.
 
     Returns:
-      ``forward(variables, images)``, compiled: (N, H, W, 3) uint8 → logits (N, K) float32; and the
-      folded variables, on the host (`ops.layout.inference_format` says how to place them).
+      ``forward(variables, images)``, jitted: (N, H, W, 3) uint8 → logits (N, K) float32; and the
+      folded variables, which `place_folded` puts on a device.
     """
     folded, variables = fold_batch_norm(network, variables)
 
@@ -35,6 +35,6 @@ def folded_forward(
 
 
 def place_folded(variables: Tree) -> Tree:
-    """Place the variables of `folded_forward` on the first device."""
+    """Put the variables of `folded_forward` on the first device, in its preferred layout."""
     device = SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda x: jax.device_put(x, inference_format(x, device)), variables)

@@ -1,4 +1,4 @@
-"""Classification losses, one value per image; the caller averages under a mask."""
+"""Classification losses, one value per image; the caller averages over unmasked images."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 def smoothed_cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float) -> jax.Array:
     """(1 - s) · Σ_k -log p_k t_k + s · mean_k -log p_k, per image.
 
-    With one-hot targets this is the original's LabelSmoothing, with mixed ones its
+    With one-hot targets this is the original's LabelSmoothing, with mixed targets its
     NLLMultiLabelSmooth. NVIDIA: image_classification/smoothing.py, mixup.py.
 
     Args:

@@ -1,4 +1,4 @@
-"""Evaluation sums: exact for any batch size and number of devices, because nothing is averaged."""
+"""Evaluation sums: not averaged per batch, so exact for any batch size and number of devices."""
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,8 @@ def evaluation_sums(
 def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """How many classes rank above the label: (N, K), (N,) → (N,) int32.
 
-    Of equal logits the lower class ranks first. A label whose logit is NaN ranks last, so that a
-    diverged network does not look like a perfect one.
+    Of equal logits, that of the lower class index ranks first. A label whose logit is NaN ranks
+    last, so that a diverged network does not look like a perfect one.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     classes = jnp.arange(logits.shape[-1])
@@ -48,7 +48,7 @@ def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def image_results(
     logits: jax.Array, labels: jax.Array, mask: jax.Array, *, topk: int
 ) -> dict[str, jax.Array]:
-    """What a network predicts for each image: the fields of `Predictions`, and ``mask``.
+    """The prediction for each image: the fields of `Predictions` except ``index``; and ``mask``.
 
     Args:
       logits: (N, K) float32, K >= `topk`.

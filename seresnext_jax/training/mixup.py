@@ -1,4 +1,4 @@
-"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019): one draw per device batch."""
+"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019): one draw per device and forward pass."""
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,16 @@ def mix_batch(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Combine each image with a random one of the same batch, by mixup or CutMix.
 
-    Mixup is the original's: c ~ Beta(alpha, alpha), neither max(c, 1 - c) nor a probability.
-    NVIDIA: image_classification/mixup.py. CutMix replaces a rectangle. If both are on, each batch
-    gets one of them, with equal probability.
+    Mixup is the original's: it uses c ~ Beta(alpha, alpha), not max(c, 1 - c), and mixes every
+    batch. NVIDIA: image_classification/mixup.py. CutMix replaces a rectangle. If both are on, each
+    batch gets one of them, with equal probability. At least one must be on.
 
     Args:
       images: (N, H, W, 3) float, normalised.
       targets: (N, K) float32 one-hot.
       mask: (N,) bool; an image mixed with a masked one is masked too.
-      mixup: alpha of mixup's Beta distribution; 0: off, then CutMix is on.
-      cutmix: alpha of CutMix's Beta distribution; 0: off, then mixup is on.
+      mixup: alpha of mixup's Beta distribution; 0: off.
+      cutmix: alpha of CutMix's Beta distribution; 0: off.
 
     Returns:
       Images, targets and mask of the same shapes and types.
@@ -46,11 +46,12 @@ def mix_batch(
 def random_box(
     key: jax.Array, height: int, width: int, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """CutMix's rectangle: an area of 1 - c, c ~ Beta(alpha, alpha), about a uniform centre.
+    """CutMix's rectangle around a random pixel: 1 - c of the image's area, c ~ Beta(alpha, alpha).
+
+    The rectangle is cropped to the image.
 
     Returns:
-      (H, W, 1) float32, 0 in the rectangle and 1 around it; and its mean, a scalar. The part of the
-      rectangle beyond the image does not count.
+      (H, W, 1) float32, 0 inside and 1 outside the rectangle; and the mean of this array, a scalar.
     """
     c_key, y_key, x_key = jax.random.split(key, 3)
     side = jnp.sqrt(1 - jax.random.beta(c_key, alpha, alpha, dtype=jnp.float32))
@@ -79,7 +80,7 @@ def mix(
     Args:
       kept: a scalar, or (H, W, 1).
       share: a scalar, the mean of `kept`.
-      order: (N,) int32.
+      order: (N,) int32, the index of the image that each image is mixed with.
     """
     images = kept * images + (1 - kept) * images[order]
     targets = share * targets + (1 - share) * targets[order]

@@ -56,18 +56,18 @@ def backbone_mask(params: Tree) -> Tree:
 
 
 def stop_backbone(params: Tree) -> Tree:
-    """The same parameters; the gradient of all except the classifier's is 0 and is not computed."""
+    """The same parameters, with `stop_gradient` on all except the classifier's."""
     return {k: x if k == CLASSIFIER else jax.lax.stop_gradient(x) for k, x in params.items()}
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Clip the gradients, then compute the updates, not yet scaled by -learning_rate.
+    """The optimizer, with gradient clipping; its updates are not yet scaled by -learning_rate.
 
-    The learning rate is not part of the optimizer's state. So a step that the loss scaler skips
-    leaves the state unchanged, and the schedule continues. sgd and rmsprop are equal to
+    The learning rate is not part of the optimizer's state. So a skipped step can leave the state
+    unchanged while the schedule continues. sgd and rmsprop are equal to
     `torch.optim.SGD` (dampening 0) and `torch.optim.RMSprop`, adamw to `torch.optim.AdamW`.
 
-    The parts are nested so that the names of SGD's arrays in a checkpoint stay the same.
+    The transformations are nested so that the paths of SGD's arrays in a checkpoint do not change.
     """
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda params: decay_mask(params, config.decay_mask)
@@ -95,7 +95,7 @@ DEFAULT_EPS = {"rmsprop": 1e-3, "adamw": 1e-8, "lamb": 1e-6}
 
 
 def _scale_backbone(config: OptimConfig) -> optax.GradientTransformation:
-    """Train everything except the classifier more slowly or not at all."""
+    """Multiply the backbone's updates by `backbone_lr_multiplier`, or by 0 if it is frozen."""
     factor = 0.0 if config.freeze_backbone else config.backbone_lr_multiplier
     if factor == 1.0:
         return optax.identity()
@@ -103,7 +103,7 @@ def _scale_backbone(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def get_momentum(opt_state: Tree) -> Tree:
-    """The momentum of each parameter in a state of sgd, also one read as plain arrays."""
+    """The momentum of each parameter in sgd's state; the state may be a tree read from a file."""
     return optax.tree.get(opt_state, "trace")
 
 

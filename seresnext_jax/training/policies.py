@@ -1,7 +1,7 @@
-"""AutoAugment and RandAugment as tables: the numbers of every operation, computed once in NumPy.
+"""AutoAugment and RandAugment as tables of the operations' parameters, computed once in NumPy.
 
-Each operation is one row of `Operations`; augment.py applies rows to images on the device. Pillow
-defines the pixels (`ImageOps`, `ImageEnhance`, `Image.transform`).
+Each operation is one row of `Operations`; augment.py applies rows to images on the device. The
+results are defined by Pillow (`ImageOps`, `ImageEnhance`, `Image.transform`).
 """
 
 import math
@@ -36,9 +36,9 @@ class Operations(NamedTuple):
     lut: Array
     """(T, 256) int32: the new grey level of each grey level."""
     source: Array
-    """(T,) int32: LUT, AUTOCONTRAST or EQUALIZE."""
+    """(T,) int32, the source of the table: LUT, AUTOCONTRAST or EQUALIZE."""
     contrast: Array
-    """(T,) float32; for this and the next two, 1 leaves the image unchanged."""
+    """(T,) float32 factor; as for the next two, 1 leaves the image unchanged."""
     color: Array
     """(T,) float32."""
     sharpness: Array
@@ -60,10 +60,10 @@ class Policy(NamedTuple):
     choices: list[list[Choice]]
     """The candidates of each round; all rounds have the same number."""
     together: bool
-    """All rounds use the candidate of the same index, as the pairs of AutoAugment do."""
+    """Whether all rounds use the candidate with the same index, as in the pairs of AutoAugment."""
 
     def operations(self, size: int) -> Operations:
-        """Row 0 changes nothing; `row_of` gives the others."""
+        """Row 0 changes nothing; each candidate has two rows, one per sign (see `first_rows`)."""
         rows = [_unchanged(size)]
         for candidates in self.choices:
             for choice in candidates:
@@ -73,13 +73,13 @@ class Policy(NamedTuple):
 
     @property
     def probabilities(self) -> np.ndarray:
-        """(rounds, candidates) float32: how often each one is applied if it is drawn."""
+        """(rounds, candidates) float32: the probability that a drawn candidate is applied."""
         rows = [[choice.probability for choice in candidates] for candidates in self.choices]
         return np.array(rows, np.float32)
 
     @property
     def first_rows(self) -> np.ndarray:
-        """(rounds, candidates) int32: the row of each; the next row has the opposite sign."""
+        """(rounds, candidates) int32: the row with positive sign; the next has negative sign."""
         count = len(self.choices) * len(self.choices[0])
         return (1 + 2 * np.arange(count, dtype=np.int32)).reshape(len(self.choices), -1)
 
@@ -149,7 +149,7 @@ def rand_augment(num_ops: int, magnitude: int, size: int) -> Policy:
 
     Args:
       num_ops: operations per image.
-      magnitude: 0 to BINS - 1, of all operations.
+      magnitude: 0 to BINS - 1, the same for all operations.
       size: side of the images, in pixels.
     """
     share = magnitude / (BINS - 1)
@@ -181,7 +181,7 @@ def rand_augment(num_ops: int, magnitude: int, size: int) -> Policy:
 
 
 def _unchanged(size: int) -> Operations:
-    """One row that changes nothing, without the first axis."""
+    """The row that changes nothing, without the axis T."""
     return Operations(
         affine=_fixed_point((1, 0, 0, 0, 1, 0)),
         shift=np.zeros(size, np.int32),
@@ -196,14 +196,14 @@ def _unchanged(size: int) -> Operations:
 
 
 def _fixed_point(matrix: tuple[float, ...]) -> np.ndarray:
-    """Pillow's rounding of an affine map, from the centre of each pixel; (6,) int32."""
+    """An affine map of pixel centres in Pillow's fixed-point coordinates: (6,) int32."""
     a, b, c, d, e, f = matrix
     centred = (a, b, c + a / 2 + b / 2, d, e, f + d / 2 + e / 2)
     return np.array([math.floor(v * _ONE + 0.5) for v in centred], np.int32)
 
 
 def _shear(size: int, magnitude: float, sign: int, *, vertical: bool) -> Operations:
-    """Row y is shifted by magnitude · (y + 0.5)."""
+    """Shift row y by sign · magnitude · (y + 0.5) pixels; columns if `vertical`."""
     shifts = sign * magnitude * (np.arange(size) + 0.5)
     whole = np.floor(shifts)
     return _unchanged(size)._replace(
@@ -214,7 +214,7 @@ def _shear(size: int, magnitude: float, sign: int, *, vertical: bool) -> Operati
 
 
 def _rotate(size: int, degrees: float, sign: int) -> Operations:
-    """Counter-clockwise about the centre."""
+    """Rotate counter-clockwise about the centre by sign · degrees."""
     angle = -math.radians(sign * degrees)
     cos, sin, half = round(math.cos(angle), 15), round(math.sin(angle), 15), size / 2
     start = (half - cos * half - sin * half, half + sin * half - cos * half)
@@ -261,4 +261,4 @@ _MAKE: dict[str, Callable[[int, float, int], Operations]] = {
         sharpness=np.float32(1 + sign * m)
     ),
 }
-"""Makes one row from the side of the image, the magnitude, and its sign."""
+"""For each operation, the function that makes its row from image side, magnitude and sign."""

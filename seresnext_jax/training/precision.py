@@ -11,14 +11,14 @@ from seresnext_jax.config import Precision
 
 @dataclass(frozen=True)
 class PrecisionPolicy:
-    """The types that the network computes in. Parameters, statistics, loss are always float32."""
+    """The dtypes that a network computes in. Parameters, statistics and loss are always float32."""
 
     compute_dtype: jnp.dtype
-    """Type of the activations and of the kernels applied to them."""
+    """Dtype of the activations and of the kernels applied to them."""
     matmul_precision: str
-    """`jax.default_matmul_precision` of float32 products: how many bits a GPU really uses."""
+    """`jax.default_matmul_precision`: the precision in which a GPU computes float32 products."""
     scale_loss: bool
-    """Whether gradients would underflow without a loss scale."""
+    """Whether the loss is scaled, because gradients would underflow otherwise."""
 
 
 POLICIES: dict[Precision, PrecisionPolicy] = {
@@ -31,12 +31,12 @@ POLICIES: dict[Precision, PrecisionPolicy] = {
 
 @struct.dataclass
 class LossScale:
-    """State of `torch.amp.GradScaler`: ×2 after an interval of finite steps, ×0.5 after others."""
+    """State of `torch.amp.GradScaler`: ×2 after enough finite steps, ×0.5 after an overflow."""
 
     scale: jax.Array
     """float32 scalar; the loss is multiplied by it, the gradients are divided by it."""
     good_steps: jax.Array
-    """int32 scalar; finite steps since the last change."""
+    """int32 scalar; steps with finite gradients since the last change."""
 
 
 def init_loss_scale(policy: PrecisionPolicy, initial: float) -> LossScale:
@@ -50,8 +50,8 @@ def update_loss_scale(
 ) -> LossScale:
     """Advance the scaler by one optimizer step.
 
-    Exactly `growth_interval` finite steps double the scale (flax's DynamicScale needs one more). It
-    never grows to infinity. Both are as in `torch.amp.GradScaler`.
+    As in `torch.amp.GradScaler`, the scale doubles after exactly `growth_interval` finite steps
+    (flax's DynamicScale needs one more) and never becomes infinite.
 
     Args:
       finite: bool scalar, whether every gradient of the step is finite.

@@ -17,7 +17,7 @@ class Mistake(NamedTuple):
 
     label_probability: float
     number: int
-    """The index of the image in the split."""
+    """Index of the image in the split."""
     pixels: np.ndarray
     """(H, W, 3) uint8."""
 
@@ -31,7 +31,7 @@ class Recorder:
     def __init__(
         self, step: Callable[[Any, Batch], tuple[Arrays, Arrays]], *, num_worst: int
     ) -> None:
-        """Record what a step of `make_detailed_eval_step` returns, and `num_worst` mistakes."""
+        """Wrap a step of `make_detailed_eval_step`; `num_worst` >= 1 mistakes are kept."""
         self._step = step
         self._num_worst = num_worst
         self._results: list[dict[str, np.ndarray]] = []
@@ -39,7 +39,7 @@ class Recorder:
         """The mistakes with the least probable labels, worst first."""
 
     def step(self, variables: Any, batch: Batch) -> Arrays:
-        """The sums of a batch; keeps its images' results."""
+        """Evaluate a batch: return its sums, and keep the results of its images."""
         sums, on_devices = self._step(variables, batch)
         results = jax.device_get(on_devices)
         self._keep_worst(results, batch.images)
@@ -47,7 +47,7 @@ class Recorder:
         return sums
 
     def predictions(self) -> Predictions:
-        """The predictions for every image evaluated so far; at least one batch."""
+        """The predictions for all images so far; call it after at least one batch."""
         joined = {
             name: np.concatenate([batch[name] for batch in self._results])
             for name in self._results[0]

@@ -1,4 +1,4 @@
-"""`TrainState`: everything that a training step changes, as one pytree."""
+"""`TrainState`: all arrays that a training step takes and returns, as one pytree."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ Tree = Any
 
 @struct.dataclass
 class TrainState:
-    """All arrays of a run. The network, optimizer and schedule are functions, kept elsewhere."""
+    """All arrays of a run. The network, optimizer and schedule are functions and not part of it."""
 
     step: jax.Array
     """int32 scalar; optimizer steps taken, skipped ones included."""
@@ -29,15 +29,15 @@ class TrainState:
     opt_state: Tree
     loss_scale: LossScale
     skipped_steps: jax.Array
-    """int32 scalar; steps whose gradients were not finite."""
+    """int32 scalar; steps skipped because their loss or gradients were not finite."""
     bad_steps: jax.Array
-    """int32 scalar; the number of such steps in a row, up to the last one."""
+    """int32 scalar; such steps in a row, counted back from the latest step."""
     ema: Tree | None
-    """Moving average of params and batch_stats, or None."""
+    """Moving average of params and batch_stats; None without ``--use-ema``."""
 
     @property
     def variables(self) -> Tree:
-        """The variables of the network."""
+        """The variables that `network.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 

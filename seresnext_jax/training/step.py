@@ -1,7 +1,7 @@
-"""The training step and the evaluation step: pure, per device, sharded by `jax.shard_map`.
+"""The training and evaluation steps: pure functions of one device, mapped by `jax.shard_map`.
 
-The training step, in this order: forward, loss, scale, gradient, mean, unscale, skip, update,
-moving average.
+The training step, in this order: forward, loss, scale, gradient, mean, unscale, update (kept if
+finite), moving average.
 """
 
 from collections.abc import Callable
@@ -35,12 +35,12 @@ from seresnext_jax.training.state import TrainState
 
 Tree = Any
 Apply = Callable[..., Any]
-"""`apply(variables, images, train=...)` of a network; with `mutable`, also the new statistics."""
+"""`apply(variables, images, train=...)` of a network; `mutable` adds the new statistics."""
 Metrics = dict[str, jax.Array]
 
 
 class LocalMeans(NamedTuple):
-    """What one device computes, as means over its images and forward passes."""
+    """The results of one device: means over its images and forward passes."""
 
     grads: Tree
     """Gradients of the scaled loss; images that were left out contribute 0."""
@@ -49,13 +49,13 @@ class LocalMeans(NamedTuple):
     loss: jax.Array
     """float32 scalar; images that were left out contribute 0."""
     counted: jax.Array
-    """float32 scalar; the share of the images not left out and not mixed with one that was."""
+    """float32 scalar; the share of images that are neither left out nor mixed with one that is."""
     readable: jax.Array
-    """float32 scalar; the share of the images that are not left out."""
+    """float32 scalar; the share of images that are not left out."""
 
 
 _AUGMENTATION = 2**32 - 1
-"""Separates the random numbers of `augment` from those of mixup, which count shards from 0."""
+"""Folded into the keys of `augment`; the keys of mixup fold in the shard, counted from 0."""
 
 
 # ---- training, in the order of its computation ---------------------------------------------------
@@ -95,10 +95,10 @@ def _forward_backward(
 def _augment(
     state: TrainState, config: DataConfig, index: jax.Array, images: jax.Array
 ) -> jax.Array:
-    """Augment and normalise (n, S, S, 3) uint8 images; float32."""
+    """Augment and normalise (n, S, S, 3) uint8 images; returns float32."""
     if config.augmentation == "none" and not config.random_erasing:
         return normalize(images)
-    # An image draws by its position in the step, on any number of devices.
+    # An image's draws depend on its position in the step, not on the number of devices.
     shard = index * jax.lax.axis_size(DATA_AXIS) + jax.lax.axis_index(DATA_AXIS)
     position = shard * images.shape[0] + jnp.arange(images.shape[0])
     step_key = jax.random.fold_in(jax.random.key(state.seed), state.step)
@@ -113,8 +113,8 @@ def _augment(
 def _accumulate(state: TrainState, batch: Batch, apply: Apply, config: Config) -> LocalMeans:
     """The means over the forward passes.
 
-    Each pass starts from the same running statistics, and the mean of the results is kept. So a
-    step on one device with accumulation 4 equals a step on four devices.
+    Each pass starts from the same running statistics, and the mean of the updated ones is kept. So
+    a step on one device with accumulation 4 equals a step on four devices.
     """
     one_pass = partial(_forward_backward, state, apply, config)
     passes = batch.labels.shape[0]
@@ -132,7 +132,7 @@ def _accumulate(state: TrainState, batch: Batch, apply: Apply, config: Config) -
 
 
 def make_train_step(apply: Apply, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
-    """Build ``step(state, batch, lr) -> (state, metrics)``, compiled, donating the state.
+    """Build a jitted ``step(state, batch, lr) -> (state, metrics)`` that donates the state.
 
     Metrics are scalars: ``loss`` (mean over the images that count; NaN if none does), ``lr``,
     ``loss_scale`` (the one this step used), ``skipped_steps`` and ``bad_steps`` as in `TrainState`,
@@ -146,7 +146,7 @@ def make_train_step(apply: Apply, config: Config, mesh: Mesh) -> jax.stages.Wrap
         # means over the images of the step, on all devices.
         counted = jnp.maximum(means.counted, 1e-9)
         scale = state.loss_scale.scale
-        # The mean over no image is NaN; the step then changes nothing.
+        # The mean over no image is NaN; the step then changes only the counters.
         seen = means.counted > 0
         loss = jnp.where(seen, means.loss / counted, jnp.nan)
         grads = jax.tree.map(lambda g: g / (scale * counted), means.grads)
@@ -159,7 +159,7 @@ def make_train_step(apply: Apply, config: Config, mesh: Mesh) -> jax.stages.Wrap
         # the original, but only with finite values.
         params = _select(finite, params, state.params)
         opt_state = _select(finite, opt_state, state.opt_state)
-        # The mean of equal numbers may be rounded, so frozen statistics are not replaced by it.
+        # Even the mean of equal values may be rounded, so frozen statistics are not replaced by it.
         keep_stats = seen & all_finite(means.batch_stats) & (not config.optim.freeze_backbone)
         batch_stats = _select(keep_stats, means.batch_stats, state.batch_stats)
         loss_scale = update_loss_scale(
@@ -208,7 +208,7 @@ def _select(condition: jax.Array, new: Tree, old: Tree) -> Tree:
 def _average(
     state: TrainState, params: Tree, batch_stats: Tree, decay: float | None
 ) -> Tree | None:
-    """The moving average after this step. NVIDIA: image_classification/utils.py, EMA."""
+    """The moving average after this step, or None. NVIDIA: image_classification/utils.py, EMA."""
     if decay is None:
         return None
     step = state.step.astype(jnp.float32)
@@ -221,7 +221,7 @@ def _average(
 
 
 def make_eval_step(apply: Apply, config: EvaluationConfig, mesh: Mesh) -> jax.stages.Wrapped:
-    """Build ``step(variables, batch) -> sums`` of `evaluation_sums` over all devices."""
+    """Build a jitted ``step(variables, batch) -> sums``: `evaluation_sums` over all devices."""
 
     def device_step(variables: Tree, batch: Batch) -> Metrics:
         return _summed(config, _logits(apply, variables, batch), batch)
@@ -234,7 +234,7 @@ def make_detailed_eval_step(
 ) -> jax.stages.Wrapped:
     """Build ``step(variables, batch) -> (sums, results)``: also the `image_results` of each image.
 
-    The results are sharded as the batch is. Their order is the batch's.
+    The results are sharded like the batch and have its order.
     """
 
     def device_step(variables: Tree, batch: Batch) -> tuple[Metrics, Metrics]:
@@ -314,7 +314,7 @@ def _batch_shapes(config: EvaluationConfig, mesh: Mesh, passes: int) -> Batch:
 
 
 def _with_precision(function: Callable[..., Any], policy: PrecisionPolicy) -> Callable[..., Any]:
-    """Trace `function`, and so its gradient, under the policy's precision of float32 products."""
+    """Trace `function`, including its gradient, with the policy's precision of float32 products."""
 
     def traced(*args: Any) -> Any:
         with jax.default_matmul_precision(policy.matmul_precision):

@@ -12,7 +12,7 @@ from seresnext_jax.weights.stored import StoredArray, dtype_of, is_tensor, shape
 from seresnext_jax.weights.tables import Table
 
 _LISTED = 40
-"""Number of entries of a container that are shown."""
+"""Largest number of entries that are shown; larger inner containers show only their length."""
 _LONGEST = 200
 
 
@@ -38,7 +38,7 @@ def describe_table(table: Table) -> dict[str, Any]:
 
 
 def describe_content(value: Any, tables: Iterable[Table]) -> dict[str, Any]:
-    """Describe what a file contains besides the tables of tensors and the optimizer's state."""
+    """Describe what a file contains besides tables, tensors and optimizer state; may be {}."""
     entries = {id(table.entries) for table in tables}
     if not isinstance(value, Mapping):
         return {}

@@ -134,7 +134,7 @@ def files_in(folder: Path) -> str:
 
 
 def hugging_face_file(folder: Path) -> Path | None:
-    """The weights in a folder of the Hugging Face hub; None if it is another kind of folder.
+    """The weights file in a folder of the Hugging Face hub; None if it is another kind of folder.
 
     Raises:
       UserError: its weights are in several files.
@@ -148,7 +148,7 @@ def hugging_face_file(folder: Path) -> Path | None:
 
 
 def check_archive(path: Path) -> tuple[zipfile.ZipFile, str]:
-    """The archive that torch.save wrote, and the folder inside it.
+    """The archive that torch.save wrote, and the prefix of its entries, such as ``archive/``.
 
     Raises:
       UserError: it was not written by torch.save; the message says what it is.

@@ -20,7 +20,7 @@ METADATA = "metadata.json"
 
 
 def find_weights_folder(path: Path) -> Path | None:
-    """The weights folder that `path` names, directly or by its file of tensors."""
+    """The weights folder that `path` names, directly or by its file of tensors; else None."""
     if path.name == TENSORS and (path.parent / METADATA).is_file():
         path = path.parent
     if not (path / TENSORS).is_file():
@@ -29,7 +29,7 @@ def find_weights_folder(path: Path) -> Path | None:
 
 
 def _is_of_the_hub(folder: Path) -> bool:
-    """Whether the tensors are PyTorch's: the Hugging Face hub gives the file the same name."""
+    """Whether the tensors are PyTorch's: on the Hugging Face hub the file has the same name."""
     if (folder / METADATA).is_file():
         return False
     with (folder / TENSORS).open("rb") as file:

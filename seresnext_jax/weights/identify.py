@@ -38,7 +38,7 @@ def network(architecture: str, num_classes: int) -> ResNet:
 
 @lru_cache
 def expected_shapes(architecture: str, num_classes: int) -> Shapes:
-    """The shapes in an architecture's state dict."""
+    """The shapes in an architecture's state dict, SE weights as linear."""
     return _torch_shapes(abstract_variables(network(architecture, num_classes)))
 
 
@@ -72,7 +72,7 @@ def matching_architecture(shapes: Shapes) -> str | None:
 
 
 def nearest_difference(shapes: Shapes, name: Callable[[str], str] = str) -> str:
-    """The architecture nearest to these shapes, and how they differ from its shapes."""
+    """A line that names the architecture nearest to these shapes, and how they differ from it."""
     num_classes = _num_classes(shapes)
     as_ours = {_as_our_gate(key): _without_ones(key, shape) for key, shape in shapes.items()}
     wanted = {arch: expected_shapes(arch, num_classes) for arch in _candidates(shapes)}

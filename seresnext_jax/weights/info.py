@@ -25,22 +25,22 @@ class WeightsInfo:
     num_classes: int
     class_names: tuple[str, ...] | None = None
     image_size: int = 224
-    """Side of the square the network was made for, in pixels."""
+    """Width and height of the network's input, in pixels."""
     eval_margin: int = 32
     """Evaluation resizes the shorter side to image_size + this before the centre crop."""
     interpolation: Interpolation = "bilinear"
-    """How it resizes."""
+    """The filter of that resizing."""
     source: str = ""
-    """Name of the file or folder they were converted from."""
+    """Name of the file or folder that the weights were read from."""
     sha256: str | None = None
     """SHA-256 of the source, if it is a single file."""
     kind: str | None = None
-    """Kind of the source: ``torch state dict`` or ``torch checkpoint``. This and the next five are
+    """Kind of the source: ``torch state dict`` or ``torch checkpoint``. This and the next four are
     None if the source is not a PyTorch file."""
     layout: str | None = None
     """Layout of the names in the source: ``ngc`` (layer1.) or ``current`` (layers.0.)."""
     prefix: str | None = None
-    """Prefix of the names in the source: ``module.``, ``model.``, or nothing."""
+    """Prefix of the names in the source: ``module.``, ``model.``, or ""."""
     se_weights: str | None = None
     """How the source stores the SE weights: ``linear`` (out, in), ``convolution`` (out, in, 1, 1),
     or ``none``."""
@@ -74,11 +74,13 @@ class Weights:
     """``{"params": ..., "batch_stats": ...}``: float32 numpy arrays."""
     info: WeightsInfo
     exact: Mapping[tuple[str, ...], Array] = field(default_factory=dict)
-    """The source's original of each tensor that float32 can't represent exactly, by path."""
+    """By path, the tensors that float32 can't represent exactly, in the source's dtype."""
 
 
 def size_note(options: SizesOfWeights, info: WeightsInfo) -> str:
-    """A line on the image size of weights from a PyTorch file, which does not record it; or "".
+    """A line on the image sizes used with weights from a PyTorch file, which does not record them.
+
+    "" if the weights have another source or the user gave both sizes.
 
     Args:
       options: the sizes on the command line.

@@ -15,7 +15,7 @@ _UNITS = {"Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as"}
 
 @dataclass(eq=False)
 class DType:
-    """A numpy type that is being read."""
+    """A numpy dtype while its pickle is being read."""
 
     spec: str
     """Its kind and item size, such as ``f4``."""
@@ -24,7 +24,7 @@ class DType:
     """Unit of a date or duration, such as ``[ns]``; otherwise empty."""
 
     def numpy(self) -> np.dtype[Any]:
-        """The complete numpy type."""
+        """The complete numpy dtype."""
         return np.dtype(f"{self.order}{self.spec}{self.unit}")
 
 
@@ -41,10 +41,10 @@ def make_dtype(spec: Any, *_: Any) -> DType:
 
 
 def set_dtype(dtype: DType, state: Any) -> None:
-    """Set the rest of a type's saved state: its byte order, and the unit of a date.
+    """Set the rest of a dtype's saved state: its byte order, and the unit of a date.
 
     Raises:
-      ValueError: it has fields, or the state is of another kind.
+      ValueError: it has fields or a subdtype, or the state is malformed.
     """
     _, order, subdtype, names, fields, *_ = state
     order = to_bytes(order).decode("ascii")

@@ -1,8 +1,8 @@
 """Reads a pickle as data. Nothing in it is imported, called or executed.
 
-This is an interpreter of pickle's operations that knows plain values, and the classes that
-pickled_names.py lists. A listed class is built by a function there, from data alone. Any other
-becomes a `Record` with its name, and is noted in `refused`: the caller then refuses the file.
+This is an interpreter of pickle's opcodes. It knows plain values, and the classes that
+pickled_names.py lists: a function there builds each from data alone. Any other class becomes a
+`Record` with its name, and is noted in `refused`: the caller must then refuse the file.
 """
 
 import pickletools
@@ -17,13 +17,13 @@ from seresnext_jax.weights.stored import StoredArray, StoredTensor
 
 _MARK = object()
 _VALUES = {
-    # The operations that push their argument.
+    # The opcodes that push their argument.
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE",
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
 _NEW: dict[str, Callable[[], Any]] = {
-    # The operations that push a constant or an empty container.
+    # The opcodes that push a constant or an empty container.
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
     "EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set,
 }  # fmt: skip
@@ -84,7 +84,7 @@ class DataUnpickler:
         return Record(name)
 
     def _make(self, function: Any, args: Any) -> Any:
-        """The object that a call would return."""
+        """Build the object that the call ``function(*args)`` would return, without calling it."""
         if not isinstance(args, tuple):
             raise ValueError("arguments that are not a tuple")
         if isinstance(function, Record):
@@ -217,7 +217,7 @@ class DataUnpickler:
     # ---- the machine ---------------------------------------------------------------------------
 
     def _proto(self, _: Any) -> None:
-        """Ignore the version: the operations say everything."""
+        """Ignore the protocol version: the opcodes do not depend on it."""
 
     _frame = _proto
 

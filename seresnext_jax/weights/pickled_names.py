@@ -58,7 +58,7 @@ _OTHER_DTYPES = ("qint8", "quint8", "qint32", "quint4x2", "quint2x4", "bits8", "
 
 
 def canonical_name(module: str, name: str) -> str:
-    """``module.name`` as the newest Python and numpy 1 spell it."""
+    """``module.name`` as Python 3 and numpy 1 spell it."""
     module = _PYTHON_2.get(module, module)
     for new, old in _RENAMED.items():
         if module == new or module.startswith(new + "."):
@@ -93,7 +93,7 @@ def _dict(*args: Any) -> dict[Any, Any]:
 
 
 def _default_dict(factory: Any = None, *args: Any) -> dict[Any, Any]:
-    """A plain dictionary; the default is dropped."""
+    """A plain dictionary; the default factory is dropped."""
     if not (factory is None or isinstance(factory, Known)):
         raise ValueError("a default of another kind")
     return _dict(*args)
@@ -106,7 +106,7 @@ def _list(items: Any = (), *_: Any) -> list[Any]:
 
 
 def _encode(text: Any, encoding: Any = "latin1", *_: Any) -> bytes:
-    """``_codecs.encode``: how Python 3 saves bytes."""
+    """``_codecs.encode``: how Python 3 saves bytes in protocols 0 to 2."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
         raise NotPlainError("_codecs.encode")
     return text.encode(encoding)

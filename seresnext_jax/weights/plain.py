@@ -25,7 +25,7 @@ class Known:
     build: Build | None = None
     """Makes the value from the arguments in the file; None: it may be named, but not called."""
     dtype: str | None = None
-    """The type of the numbers, if this is one of PyTorch's types or storages."""
+    """The dtype of the elements, if this is a PyTorch dtype or storage class."""
 
 
 @dataclass(eq=False)
@@ -58,7 +58,7 @@ def checked_key(value: Any) -> Any:
     """Check that a dictionary key or set member is of a kind that is quick to hash.
 
     Raises:
-      ValueError: it is of another kind, such as a deeply nested tuple.
+      ValueError: it is of another kind, such as a tuple in a tuple.
     """
     if isinstance(value, tuple) and len(value) <= _MOST_KEY_ITEMS:
         if any(isinstance(item, tuple) for item in value):
@@ -76,7 +76,7 @@ def checked_key(value: Any) -> Any:
 
 
 def to_bytes(value: Any = b"", *_: Any) -> bytes:
-    """Bytes, which Python 2 saved as text.
+    """The value as bytes; Python 2 saved bytes as text.
 
     Raises:
       ValueError: the value is something else.

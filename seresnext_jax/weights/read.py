@@ -28,8 +28,8 @@ def read_weights(path: Path | str, *, ema: bool = False, table: str = "") -> Wei
 
     Args:
       path: anything that `open_source` takes.
-      ema: read the moving average instead of the weights. If the source contains nothing else, it
-        is always read, and the info says so.
+      ema: read the moving average instead of the weights. If the source contains only a moving
+        average, that is read in any case, and the info says so.
       table: the name of the state dict in a PyTorch file that has several.
 
     Raises:
@@ -47,11 +47,11 @@ def read_weights(path: Path | str, *, ema: bool = False, table: str = "") -> Wei
 def inspect_weights(path: Path | str, *, table: str = "") -> Facts:
     """What a source contains, as plain values for JSON.
 
-    Weights of an unknown architecture or with NaN are described, too; ``problem`` says why they
-    can't be used.
+    A PyTorch file of an unknown architecture or with NaN is described, too; ``problem`` says why
+    its weights can't be used.
 
     Raises:
-      UserError: the source can't be read.
+      UserError: the source can't be read, or is a weights folder or checkpoint with such weights.
     """
     source = open_source(path, table=table)
     parameters = problem = None
@@ -86,7 +86,8 @@ def open_source(path: Path | str, *, table: str = "") -> "Source":
       table: the name of the state dict in a PyTorch file that has several.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, its weights are in several files, or `table` is given and it is not
+        a PyTorch file.
     """
     path = Path(path).expanduser()  # a shell leaves the ~ of --weights=~/a
     if folder := find_weights_folder(path):
@@ -107,7 +108,7 @@ def open_source(path: Path | str, *, table: str = "") -> "Source":
 
 
 def has_table(path: Path, table: str) -> bool:
-    """Whether a path is a PyTorch file that contains a state dict of this name."""
+    """Whether a path is a PyTorch file with a state dict of this name; False if the name is ""."""
     source = open_source(path) if table else None
     return isinstance(source, TorchFileSource) and any(
         found.name == table for found in source.file.tables
@@ -235,7 +236,7 @@ class TorchFileSource(Source):
 
 
 def _finite(weights: Weights, path: Path) -> Weights:
-    """The weights, checked for NaN and infinity."""
+    """The same weights; raises `UserError` if they contain NaN or infinity."""
     for name, array in flatten_dict(weights.variables, sep="/").items():
         check_finite(name, np.asarray(array), source=str(path))
     return weights

@@ -69,7 +69,7 @@ def find_spelling(names: Iterable[str], *, source: str) -> Spelling:
 
 
 def plain_shapes(shapes: Mapping[str, tuple[int, ...]], spelling: Spelling | None = None) -> Shapes:
-    """The shapes of a state dict by keys in the current layout, SE weights as linear."""
+    """The shapes of a state dict by current-layout key, SE weights as linear (out, in)."""
     spelling = spelling or find_spelling(shapes, source="file")
     plain = {}
     for key, name in spelling.names.items():
@@ -91,7 +91,8 @@ def from_state_dict(state: StateDict, *, source: str) -> Weights:
 
     Raises:
       UserError: it fits none of the architectures (the message lists the differences from the
-        nearest one), or contains NaN, infinity, or a number too large for float32.
+        nearest one), has two names for one entry, or contains NaN, infinity, or a value too large
+        for float32.
     """
     spelling = find_spelling(state, source=source)
     shapes = plain_shapes({name: x.shape for name, x in state.items()}, spelling)
@@ -132,7 +133,7 @@ def check_finite(name: str, array: Array, *, source: str) -> None:
     """Refuse a tensor with NaN or infinity.
 
     Raises:
-      UserError: it contains some; the message names the tensor and their number.
+      UserError: it contains some; the message gives its name and the number of such values.
     """
     if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
         wrong = int(array.size - finite.sum())
@@ -143,7 +144,7 @@ def check_finite(name: str, array: Array, *, source: str) -> None:
 
 
 def _survives(array: Array, narrow: Array) -> bool:
-    """Whether every value is the same in float32."""
+    """Whether float32 represents every value exactly."""
     if array.dtype.kind == "f" and array.dtype.itemsize <= 4:
         return True
     with np.errstate(invalid="ignore"):

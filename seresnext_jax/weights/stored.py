@@ -15,24 +15,24 @@ ITEM_SIZES = {
     "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1,
     "float8_e8m0fnu": 1, "float4_e2m1fn_x2": 1,
 }  # fmt: skip
-"""Bytes per number for each of PyTorch's types."""
+"""Bytes per element of each of PyTorch's dtypes."""
 
 _MOST_AXES = 16
 
 
 class CannotConvertError(Exception):
-    """A tensor that is not a dense array of real numbers; the message is a part of a sentence."""
+    """A tensor that is not a dense array of real numbers; the message is a noun phrase."""
 
 
 @dataclass(eq=False)
 class Storage:
-    """A one-dimensional array of numbers in a file. `data` is set after the pickle was read."""
+    """A one-dimensional array in a file; tensors are views of it."""
 
     dtype: str
     numel: int
     device: str
     data: Array | None = None
-    """Its bytes (uint8), usually mapped from the file."""
+    """Its bytes (uint8), mapped from the file; None until the whole pickle has been read."""
     big_endian: bool = False
 
 
@@ -46,20 +46,21 @@ class StoredTensor:
     layout: str = "strided"
     device: str = "cpu"
     storage: Storage | None = None
-    """None: it has no numbers that can be read."""
+    """None: it has no values that can be read."""
     offset: int = 0
     strides: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
-        """The number of its entries."""
+        """The number of its elements."""
         return math.prod(self.shape)
 
     def read(self) -> Array:
-        """Its numbers; bfloat16 as float32.
+        """Its values; bfloat16 as float32.
 
         Raises:
-          CannotConvertError: it has no numbers, or numpy lacks their type.
+          CannotConvertError: it has no values, is sparse, complex or of a 4- or 8-bit float type,
+            or is larger than its storage.
         """
         if self.storage is None or self.layout != "strided" or not _is_real(self.dtype):
             raise CannotConvertError(f"a {self.layout} {self.dtype} tensor on {self.device}")
@@ -84,6 +85,10 @@ def stored_tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, dtype: str | None = None
 ) -> StoredTensor:
     """Create a tensor over a storage.
+
+    Args:
+      offset: of the first element, in elements, like `strides`.
+      dtype: PyTorch's name; None: the dtype of the storage.
 
     Raises:
       ValueError: the tensor does not fit the storage.
@@ -115,7 +120,7 @@ def axes(value: Any) -> tuple[int, ...]:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is an integer from 0 to 2**62."""
+    """Whether a value is an integer from 0 to 2**62 - 1."""
     return type(value) is int and 0 <= value < 2**62
 
 
@@ -124,7 +129,7 @@ class StoredArray:
     """A numpy array in a pickle."""
 
     array: Any = None
-    """An array, or a list for an array of objects."""
+    """An array, or a list for an array of objects; None until its state has been read."""
 
 
 def is_tensor(value: Any) -> bool:
@@ -135,7 +140,7 @@ def is_tensor(value: Any) -> bool:
 
 
 def read_array(tensor: StoredTensor | StoredArray) -> Array:
-    """The numbers of what `is_tensor` accepts.
+    """The values of what `is_tensor` accepts.
 
     Raises:
       CannotConvertError: as `StoredTensor.read`.
@@ -152,7 +157,7 @@ def shape_of(tensor: StoredTensor | StoredArray) -> tuple[int, ...]:
 
 
 def dtype_of(tensor: StoredTensor | StoredArray) -> str:
-    """The type of what `is_tensor` accepts, without reading it."""
+    """The name of the dtype of what `is_tensor` accepts, without reading it."""
     return tensor.dtype if isinstance(tensor, StoredTensor) else str(tensor.array.dtype)
 
 

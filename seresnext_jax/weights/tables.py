@@ -25,11 +25,11 @@ class Table:
     """The keys that lead to it; empty: the file is the table."""
     entries: Mapping[Any, Any]
     part: str = ""
-    """The prefix of its entries, if the dictionary contains several networks."""
+    """The prefix of its entries, if the dictionary contains several networks; otherwise ""."""
 
     @property
     def name(self) -> str:
-        """What ``--table`` calls it."""
+        """Its name for ``--table``; ``.`` if the file is the table."""
         return "/".join((*self.path, self.part.removesuffix("."))).strip("/") or "."
 
     @property
@@ -81,7 +81,10 @@ def find_tables(value: Any) -> list[Table]:
 def _dictionaries(
     value: Any, path: tuple[str, ...], seen: set[tuple[int, bool]]
 ) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """The dictionaries in a value, each once as weights and once as an average."""
+    """The dictionaries in a value, with the keys that lead to them.
+
+    One that occurs several times is yielded at most once as weights and once as an average.
+    """
     identity = (id(value), _is_average("/".join(path)))
     if not isinstance(value, Mapping) or identity in seen:
         return

@@ -1,7 +1,7 @@
 """Reads the bytes of a PyTorch file as plain Python values and tensors.
 
 Reading never runs code from the file and does not need PyTorch: pickled.py reads the pickles as
-data. Numbers are memory-mapped, and read when they are used.
+data. The tensors' values are memory-mapped, and read when they are used.
 """
 
 import json
@@ -73,7 +73,7 @@ def read_content(path: Path) -> FileContent:
 
 @contextmanager
 def explaining_damage(path: Path) -> Iterator[None]:
-    """Turn the errors of a damaged file into one line.
+    """Turn the errors of a damaged file into a one-line `UserError`.
 
     Raises:
       UserError: the block raised one of these errors.

@@ -36,7 +36,7 @@ _DEEPEST = 6
 
 @dataclass(frozen=True, eq=False)
 class TorchFile:
-    """What one file contains, tensors as numpy arrays (bfloat16 widened to float32)."""
+    """What one file contains; its methods read tensors as numpy arrays (bfloat16 as float32)."""
 
     path: Path
     content: FileContent
@@ -66,7 +66,7 @@ class TorchFile:
           UserError: a name is not text, or a tensor is damaged or not an array of real numbers.
         """
         for key in table.tensors:
-            # Names appear in one-line messages, so they must not contain terminal codes.
+            # Names appear in one-line messages, so they must not contain control characters.
             if not (isinstance(key, str) and key.isascii() and key.isprintable()):
                 raise self._no_state_dict(_not_a_name(key))
         with explaining_damage(self.path):
@@ -80,23 +80,23 @@ class TorchFile:
 
     @property
     def epoch(self) -> int | None:
-        """Epochs completed."""
+        """Epochs completed; None: not recorded."""
         epoch = _number(self._values.get("epoch"))
         return None if epoch is None or not 0 <= epoch <= _MOST_EPOCHS else int(epoch)
 
     @property
     def best_prec1(self) -> float | None:
-        """Best validation accuracy in percent."""
+        """Best validation accuracy in percent; None: not recorded."""
         return _number(self._values.get("best_prec1"))
 
     @property
     def arch(self) -> Any:
-        """The architecture as the original's 20.06 release recorded it."""
+        """The architecture as the original's 20.06 release recorded it; None: not recorded."""
         return self._values.get("arch")
 
     @cached_property
     def optimizer(self) -> dict[str, Any] | None:
-        """``{"state": {id: {"momentum_buffer": array}}, "param_groups": [...]}``."""
+        """``{"state": {id: {"momentum_buffer": array}}, "param_groups": [...]}``, or None."""
         if not self.has_optimizer:
             return None
         with explaining_damage(self.path):
@@ -110,7 +110,10 @@ class TorchFile:
         return isinstance(optimizer, Mapping) and {"state", "param_groups"} <= optimizer.keys()
 
     def ignored(self, table: Table) -> list[str]:
-        """The entries of a table that are not tensors."""
+        """Names of the entries of a table that are not tensors.
+
+        Containers at the top level of the file are not listed.
+        """
         nested = (Mapping, list, tuple, Record)
         return [
             shown(key)
@@ -131,7 +134,11 @@ class TorchFile:
         raise UserError(f"{self.path} contains no table {shown(name)}: give --table one of {names}")
 
     def _only(self, tables: list[Table]) -> Table:
-        """The one table among `tables` that the caller can mean."""
+        """The only one of `tables`, or the only one that fits an architecture.
+
+        Raises:
+          UserError: there is none, or there are several.
+        """
         if not tables:
             raise self._without_table()
         if len(tables) > 1:

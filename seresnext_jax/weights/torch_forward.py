@@ -53,7 +53,7 @@ def extract_features(state: dict[str, Array], pixels: Array) -> dict[str, Array]
 
 
 def _plain(name: str) -> str:
-    """A key without wrapper prefixes, ``layers.0`` for ``layer1``."""
+    """A key without wrapper prefixes, and with ``layers.0`` for ``layer1``."""
     name = re.sub(r"^(module\.|_orig_mod\.)+", "", name)
     return re.sub(r"^layer([1-4])\.", lambda found: f"layers.{int(found[1]) - 1}.", name)
 

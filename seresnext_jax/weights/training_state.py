@@ -55,7 +55,9 @@ def parameter_groups(params: Tree, *, single: bool) -> list[list[str]]:
 def momentum_from_torch(
     optimizer: dict[str, Any], params: Tree, *, source: str, before_training: bool = False
 ) -> Tree:
-    """The momentum of each parameter, float32; zero if a file from before step 1 has none.
+    """The momentum of each parameter, float32.
+
+    It is zero where the file has none: before the first step, or if its group has momentum 0.
 
     Args:
       optimizer: the state dict of a `torch.optim.SGD`, arrays for tensors.
@@ -128,7 +130,11 @@ def _is_sgd_group(group: Any) -> bool:
 
 
 def momentum_to_torch(momentum: Tree, config: OptimConfig, *, lr: float) -> dict[str, Any]:
-    """The state dict of the original's `torch.optim.SGD`, arrays for tensors."""
+    """The state dict of the original's `torch.optim.SGD`, arrays for tensors.
+
+    Args:
+      lr: the learning rate of the last step.
+    """
     arrays = {
         torch_keys.torch_key(("params", *path)): torch_keys.to_torch_array(np.asarray(x))
         for path, x in flatten_dict(momentum).items()
@@ -171,8 +177,8 @@ def from_torch(
       over unchanged.
 
     Raises:
-      UserError: the file has no optimizer, does not fit the config's network, or the config has
-        another optimizer than sgd.
+      UserError: the file contains no training state, does not fit the config (network, classes,
+        epochs), or the config has another optimizer than sgd or no optimizer_batch_size.
     """
     source = TorchFileSource(path)
     file = source.file
@@ -318,8 +324,8 @@ def to_torch(path: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, Any]
     """The checkpoint at `path` as the original's dictionary, with arrays for tensors.
 
     Returns:
-      ``epoch, state_dict, best_prec1, optimizer`` and, if it was kept, ``state_dict_ema``; and a
-      line for each thing that the original will read differently.
+      ``epoch, state_dict, best_prec1, optimizer`` and, if there is a moving average,
+      ``state_dict_ema``; and a line for each way in which the original will continue differently.
 
     Raises:
       UserError: there is no checkpoint, it is damaged, or its optimizer is not sgd.

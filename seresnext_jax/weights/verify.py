@@ -28,7 +28,7 @@ from seresnext_jax.weights.read import TorchFileSource, has_table, open_source
 Engine = Literal["PyTorch", "Flax"]
 
 TOLERANCE = 1e-4
-"""Largest difference of an output, relative to its largest value, of two equal networks."""
+"""Largest accepted difference between two equal outputs, relative to their largest value."""
 _BATCH = 8
 
 
@@ -59,8 +59,8 @@ class Comparison:
     """The result of `compare_weights`."""
 
     verdict: Literal["identical", "equal", "different"]
-    """identical: outputs within `TOLERANCE` and every value of every tensor the same; equal: only
-    the outputs; different: neither."""
+    """identical: outputs within `TOLERANCE`, and all tensors the same; equal: outputs within
+    `TOLERANCE`, but a tensor differs; different: an output differs by more."""
     engines: tuple[Engine, Engine]
     """The engine that ran each of the two."""
     images: int
@@ -78,7 +78,7 @@ def compare_weights(
 
     Args:
       images: a folder of images; None: noise.
-      table: the state dict to take from a PyTorch file that has one of this name.
+      table: name of the state dict to take from each PyTorch file that has one of this name.
 
     Raises:
       UserError: weights or images can't be read, or the architectures or numbers of classes differ.
@@ -131,7 +131,7 @@ def compare_weights(
 
 
 def _exact_tensors(weights: Weights) -> dict[tuple[str, ...], Array]:
-    """The tensors; one that float32 can't represent has the type of its source."""
+    """The tensors by path; one that float32 can't represent has the dtype of its source."""
     return {**flatten_dict(weights.variables), **weights.exact}
 
 
@@ -173,7 +173,7 @@ def random_pixels(size: int) -> Iterator[Array]:
 
 
 def image_pixels(folder: Path, info: WeightsInfo) -> Iterator[Array]:
-    """The images below a folder as evaluation of those weights sees them, in batches of eight.
+    """The images below a folder as evaluation crops them: (N, S, S, 3) uint8, N at most 8.
 
     Raises:
       UserError: there are no images, or one can't be decoded.

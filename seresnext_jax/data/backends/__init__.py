@@ -1,1 +1,1 @@
-"""The input backends. One that reads files is a module with the backend's name and a `BACKEND`."""
+"""The input backends. Each one that reads files is a module of its name that defines `BACKEND`."""

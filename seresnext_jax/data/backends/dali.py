@@ -1,10 +1,10 @@
 """The NVIDIA DALI backends: the crops of transform.py as DALI graphs that run ahead of the step.
 
-DALI draws no random numbers and keeps no state here: each step feeds it image paths and crop
-windows, so a pipeline can start at any step. transform.py computes the windows from the image sizes
-in the file headers. A new pipeline takes many steps to reach full speed, so pipelines are kept from
-epoch to epoch and from evaluation to evaluation. In parallel, Pillow reads the images that DALI
-can't decode or decodes differently.
+DALI draws no random numbers and keeps no state here: each step feeds it images (or their paths) and
+crop windows, so a pipeline can start at any step. transform.py computes the windows from the image
+sizes in the file headers. A new pipeline takes many steps to reach full speed, so pipelines are
+reused for all epochs and evaluations. In parallel, Pillow reads the images that DALI can't decode
+or decodes differently.
 """
 
 import math
@@ -41,14 +41,17 @@ Node = Any
 
 _READING = re.compile(r"operator `nvidia\.dali\.fn\.(decoders\.|io\.file\.)")
 _RESOURCES = re.compile("CUDA|bad_alloc|out of memory")
-"""Text in DALI's errors: the operator that failed, and whether memory or the GPU was the cause."""
+"""Patterns in the text of DALI's errors: an operator that reads or decodes files has failed; memory
+or the GPU was the cause."""
 
 _BLACK_PIXEL = Path(__file__).with_name("black.ppm")
 _MIN_READING_THREADS = 4
-"""Threads for headers, shards and Pillow's decoding; on network disks most of them wait."""
+"""Minimum number of threads for headers, shards and Pillow's decoding; on a network disk most of
+them wait."""
 _HEADERS_PER_TASK = 32
 _SLOW_HEADER = 2e-4
-"""Seconds; a header on a local disk takes 2e-5 to 6e-5, one on a network disk more than 1e-3."""
+"""Seconds per header from which several threads read headers: a local disk takes 2e-5 to 6e-5, a
+network disk more than 1e-3."""
 
 
 class DaliLoader(FileLoader):
@@ -85,7 +88,7 @@ class DaliLoader(FileLoader):
                 self._pool.submit(self._reader.keep)
 
     def _batch(self, step: int) -> Batch:
-        """A step's batch: from the open pipelines if it is their next one, else from new ones."""
+        """The batch of `step`: from the open pipelines if it is their next step, else from new."""
         if step != self._next_step:
             self._pipelines = self._open(step)
         self._next_step = None  # after an error they can't continue
@@ -109,7 +112,7 @@ class DaliLoader(FileLoader):
         return self._assemble(*zip(*map(_with_pillows, fed, images), strict=True))
 
     def close(self) -> None:
-        """See `Loader`. A pipeline ends with its iterator."""
+        """See `Loader`. A pipeline is freed with its iterator."""
         self._pipelines, self._next_step = [], None
         self._reader.keep()
         self._pool.shutdown(cancel_futures=True)
@@ -131,9 +134,9 @@ class DaliLoader(FileLoader):
         ]
 
     def inputs(self, start: int) -> Iterator[tuple[Any, ...]]:
-        """What DALI would be given for this process's images, from step `start` on; see `_feed`.
+        """Yield the inputs that DALI would get for this process's images from step `start` on.
 
-        It measures everything but the decoding.
+        For benchmarks of everything except DALI's decoding; see `_feed`.
         """
         fed: deque[_Fed] = deque()
         for given in self._inputs(start, self._sampler, fed):
@@ -208,13 +211,13 @@ def _is_about_a_file(error: RuntimeError) -> bool:
 def _with_headers(
     reader: ImageReader, steps: Iterator[Rows], pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Rows, Headers]]:
-    """Each step with the headers of its images; those of the next step are read ahead.
+    """Yield each step with the headers of its images; the next step's are being read meanwhile.
 
     Raises:
       UserError: a header can't be read, and the policy is ``error``.
     """
     ahead: deque[tuple[Rows, list[Future[float]]]] = deque()
-    seconds = 0.0  # for each header; on a fast disk, threads would only wait for the interpreter
+    seconds = 0.0  # per header; on a fast disk, more threads would only wait for the GIL
     for step in steps:
         unchecked = reader.unchecked(step.index)
         tasks = math.ceil(len(unchecked) / _HEADERS_PER_TASK) if seconds > _SLOW_HEADER else 1
@@ -227,7 +230,7 @@ def _with_headers(
 
 
 def _check(reader: ImageReader, index: np.ndarray) -> float:
-    """Check images; returns the seconds that each one took."""
+    """Check one or more images; returns the average seconds per image."""
     began = time.perf_counter()
     reader.check(index)
     return (time.perf_counter() - began) / len(index)
@@ -239,10 +242,10 @@ def _feed(
     fed: deque[_Fed],
     pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[Any, ...]]:
-    """A pipeline's inputs, step by step: paths or encoded images, and the numbers of the crop.
+    """Yield a pipeline's inputs, step by step: paths or encoded images, and the crop's `numbers`.
 
-    A black pixel replaces each image that is left out (its mask is False) or that Pillow decodes.
-    There is no Python object for each image, unless it is read from a shard.
+    Appends the rows of each step to `fed`. A black pixel replaces each image that is left out (its
+    mask is False) or that Pillow decodes. Paths need no Python object per image.
     """
     for rows, headers in steps:
         kept = headers.sizes[:, 0] > 0
@@ -266,7 +269,10 @@ def _feed(
 def _paths(
     reader: ImageReader, index: np.ndarray, by_dali: np.ndarray, pool: ThreadPoolExecutor
 ) -> np.ndarray:
-    """The paths of images, (R, L) uint8; DALI ignores the zeros after a path."""
+    """(R, L) uint8 paths of images, or of the black pixel where `by_dali` is False.
+
+    DALI ignores the zeros after a path.
+    """
     paths = reader.files.paths.rows(index, f"{reader.files.folder}{os.sep}")
     black = np.frombuffer(os.fsencode(_BLACK_PIXEL), np.uint8)
     if not by_dali.all():
@@ -278,7 +284,7 @@ def _paths(
 def _encoded(
     reader: ImageReader, index: np.ndarray, by_dali: np.ndarray, pool: ThreadPoolExecutor
 ) -> list[np.ndarray]:
-    """The bytes of images in shards, read by threads while DALI decodes others."""
+    """Encoded images from shards, each 1-D uint8; a black pixel where `by_dali` is False."""
     files = reader.files
     assert isinstance(files, ShardList)
     black = _BLACK_PIXEL.read_bytes()

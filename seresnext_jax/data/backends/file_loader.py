@@ -9,7 +9,7 @@ from seresnext_jax.data.sampler import Sampler
 
 
 class FileLoader:
-    """The attributes of a `Loader` that do not depend on what decodes the images."""
+    """Sets the attributes of `Loader` that do not depend on the decoder."""
 
     def __init__(
         self, reader: ImageReader, sampler: Sampler, mesh: Mesh, *, fingerprint: str

@@ -36,7 +36,7 @@ class FolderLoader(FileLoader):
 
         Raises:
           UserError: an image can't be decoded, and the policy is ``error``; or a folder has
-            disappeared.
+            disappeared, or the disk fails.
         """
         queue: deque[tuple[Rows, list[Future[np.ndarray | None]]]] = deque()
         try:
@@ -61,7 +61,7 @@ class FolderLoader(FileLoader):
         self._pool.shutdown(cancel_futures=True)
 
     def _finish(self, rows: Rows, images: list[Future[np.ndarray | None]]) -> Batch:
-        """Wait for a step's images and place them."""
+        """Wait for a step's images and place them on the devices."""
         arrays = self._reader.collect(rows, (image.result() for image in images))
         return place(self._mesh, self._sampler, *arrays)
 

@@ -1,4 +1,4 @@
-"""2-D convolution on a CPU: matrix products, a C++ kernel or dense blocks for groups."""
+"""2-D convolution on a CPU: matrix products, and a C++ kernel or dense blocks for groups."""
 
 from functools import partial
 
@@ -34,8 +34,7 @@ def conv2d_on_cpu(
 def _pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """A 1×1 convolution as a matrix product over the channels.
 
-    Two dimensions, not an einsum over four: the kernel's gradient of the latter transposes the
-    activations.
+    The pixels are flattened to one axis for `_product`, which has a fast kernel gradient.
     """
     x = x[:, ::stride, ::stride]
     pixels = _product(x.reshape(-1, x.shape[-1]), kernel[0, 0])
@@ -44,10 +43,10 @@ def _pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 @jax.custom_vjp
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(P, C) @ (C, O), whose kernel gradient is again a product of rows and columns.
+    """(P, C) @ (C, O), with x transposed in memory before the product of the kernel gradient.
 
-    XLA's CPU backend has a faster library for it than for a product of transposed arrays; that
-    saves more than transposing x costs.
+    XLA's CPU backend has a faster library for plain products than for products of transposed
+    arrays; that saves more than the transpose costs.
     """
     return jnp.dot(x, kernel)
 
@@ -70,10 +69,10 @@ _product.defvjp(_product_forward, _product_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _of_few_channels(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """The network's first convolution, whose kernel gradient is a product here.
+    """The network's first convolution, with its kernel gradient computed as a matrix product.
 
-    XLA's CPU backend computes it as a convolution whose window is the whole image, twenty times
-    slower.
+    XLA's CPU backend computes that gradient as a convolution whose window is the whole image, which
+    is twenty times slower.
     """
     return conv2d_reference(x, kernel, stride=stride, padding=padding)
 

@@ -1,10 +1,10 @@
 """Stops XLA's CPU backend from computing a value again in each of its consumers.
 
-It copies a cheap producer into each of its consumers. The output of a residual block has two, so it
-would be computed again from all blocks before it, and its gradient from all blocks after it; a
-grouped convolution has dozens, each of which would compute BatchNorm again. XLA does not copy a
-conditional, and it removes `lax.optimization_barrier` before it fuses: so a value that is to be
-computed once is guarded by a condition that XLA cannot prove true.
+XLA copies a cheap producer into each of its consumers. The output of a residual block has two
+consumers, so it would be computed again from all blocks before it, and its gradient from all blocks
+after it. A grouped convolution consumes its input in dozens of blocks, each of which would compute
+BatchNorm again. XLA does not copy a conditional, and it removes `lax.optimization_barrier` before
+it fuses. So a value to be computed once is guarded by a condition that XLA cannot prove true.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def relu_once(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def relu_once_if_differentiated(x: jax.Array) -> jax.Array:
-    """`relu_once` where a gradient is taken; without one, ReLU is cheaper where it is used."""
+    """`relu_once` if differentiated; otherwise a ReLU that XLA can fuse, which is cheaper."""
     return jax.nn.relu(x)
 
 

@@ -17,7 +17,7 @@ from seresnext_jax.ops.cpu.fusion import computed_once
 from seresnext_jax.ops.reference import conv2d_reference
 
 _BLOCK_WIDTH = 16
-"""Channels of a block, or those of one group if it has more (docs/performance-cpu.md)."""
+"""Input channels of a block; a wider group is a block of its own (docs/performance-cpu.md)."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -26,8 +26,8 @@ def grouped_in_blocks(
 ) -> jax.Array:
     """`conv2d` of x (N, H, W, C) and a kernel (kh, kw, C / groups, O) in `groups` groups.
 
-    Without a gradient the blocks are unrolled. With a gradient they are a loop: 4 % slower, but it
-    compiles in a fifth of the time.
+    The blocks are unrolled. When differentiated, the forward pass and the input gradient are loops
+    instead: 4 % slower, but compiled in a fifth of the time.
     """
     blocks = _dense_blocks(kernel, groups, _merged_groups(kernel.shape[2], groups))
     pieces = jnp.split(x, len(blocks), axis=-1)
@@ -109,7 +109,7 @@ def _block(x: jax.Array, index: jax.Array, count: int) -> jax.Array:
 def _spread(
     gradient: jax.Array, flipped: jax.Array, stride: int, padding: int, size: tuple[int, int]
 ) -> jax.Array:
-    """The gradient of a convolution's input of `size` (H, W), from its flipped kernel."""
+    """The gradient of a convolution's input of `size` (H, W), computed with the flipped kernel."""
     edges = []
     for length, taps, out in zip(size, flipped.shape[:2], gradient.shape[1:3], strict=True):
         before = taps - 1 - padding
@@ -125,7 +125,7 @@ def _spread(
 
 
 def _merged_groups(group_in: int, groups: int, at_least: int = 1) -> int:
-    """How many neighbouring groups share a block."""
+    """How many neighbouring groups share a block; a divisor of `groups`."""
     merged = max(at_least, _BLOCK_WIDTH // group_in)
     while groups % merged:
         merged -= 1
@@ -142,7 +142,7 @@ def _dense_blocks(kernel: jax.Array, groups: int, merged: int) -> jax.Array:
 
 
 def _diagonal(dense: jax.Array, shape: tuple[int, ...], groups: int, merged: int) -> jax.Array:
-    """The inverse of `_dense_blocks`; the zeros off the diagonal are not parameters."""
+    """The inverse of `_dense_blocks`; drops what is off the diagonal, which is not a parameter."""
     kh, kw, group_in, out = shape
     split = dense.reshape(-1, kh, kw, merged, group_in, merged, out // groups)
     diagonal = jnp.eye(merged, dtype=dense.dtype)

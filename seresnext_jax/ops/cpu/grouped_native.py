@@ -1,7 +1,7 @@
 """Grouped 3×3 convolution on a CPU by the kernel in grouped_native.cc.
 
-XLA's CPU backend has no fast one. grouped_blocks.py computes what this kernel does not support, and
-everything on machines without a C++ compiler.
+XLA's CPU backend has no fast one. grouped_blocks.py is used for convolutions that this kernel does
+not support, and for all grouped convolutions on machines without a C++ compiler.
 """
 
 import warnings
@@ -20,7 +20,7 @@ _SOURCE = Path(__file__).with_name("grouped_native.cc")
 _TARGETS = ("grouped_forward", "grouped_input_gradient", "grouped_kernel_gradient")
 _GROUP_WIDTHS = (4, 8, 16, 32, 64)
 _SLAB = 32
-"""Channels of a group that are supported, and channels computed at once (grouped_native.cc)."""
+"""Supported channels per group, and the channels of a slab (see grouped_native.cc)."""
 
 
 @cache
@@ -44,7 +44,7 @@ def is_available() -> bool:
 
 
 def compilation_problem() -> str:
-    """Why the kernel can't be compiled on this machine; "": it can, or it was compiled before."""
+    """Compile the kernel if necessary; returns why it can't be compiled or loaded, "" if it can."""
     try:
         load_library(_SOURCE)
     except CompilationError as error:
@@ -69,7 +69,7 @@ def is_supported(x: jax.Array, kernel: jax.Array, padding: int, groups: int) -> 
 def grouped_by_kernel(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """`conv2d` with padding 1 of x (N, H, W, C) and a kernel (3, 3, C / groups, C), float32.
 
-    Inside `jax.shard_map`, x and the kernel have to vary over the same axes (`mesh.vary`).
+    Inside `jax.shard_map`, x and the kernel must vary over the same mesh axes (`mesh.vary`).
     """
     groups = kernel.shape[3] // kernel.shape[2]
     plain = partial(conv2d_reference, stride=stride, padding=1, groups=groups)
@@ -96,10 +96,10 @@ grouped_by_kernel.defvjp(_forward, _backward)
 
 
 def _call(name: str, result: Any, first: jax.Array, second: jax.Array, stride: int) -> jax.Array:
-    """A handler of grouped_native.cc on two float32 arrays of four dimensions.
+    """Call a handler of grouped_native.cc with two float32 arrays of rank 4.
 
     Args:
-      result: the result's shape, dtype, and the axes of `jax.shard_map` over which it varies.
+      result: the result's shape and dtype, and the mesh axes over which it varies.
     """
     call = jax.ffi.ffi_call(f"seresnext_jax.{name}", result, vmap_method="sequential")
     return call(first, second, stride=np.int64(stride))

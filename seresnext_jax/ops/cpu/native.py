@@ -1,6 +1,6 @@
 """Compiles the C++ files of this folder on first use, for the processor of this machine.
 
-So the package needs no build step to be installed.
+So the package can be installed without a build step.
 """
 
 import ctypes
@@ -25,12 +25,12 @@ class CompilationError(Exception):
 
 
 def load_library(source: Path) -> ctypes.CDLL:
-    """Load what `source` compiles to, from ~/.cache/seresnext_jax if it was compiled before.
+    """Compile `source` to a library, kept in ~/.cache/seresnext_jax/native, and load it.
 
-    The compiler is $CXX, or `c++`. It may include XLA's FFI headers.
+    The compiler is $CXX, or `c++`. The source may include XLA's FFI headers.
 
     Raises:
-      CompilationError: there is no compiler, it failed, or the folder can't be written.
+      CompilationError: there is no compiler, it fails, or the library can't be written or loaded.
     """
     try:
         compiler = shlex.split(os.environ.get("CXX") or "c++")
@@ -51,7 +51,7 @@ def load_library(source: Path) -> ctypes.CDLL:
 
 
 def _compile(command: list[str], library: Path) -> None:
-    """Compile to `library` in one move: other processes may compile it at the same time."""
+    """Compile to `library` atomically, as other processes may compile it at the same time."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         try:
@@ -79,7 +79,7 @@ def _compile(command: list[str], library: Path) -> None:
 
 
 def _processor() -> str:
-    """What the compiler's -march=native depends on."""
+    """A text that identifies the processor, on which -march=native depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:

@@ -7,7 +7,7 @@ from jax import lax
 from seresnext_jax.ops.reference import conv2d_reference
 
 _GROUP_WIDTH = 32
-"""Narrower groups are merged with their neighbours. Measured on an H100 (docs/performance.md)."""
+"""Channels: narrower groups are merged. Measured on an H100 (docs/performance.md)."""
 
 
 def conv2d_on_gpu(
@@ -40,8 +40,8 @@ def _merged_groups(group_in: int, groups: int) -> int:
 def _block_diagonal(kernel: jax.Array, groups: int, merged: int) -> jax.Array:
     """(kh, kw, C / groups, O) → (kh, kw, merged · C / groups, O), zero between merged groups.
 
-    Padded and stacked, so that its gradient is made of slices. With a product instead, an overflow
-    in the gradient of a zero between two groups would become a NaN in a parameter's gradient.
+    It is padded and stacked, so that its gradient consists of slices. A product with a mask would
+    turn an overflow in the gradient of a masked zero into a NaN in a parameter's gradient.
     """
     kh, kw, group_in, out = kernel.shape
     split = kernel.reshape(kh, kw, group_in, groups // merged, merged, out // groups)
@@ -53,10 +53,11 @@ def _block_diagonal(kernel: jax.Array, groups: int, merged: int) -> jax.Array:
 
 
 def _on_cells(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
-    """A grouped 3×3 convolution of stride 2 and padding 1, as one of 2×2 over cells of 2×2 pixels.
+    """A grouped 3×3 convolution of stride 2 and padding 1, as a 2×2 one over cells of 2×2 pixels.
 
-    XLA computes the input gradient of a strided convolution on a gradient filled up with zeros,
-    four times the arithmetic. Here there is no stride, and the groups become four times as wide.
+    H and W must be even. XLA computes the input gradient of a strided convolution from a gradient
+    dilated with zeros, which is four times the arithmetic. Here there is no stride, and the groups
+    become four times as wide.
     """
     n, h, w, c = x.shape
     group_in = c // groups

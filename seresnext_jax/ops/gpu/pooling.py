@@ -62,14 +62,14 @@ def _backward(saved: tuple[jax.Array, tuple[int, ...]], gradient: jax.Array) -> 
 
 
 def _own_place(index: jax.Array, is_next: int) -> jax.Array:
-    """A row's position in its window, or in the next window, of which an even row is not a part."""
+    """A row's position in its window or, if `is_next`, in the next (even rows: `_OUTSIDE`)."""
     if not is_next:
         return 1 + index % 2
     return jnp.where(index % 2 == 1, 0, _OUTSIDE)
 
 
 def _at_pixels(x: jax.Array, next_h: int, next_w: int, h: int, w: int, *, fill: int) -> jax.Array:
-    """The value of each pixel's window, or the next one's: (N, ⌈H/2⌉, ⌈W/2⌉, C) → (N, H, W, C)."""
+    """Each pixel's value from its window or the next: (N, ⌈H/2⌉, ⌈W/2⌉, C) → (N, H, W, C)."""
     x = jnp.pad(x, ((0, 0), (0, next_h), (0, next_w), (0, 0)), constant_values=fill)
     x = x[:, next_h:, next_w:]
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, :h, :w]
