@@ -28,7 +28,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "site/reference/library.html").read_text(encoding="utf-8")
-    assert "load_weights" in page and "a folder of the Hugging Face hub" in page
+    assert "load_weights" in page and "a folder from the Hugging Face hub" in page
 
 
 def test_the_workflow_runs_what_a_change_has_to_pass() -> None:
