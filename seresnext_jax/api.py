@@ -118,15 +118,17 @@ class Model:
 
         Args:
           pixels: uint8 RGB (N, H, W, 3) of any height and width.
-          layers: some of ``layer1``, …, ``layer4`` and ``classifier``.
+          layers: one or more of ``layer1``, …, ``layer4`` and ``classifier``.
 
         Returns:
           The outputs by name: ``layer1`` is (N, ⌈H/4⌉, ⌈W/4⌉, C), and each later stage halves
           height and width; ``classifier`` is the logits.
 
         Raises:
-          UserError: an unknown name, or wrong pixels.
+          UserError: no or an unknown name, or wrong pixels.
         """
+        if not layers:
+            raise UserError(f"features() has nothing to return: choose from {FEATURES}")
         if unknown := sorted(set(layers) - set(FEATURES)):
             raise UserError(f"unknown features {', '.join(unknown)}: choose from {FEATURES}")
         return self._outputs(pixels, tuple(layers))

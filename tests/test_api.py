@@ -149,6 +149,8 @@ def test_features_of_images_of_any_size(model: Model) -> None:
     assert list(model.features(pixels, ["layer2"])) == ["layer2"]
     with pytest.raises(UserError, match="unknown features layer5: choose from .*layer4"):
         model.features(pixels, ["layer5"])
+    with pytest.raises(UserError, match="nothing to return: choose from .*layer4"):
+        model.features(pixels, [])
 
 
 def test_the_embedding_is_the_classifiers_input(model: Model, pixels: np.ndarray) -> None:

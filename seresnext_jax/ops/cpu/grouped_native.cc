@@ -1,13 +1,12 @@
-// The 3x3 grouped convolution and its two gradients on a CPU: float32, NHWC, padding 1, with as
-// many output as input channels in a group.
+// The 3x3 grouped convolution and its two gradients on a CPU: float32, NHWC, padding 1, with equal
+// numbers of input and output channels.
 //
-// XLA's CPU backend has no kernel for it. This one divides the work into slabs: the groups in 32
-// channels of one image, or one larger group. Each group of a slab is copied into an array
-// of its own with the zero padding around it, so that the inner loops see no borders, no gaps, and
-// only memory that fits the first caches of a core; 32 channels, as memory is read fastest in more
-// than one cache line. The loops multiply one number of x by a vector of output channels and keep
-// the sums in registers. Each sum is taken by one thread in a fixed order, so results do not depend
-// on the number of threads.
+// XLA's CPU backend has no kernel for it. This one divides the work into slabs: 32 channels of one
+// image (two cache lines, which memory delivers faster than one), or one group if a group is
+// larger. Each group of a slab is copied, with its zero padding, into an array of its own. So the
+// inner loops have no borders and no gaps, and their memory fits the L1 and L2 caches. They
+// multiply one element of x by a vector of output channels and keep the sums in registers. One
+// thread computes each sum, in a fixed order, so results do not depend on the number of threads.
 
 #include <algorithm>
 #include <atomic>
@@ -25,7 +24,7 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-constexpr int kTaps = 3;  // rows, and columns, of a kernel
+constexpr int kTaps = 3;  // the kernel is kTaps x kTaps
 constexpr int kPadding = 1;
 #ifdef __AVX512F__
 constexpr int kWidestVector = 16;
@@ -33,7 +32,7 @@ constexpr int kWidestVector = 16;
 constexpr int kWidestVector = 8;
 #endif
 
-// Constants that depend only on the channels of a group.
+// Constants that depend only on kGroup, the number of channels in a group.
 template <int kGroup>
 struct Layout {
   static constexpr int groups = std::max(32 / kGroup, 1);  // in a slab
@@ -56,7 +55,7 @@ void Store(Vector value, float* to) {
   std::memcpy(to, &value, sizeof(value));
 }
 
-// An array (N, H, W, C).
+// A view of an array (N, H, W, C).
 template <typename Float>
 struct Images {
   Float* data;
@@ -67,8 +66,8 @@ struct Images {
   }
 };
 
-// Calls work(0), ..., work(count - 1) on the threads of `pool` and on this one, which never waits
-// for a task that has not begun: it may be a thread of the pool itself.
+// Calls work(0), ..., work(count - 1) on the threads of `pool` and on the calling thread. The
+// caller can be a thread of the pool itself, so it waits only for tasks that have begun.
 template <typename Work>
 void ParallelFor(ffi::ThreadPool& pool, int count, const Work& work) {
   struct State {
@@ -85,7 +84,7 @@ void ParallelFor(ffi::ThreadPool& pool, int count, const Work& work) {
     pool.Schedule([state, count, run] {
       {
         std::lock_guard<std::mutex> lock(state->mutex);
-        if (state->next >= count) return;  // `work` may be gone
+        if (state->next >= count) return;  // the caller may have returned, and `work` with it
         ++state->helpers;
       }
       run();
@@ -99,25 +98,25 @@ void ParallelFor(ffi::ThreadPool& pool, int count, const Work& work) {
   state->helper_left.wait(lock, [&] { return state->helpers == 0; });
 }
 
-// A slab of one image: (groups, rows, columns, kGroup), zero around the pixels.
+// A zero-padded slab of one image: (groups, rows, columns, kGroup).
 template <int kGroup>
 class Slab {
  public:
-  // Room for `rows` and `columns`, all zero.
+  // Resizes to `rows` x `columns` and sets every element to zero.
   void Reset(int rows, int columns) {
     rows_ = rows;
     columns_ = columns;
     values_.assign(static_cast<size_t>(rows) * columns * Layout<kGroup>::slab, 0.0f);
   }
 
-  // Copies the slab of image n that begins at `channel`, its pixels `apart`, `border` away from
-  // the corner.
-  void Fill(const Images<const float>& images, int n, int channel, int apart, int border) {
+  // Copies the channels of image n from `channel` on: pixel (h, w) goes to row
+  // h * dilation + border and column w * dilation + border.
+  void Fill(const Images<const float>& images, int n, int channel, int dilation, int border) {
     for (int h = 0; h < images.height; ++h) {
       for (int g = 0; g < Layout<kGroup>::groups; ++g) {
-        float* to = values_.data() + Offset(g, h * apart + border, border);
+        float* to = values_.data() + Offset(g, h * dilation + border, border);
         const float* from = images.Pixel(n, h, 0) + channel + g * kGroup;
-        for (int w = 0; w < images.width; ++w, to += apart * kGroup, from += images.channels) {
+        for (int w = 0; w < images.width; ++w, to += dilation * kGroup, from += images.channels) {
           std::memcpy(to, from, kGroup * sizeof(float));
         }
       }
@@ -138,17 +137,17 @@ class Slab {
   int rows_ = 0, columns_ = 0;
 };
 
-// Rows or columns of the slab that a convolution with `stride` to `out` pixels looks at, when it
-// also contains `in` pixels, `apart` pixels apart.
-int Extent(int in, int apart, int out, int stride) {
-  return std::max((in - 1) * apart + 1 + 2 * kPadding, (out - 1) * stride + kTaps);
+// Rows (or columns) of a slab for a convolution from `in` to `out` pixels with this input dilation
+// and stride.
+int Extent(int in, int dilation, int out, int stride) {
+  return std::max((in - 1) * dilation + 1 + 2 * kPadding, (out - 1) * stride + kTaps);
 }
 
-// (3, 3, C / groups, C) -> (groups, 3, 3, C / groups, C / groups). `turned`: the kernel that takes
-// the output's gradient to the input's, taps reversed, inputs and outputs exchanged.
+// (3, 3, C / groups, C) -> (groups, 3, 3, C / groups, C / groups). `transposed` gives the kernel of
+// the gradient with respect to the input: taps reversed, input and output channels swapped.
 template <int kGroup>
 std::vector<float> SplitKernel(ffi::ThreadPool& pool, const float* kernel, int channels,
-                               bool turned) {
+                               bool transposed) {
   std::vector<float> split(static_cast<size_t>(channels / kGroup) * Layout<kGroup>::kernel);
   ParallelFor(pool, channels / kGroup, [&](int g) {
     float* to = split.data() + g * Layout<kGroup>::kernel;
@@ -156,7 +155,7 @@ std::vector<float> SplitKernel(ffi::ThreadPool& pool, const float* kernel, int c
       for (int in = 0; in < kGroup; ++in) {
         const float* from = kernel + (tap * kGroup + in) * channels + g * kGroup;
         for (int out = 0; out < kGroup; ++out) {
-          int place = turned ? ((kTaps * kTaps - 1 - tap) * kGroup + out) * kGroup + in
+          int place = transposed ? ((kTaps * kTaps - 1 - tap) * kGroup + out) * kGroup + in
                              : (tap * kGroup + in) * kGroup + out;
           to[place] = from[out];
         }
@@ -166,8 +165,9 @@ std::vector<float> SplitKernel(ffi::ThreadPool& pool, const float* kernel, int c
   return split;
 }
 
-// kPixels neighbours in a row of y, kGroup channels each. Pixels of x are `x_stride` apart, its
-// rows `row_stride`, pixels of y `y_stride`.
+// Computes kPixels neighbours in a row of y for one group. Strides are in floats: `x_stride`
+// between the inputs of two neighbours, `row_stride` between rows of x, `y_stride` between pixels
+// of y.
 template <int kGroup, int kPixels>
 void ConvolvePixels(const float* x, int row_stride, int x_stride, const float* kernel, float* y,
                     int y_stride) {
@@ -196,7 +196,7 @@ void ConvolvePixels(const float* x, int row_stride, int x_stride, const float* k
   }
 }
 
-// Image n of y, the channels from `channel` on, from their slab of x.
+// Computes the channels of image n of y from `channel` on; `x` is the slab of the same channels.
 template <int kGroup>
 void ConvolveSlab(const Slab<kGroup>& x, int stride, const float* kernels,
                   const Images<float>& y, int n, int channel) {
@@ -219,24 +219,25 @@ void ConvolveSlab(const Slab<kGroup>& x, int stride, const float* kernels,
   }
 }
 
-// y = x * kernel, where x's pixels are first spread `apart`, with zeros between them.
+// Convolves x into y; input dilation puts `dilation` - 1 zeros between the pixels of x.
 template <int kGroup>
-void Convolve(ffi::ThreadPool& pool, const Images<const float>& x, int apart, int stride,
+void Convolve(ffi::ThreadPool& pool, const Images<const float>& x, int dilation, int stride,
               const std::vector<float>& kernels, const Images<float>& y) {
   using L = Layout<kGroup>;
   int slabs = x.channels / L::slab;
   ParallelFor(pool, x.count * slabs, [&](int unit) {
     thread_local Slab<kGroup> slab;
     int n = unit / slabs, index = unit % slabs;
-    slab.Reset(Extent(x.height, apart, y.height, stride), Extent(x.width, apart, y.width, stride));
-    slab.Fill(x, n, index * L::slab, apart, kPadding);
+    slab.Reset(Extent(x.height, dilation, y.height, stride),
+               Extent(x.width, dilation, y.width, stride));
+    slab.Fill(x, n, index * L::slab, dilation, kPadding);
     ConvolveSlab<kGroup>(slab, stride, kernels.data() + index * L::groups * L::kernel, y, n,
                          index * L::slab);
   });
 }
 
-// Adds one image's part of a group's kernel gradient to `sums` (3, 3, kGroup, kGroup). Rows of x
-// are `row_stride` apart; the gradient (height, width, kGroup) has no gaps.
+// Adds one image's share of a group's kernel gradient to `sums` (3, 3, kGroup, kGroup).
+// `row_stride`: floats between rows of x. `gradient`: contiguous (height, width, kGroup).
 template <int kGroup>
 void AddKernelGradient(const float* x, int row_stride, int stride, const float* gradient,
                        int height, int width, float* sums) {
@@ -274,7 +275,7 @@ void AddKernelGradient(const float* x, int row_stride, int stride, const float* 
   }
 }
 
-// The gradient (3, 3, C / groups, C) of a convolution's kernel.
+// Computes the gradient (3, 3, C / groups, C) with respect to the kernel.
 template <int kGroup>
 void ConvolveForKernel(ffi::ThreadPool& pool, const Images<const float>& x, int stride,
                        const Images<const float>& gradient, float* kernel_gradient) {
