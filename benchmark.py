@@ -31,11 +31,12 @@ from benchmarks.gpu.targets import GpuName
 from benchmarks.measure import Effort, measure
 from benchmarks.process import Task, Work
 from benchmarks.suite import run_suite
-from benchmarks.table import installed_version, print_header, print_table
+from benchmarks.table import print_header, print_table
 from seresnext_jax.cli import check_output, parse, run, write_output
 from seresnext_jax.config import Config, DataConfig, Precision
 from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError
+from seresnext_jax.health.machine import installed_version
 from seresnext_jax.model.network import find_architecture
 
 

@@ -1,19 +1,10 @@
 """Prints a benchmark's results: a line of versions, and rows of figures as a Markdown table."""
 
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 Row = dict[str, Any]
 """The values of a table's row by column."""
-
-
-def installed_version(package: str) -> str:
-    """A package's version; "" if it isn't installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def print_header(header: Mapping[str, Any]) -> None:

@@ -46,7 +46,7 @@ def main(weights: str, image: str) -> None:
     """Print the shapes of the stages and of the pyramid's levels."""
     model: Model = load_weights(weights)
     picture = Image.open(image).convert("RGB")
-    width, height = (round(side / 32) * 32 for side in picture.size)  # so that the levels fit
+    width, height = (max(1, round(s / 32)) * 32 for s in picture.size)  # so that the levels fit
     pixels = np.asarray(picture.resize((width, height)))[None]
 
     stages = model.features(pixels, tuple(STRIDES))

@@ -33,6 +33,8 @@ def main(weights: str, folder: str, image: str) -> None:
     """Print the files that are most similar to the image."""
     model = load_weights(weights)
     paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        sys.exit(f"{folder} has no images: {', '.join(sorted(SUFFIXES))}")
     similarity = embed_files(model, paths) @ embed_files(model, [Path(image)])[0]
     for i in np.argsort(-similarity, kind="stable")[:SHOWN].tolist():
         print(f"{similarity[i]:.3f}  {paths[i]}")

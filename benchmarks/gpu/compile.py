@@ -20,9 +20,10 @@ from typing import Literal
 
 from benchmarks.gpu.targets import GPUS, REACHABLE, GpuName
 from benchmarks.gpu.traffic import Kernel, by_kind, describe_collectives, read_kernels
-from benchmarks.table import Row, installed_version, print_table
+from benchmarks.table import Row, print_table
 from seresnext_jax.config import Config
 from seresnext_jax.errors import UserError
+from seresnext_jax.health.machine import installed_version
 from seresnext_jax.plan import Plan, resolve
 
 ROOT = Path(__file__).parent.parent.parent
@@ -156,7 +157,7 @@ def compiler_versions() -> dict[str, str]:
     Raises:
       UserError: one is missing, or the versions of JAX and its plugin differ; says what to install.
     """
-    found = {name: installed_version(name) for name in ("jax", "jaxlib", COMPILER_TOOLS)}
+    found = {name: installed_version(name) or "" for name in ("jax", "jaxlib", COMPILER_TOOLS)}
     for cuda in ("12", "13"):
         plugin, runtime = f"jax-cuda{cuda}-plugin", f"jax-cuda{cuda}-pjrt"
         if (

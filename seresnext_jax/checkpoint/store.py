@@ -54,7 +54,7 @@ def explain_choice(path: Path) -> str | None:
         return None
     if len(step_folders(found.parent)) < 2:
         return None
-    return f"{path}: using checkpoint {found.name}, the newest; {path / 'best'} is the best"
+    return f"{path}: using checkpoint {found.name}, the newest; for the best, give {path / 'best'}"
 
 
 def step_folders(folder: Path) -> list[Path]:

@@ -51,7 +51,7 @@ def compare_paired(first: np.ndarray, second: np.ndarray) -> PairedTest:
 def comparison_rows(test: PairedTest) -> list[tuple[str, str]]:
     """The result as names and values, with a verdict."""
     images = test.both_right + test.only_first + test.only_second + test.neither
-    gain = 100 * (test.only_second - test.only_first) / images
+    gain = 100 * (test.only_second - test.only_first) / max(1, images)
     chance = "is unlikely to be" if test.p_value < SIGNIFICANT else "may be"
     return [
         ("images", str(images)),

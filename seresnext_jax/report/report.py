@@ -120,7 +120,7 @@ class Report:
             except Exception as error:  # whatever a tracker's package raises
                 del self.others[name]
                 reason = printable(error) or type(error).__name__
-                self._warn(f"{name} is no longer updated, the run goes on without it: {reason}")
+                self._warn(f"{name} is no longer updated, the run continues without it: {reason}")
 
     def _step(self, position: Position) -> int:
         """Optimizer steps from the beginning of the run to a position."""

@@ -96,7 +96,7 @@ def test_a_folder_of_several_checkpoints_says_which_is_used(tmp_path: Path) -> N
     fill(folder, -1, [90.0, 50.0])
     for path in (tmp_path / "run", folder):
         said = explain_choice(path)
-        assert said == f"{path}: using checkpoint 2, the newest; {path}/best is the best"
+        assert said == f"{path}: using checkpoint 2, the newest; for the best, give {path}/best"
         best = find_checkpoint(path / "best")
         assert best is not None and best.name == "1"
     for path in (folder / "1", folder / "best", tmp_path / "none"):

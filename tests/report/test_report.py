@@ -278,7 +278,7 @@ def test_a_sink_that_fails_is_left_out_with_a_warning(tmp_path: Path, name: str)
     for epoch in range(2):
         run_epoch(report, epoch)
     (warning,) = warnings
-    assert warning.startswith(f"{name} is no longer updated, the run goes on without it: ")
+    assert warning.startswith(f"{name} is no longer updated, the run continues without it: ")
     assert "No space left" in warning
     assert_complete(tmp_path, 2)
 

@@ -25,6 +25,7 @@ from seresnext_jax.training.step import make_train_step
 from seresnext_jax.weights import training_state as training
 from seresnext_jax.weights.identify import network
 from seresnext_jax.weights.state_dict import from_state_dict
+from seresnext_jax.weights.torch_sgd import momentum_from_torch, momentum_to_torch
 from tests.reference import torch_model, torch_training
 from tests.weights.conversion import (
     CLASSES,
@@ -139,9 +140,7 @@ def test_a_training_state_continues_as_in_pytorch(tmp_path: Path) -> None:
     torch_step(model, optimizer, seed=3)
     wanted = from_state_dict(as_numpy(model.state_dict()), source="reference").variables
     assert_close(state.variables, wanted)
-    momentum = training.momentum_from_torch(
-        numpy_optimizer(optimizer), wanted["params"], source="reference"
-    )
+    momentum = momentum_from_torch(numpy_optimizer(optimizer), wanted["params"], source="reference")
     assert_close(get_momentum(state.opt_state), momentum)
 
 
@@ -150,7 +149,7 @@ def test_momentum_in_a_single_group() -> None:
     model, optimizer = trained("all")
     variables = from_state_dict(as_numpy(model.state_dict()), source="reference").variables
     state = numpy_optimizer(optimizer)
-    momentum = training.momentum_from_torch(state, variables["params"], source="reference")
+    momentum = momentum_from_torch(state, variables["params"], source="reference")
     by_name = {
         name: optimizer.state[parameter]["momentum_buffer"].numpy()
         for name, parameter in model.named_parameters()
@@ -160,7 +159,7 @@ def test_momentum_in_a_single_group() -> None:
         by_name["layers.0.0.conv2.weight"].transpose(2, 3, 1, 0),
     )
     config = OptimConfig(decay_mask="all", weight_decay=0.01)
-    back = training.momentum_to_torch(momentum, config, lr=0.02)
+    back = momentum_to_torch(momentum, config, lr=0.02)
     assert [group["params"] for group in back["param_groups"]] == [list(range(len(by_name)))]
     assert back["param_groups"][0]["weight_decay"] == 0.01
     for i, buffer in enumerate(by_name.values()):
@@ -285,7 +284,7 @@ def test_optimizers_that_are_not_the_originals() -> None:
         state = copy.deepcopy(numpy_optimizer(optimizer))
         change(state)
         with pytest.raises(UserError, match=": convert the weights only$") as caught:
-            training.momentum_from_torch(state, params, source="file")
+            momentum_from_torch(state, params, source="file")
         return str(caught.value)
 
     # RMSprop with momentum has momentum buffers, too.
