@@ -21,7 +21,7 @@ import tyro
 from seresnext_jax.checkpoint.store import explain_choice
 from seresnext_jax.cli import check_output, parse, run, write_output
 from seresnext_jax.config import Config, ModelConfig, Precision, Range, SizesOfWeights
-from seresnext_jax.data.class_names import choose_names, names_for
+from seresnext_jax.data.class_names import names_for
 from seresnext_jax.data.formats import count_kinds
 from seresnext_jax.data.images import BadImage, decode_rgb, is_meant_as_image
 from seresnext_jax.data.pictures import split_pictures
@@ -84,12 +84,11 @@ def main(argv: list[str]) -> int:
         print(f"note: {choice}", file=sys.stderr)
     runtime.use_compilation_cache(config.compilation_cache)
     weights = read_weights(config.weights, ema=config.ema)
-    info = weights.info
+    info = weights.info.with_class_names(config.class_names)
     data = config.data.resolve(info.image_size, info.eval_margin, info.interpolation)
     size = data.image_size
     crop = CentreCrop(size, data.eval_margin, data.interpolation or info.interpolation)
-    named = choose_names(config.class_names, info.class_names, info.num_classes)
-    names = names_for(info.num_classes, named)
+    names = names_for(info.num_classes, info.class_names)
     if note := size_note(config.data, info):
         print(f"note: {note}", file=sys.stderr)
     model = ModelConfig(arch=info.architecture, num_classes=info.num_classes)

@@ -29,7 +29,7 @@ from seresnext_jax.config import (
     ModelConfig,
     SizesOfWeights,
 )
-from seresnext_jax.data.class_names import choose_names, names_for, order_warning
+from seresnext_jax.data.class_names import names_for, order_warning
 from seresnext_jax.data.open import open_val
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
@@ -189,7 +189,7 @@ def evaluate_weights(
     weights: Weights, config: EvalConfig, mesh: Mesh, console: Console
 ) -> Evaluated:
     """Evaluate weights; also records each image's prediction if the options need it."""
-    info = weights.info
+    info = weights.info.with_class_names(config.class_names)
     chosen = config.data
     data = chosen.resolve(info.image_size, info.eval_margin, info.interpolation)
     config = replace(config, data=data, topk=min(config.topk, info.num_classes))
@@ -197,9 +197,8 @@ def evaluate_weights(
     network = make_network(model, POLICIES[config.precision].compute_dtype)
 
     # ---- data
-    names = choose_names(config.class_names, info.class_names, info.num_classes)
-    loader = open_val(config, mesh, num_classes=info.num_classes, class_names=names)
-    if names is None and (warning := order_warning(loader.class_names)):
+    loader = open_val(config, mesh, num_classes=info.num_classes, class_names=info.class_names)
+    if info.class_names is None and (warning := order_warning(loader.class_names)):
         console.warn(f"{warning}; if they were trained in another order, give --class-names FILE")
     if note := size_note(chosen, info):
         console.note(f"note: {note}")

@@ -27,13 +27,11 @@ def to_flax(options: argparse.Namespace) -> int:
     if options.training:
         return _training_to_flax(options)
     weights = read_weights(options.file, ema=options.ema, table=options.table)
-    info = weights.info
-    names = choose_names(options.class_names, info.class_names, info.num_classes)
-    weights = replace(weights, info=replace(info, class_names=names))
-    write_weights_folder(options.out, weights)
-    _print_source(weights.info)
-    _print_notes(weights.info.notes)
-    print(f"{options.out}: {_describe(weights.info)}")
+    info = weights.info.with_class_names(options.class_names)
+    write_weights_folder(options.out, replace(weights, info=info))
+    _print_source(info)
+    _print_notes(info.notes)
+    print(f"{options.out}: {_describe(info)}")
     return 0
 
 
@@ -151,14 +149,13 @@ def export(options: argparse.Namespace) -> int:
     from seresnext_jax.export.export import export_weights
 
     weights = read_weights(options.source, ema=options.ema)
-    info = weights.info
-    names = choose_names(options.class_names, info.class_names, info.num_classes)
+    info = weights.info.with_class_names(options.class_names)
     size = info.image_size if options.image_size is None else options.image_size
     if size < TOTAL_STRIDE:
         raise UserError(f"--image-size is {size}: give {TOTAL_STRIDE} or more")
-    weights = replace(weights, info=replace(info, class_names=names, image_size=size))
+    weights = replace(weights, info=replace(info, image_size=size))
     done = export_weights(weights, options.out, options.precision, replace=options.force)
-    print(f"{done.path}: {done.format}, {_describe(weights.info)}, {size} pixels")
+    print(f"{done.path}: {done.format}, {_describe(info)}, {size} pixels")
     print(f"{done.description}: its input, output, preprocessing and class names")
     print(
         f"checked with {done.runtime}: logits differ from ours by at most {done.difference:.2e}; "

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from seresnext_jax.config import Interpolation, ModelConfig, Precision
-from seresnext_jax.data.class_names import Names, choose_names, names_for
+from seresnext_jax.data.class_names import Names, names_for
 from seresnext_jax.data.images import BadImage, decode_rgb
 from seresnext_jax.data.normalize import normalize
 from seresnext_jax.data.pixels import orientation, to_rgb, turned
@@ -197,9 +197,7 @@ def load_weights(
         NaN, or the names do not fit; or an unknown precision.
     """
     weights = read_weights(path, ema=ema, table=table)
-    info = weights.info
-    names = choose_names(str(class_names), info.class_names, info.num_classes)
-    info = replace(info, class_names=names)
+    info = weights.info.with_class_names(str(class_names))
     return Model(_network(info, precision), _on_device(weights.variables), info, precision)
 
 

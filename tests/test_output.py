@@ -10,7 +10,7 @@ import pytest
 
 from seresnext_jax.cli import write_output
 from seresnext_jax.errors import UserError
-from seresnext_jax.output import write_whole
+from seresnext_jax.output import replacing, write_whole
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
@@ -58,3 +58,21 @@ def test_a_link_and_a_pipe_are_written_in_place(tmp_path: Path) -> None:
     write_whole(tmp_path / "pipe", "y")
     assert os.read(reader, 9) == b"y"
     os.close(reader)
+
+
+def test_two_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
+    file = tmp_path / "a.bin"
+    with replacing(file) as one:
+        one.write(b"one")
+        with replacing(file) as two:
+            two.write(b"second")
+    assert file.read_bytes() == b"one" and list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_killed_writer_left_is_removed_later(tmp_path: Path) -> None:
+    left, running = tmp_path / ".a.csv.1.tmp", tmp_path / ".a.csv.2.tmp"
+    left.touch()
+    running.touch()
+    os.utime(left, (0, 0))
+    write_whole(tmp_path / "a.csv", "x")
+    assert sorted(tmp_path.iterdir()) == [running, tmp_path / "a.csv"]

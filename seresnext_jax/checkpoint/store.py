@@ -54,7 +54,15 @@ def explain_choice(path: Path) -> str | None:
         return None
     if len(step_folders(found.parent)) < 2:
         return None
-    return f"{path}: using checkpoint {found.name}, the newest; for the best, give {path / 'best'}"
+    used = f"{path}: using checkpoint {found.name}, the newest"
+    return f"{used}; for the best, give {path / 'best'}" if _has_best(path) else used
+
+
+def _has_best(path: Path) -> bool:
+    try:
+        return find_checkpoint(path / "best") is not None
+    except UserError:  # a checkpoint is damaged, so its result is not known
+        return False
 
 
 def step_folders(folder: Path) -> list[Path]:

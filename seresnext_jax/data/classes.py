@@ -159,16 +159,13 @@ def differing_classes(train: tuple[str, ...], val: tuple[str, ...]) -> list[str]
     train_only, val_only = (
         [name for name in a if name not in set(b)] for a, b in ((train, val), (val, train))
     )
-    problems = []
-    if train_only:
-        problems.append(
-            f"{len(train_only)} class folder(s) only in train/ ({listed(train_only)}): train/ and "
-            "val/ must have the same ones, so add them to val/ (they may be empty there) or remove "
-            "them from train/"
-        )
-    if val_only:
-        problems.append(
-            f"{len(val_only)} class folder(s) only in val/ ({listed(val_only)}): train/ and val/ "
-            "must have the same ones, so add them to train/ or remove them from val/"
-        )
-    return problems
+    sides = (
+        (train_only, "train/", "val/ (they may be empty there)"),
+        (val_only, "val/", "train/"),
+    )
+    return [
+        f"{len(names)} class folder(s) only in {here} ({listed(names)}): train/ and val/ must have "
+        f"the same ones, so add them to {there} or remove them from {here}"
+        for names, here, there in sides
+        if names
+    ]

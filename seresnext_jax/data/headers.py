@@ -13,6 +13,8 @@ from seresnext_jax.data.images import (
     BadImage,
     Member,
     Source,
+    check_pixels,
+    open_rgb,
     opened,
     refusal,
 )
@@ -45,6 +47,9 @@ _JPEG_END = b"\xff\xd9"
 _TAIL = 512
 """Bytes at the end of a file that are searched for `_JPEG_END`."""
 
+UNKNOWN = (0,) * len(FACTS.names or ())
+"""The `FACTS` of an image whose header was not read."""
+
 
 class FileState(NamedTuple):
     """The mtime and length of a file, which change when it is written."""
@@ -68,6 +73,21 @@ def file_state(path: str) -> FileState:
     return FileState(found.st_mtime_ns, found.st_size)
 
 
+def are_unchanged(paths: Sequence[bytes], facts: np.ndarray) -> np.ndarray:
+    """(R,) bool: whether the files have the mtime and length in their `FACTS`, `facts` (R,)."""
+    now = np.array(list(map(_mtime_and_length, paths)), np.int64).reshape(-1, 2)
+    return (now[:, 0] == facts["mtime_ns"]) & (now[:, 1] == facts["length"])
+
+
+def _mtime_and_length(path: bytes) -> tuple[int, int]:
+    """Of a file; if it is missing, numbers that no file has."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, -1
+    return found.st_mtime_ns, found.st_size
+
+
 def jpeg_facts(paths: Sequence[bytes], *, with_end: bool) -> np.ndarray:
     """(R,) `FACTS` of those files that are ordinary JPEGs; zeros for the others.
 
@@ -81,37 +101,51 @@ def jpeg_facts(paths: Sequence[bytes], *, with_end: bool) -> np.ndarray:
 
 
 def _jpeg_facts(path: bytes, with_end: bool) -> tuple[int, ...]:
-    unknown = (0,) * len(FACTS.names or ())
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait forever
     except OSError:
-        return unknown
+        return UNKNOWN
     try:
         state = os.fstat(file)
         found = parse_jpeg(os.read(file, _HEAD)) if stat.S_ISREG(state.st_mode) else None
         if found is None:
-            return unknown
+            return UNKNOWN
         height, width, flags, turn = found
         if height * width > MAX_PIXELS:
-            return unknown
+            return UNKNOWN
         if with_end and _ends(os.pread(file, _TAIL, max(0, state.st_size - _TAIL))):
             flags |= WHOLE
         return height, width, flags, turn, state.st_mtime_ns, state.st_size
     except OSError:
-        return unknown
+        return UNKNOWN
     finally:
         os.close(file)
 
 
-def read_header(source: Source, *, with_turn: bool) -> tuple[int, int, int, int]:
+def read_header(
+    source: Source, *, with_turn: bool, with_end: bool = False
+) -> tuple[int, int, int, int]:
     """Height, width, flags and turn (EXIF orientation) of an image; only its header is read.
 
     Args:
       with_turn: also read the EXIF orientation; if False, it may be left unknown.
+      with_end: also refuse a truncated JPEG, and set `WHOLE` for the others. One without the
+        end-of-image marker is decoded: Pillow decides, as in the backends that use it.
 
     Raises:
-      BadImage: the file can't be read, or has no header of a supported image.
+      BadImage: the file can't be read, has no header of a supported image, has more than
+        `MAX_PIXELS`, or is truncated.
     """
+    height, width, flags, turn = _read_header(source, with_turn)
+    check_pixels(height, width)
+    if with_end and flags & JPEG:
+        if not has_jpeg_end(source):
+            open_rgb(source)
+        flags |= WHOLE
+    return height, width, flags, turn
+
+
+def _read_header(source: Source, with_turn: bool) -> tuple[int, int, int, int]:
     try:
         found = parse_jpeg(_head(source))
     except OSError as error:

@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
@@ -30,13 +29,12 @@ from seresnext_jax.data.shards import PLACE, ShardList, find_shards, index_besid
 from seresnext_jax.data.tar_listing import list_shards
 from seresnext_jax.data.walk import PlaceState, listing, place_state
 from seresnext_jax.errors import UserError, printable
+from seresnext_jax.output import replacing
 
 SETTLED = 10 * 10**9
 """Nanoseconds for which a folder must have been unchanged before its listing is trusted."""
 MIN_IMAGES = 10_000
 """Smaller splits are listed in less time than their index would save."""
-_ABANDONED = 3600
-"""Age, in seconds, from which an unfinished file counts as left by a killed writer."""
 _FORMAT = 1
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError),
@@ -199,7 +197,7 @@ def _alone(file: Path) -> Iterator[None]:
 
 
 def write_index(index: SplitIndex, file: Path, *, durable: bool = False) -> None:
-    """Write an index under a temporary name, and rename it when it is complete.
+    """Write an index; until it is complete, an earlier one is unchanged.
 
     Args:
       durable: wait until it is on disk, so that it survives a power loss. Otherwise a power loss
@@ -226,26 +224,8 @@ def write_index(index: SplitIndex, file: Path, *, durable: bool = False) -> None
             "lengths": np.array(files.lengths, np.int64),
             "positions": files.places,
         }
-    unfinished = file.with_name(f"{file.name}.{uuid4().hex}.tmp")  # processes may write together
-    try:
-        with unfinished.open("wb") as target:
-            np.savez(target, **arrays)
-            target.flush()
-            if durable:
-                os.fsync(target.fileno())
-        unfinished.replace(file)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
-    remove_unfinished(file, _ABANDONED)
-
-
-def remove_unfinished(file: Path, age: float) -> None:
-    """Remove unfinished files of an index that killed writers left at least `age` seconds ago."""
-    for other in file.parent.glob(f"{file.name}.*.tmp"):
-        with suppress(OSError):
-            if time.time() - other.stat().st_mtime >= age:
-                other.unlink()
+    with replacing(file, durable=durable) as target:
+        np.savez(target, **arrays)
 
 
 def _read(file: Path, folder: Path) -> SplitIndex | None:

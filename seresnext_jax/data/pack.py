@@ -21,12 +21,13 @@ import numpy as np
 
 from seresnext_jax.commands import command
 from seresnext_jax.data.files import FileList, Listing
-from seresnext_jax.data.headers import FACTS, JPEG, WHOLE, file_state, has_jpeg_end, read_header
-from seresnext_jax.data.images import BadImage, Member, open_rgb
-from seresnext_jax.data.index import SplitIndex, open_index, remove_unfinished, write_index
+from seresnext_jax.data.headers import FACTS, UNKNOWN, are_unchanged, read_header
+from seresnext_jax.data.images import BadImage, Member
+from seresnext_jax.data.index import SplitIndex, open_index, write_index
 from seresnext_jax.data.shards import BLOCK, PACKING, PLACE, SUFFIX, ShardList, index_beside
 from seresnext_jax.data.walk import is_hidden
 from seresnext_jax.errors import UserError, printable
+from seresnext_jax.output import replacing
 
 _FORMAT = 1
 _READING_THREADS = 8
@@ -127,7 +128,8 @@ def _start(files: FileList, folder: Path, images_per_shard: int, shuffled: bool)
             raise UserError(
                 f"{printable(folder)} has other files: give --out an empty folder or a new one"
             )
-        _write(file, begun)
+        with replacing(file, durable=True) as target:
+            target.write(begun)
     elif file.read_bytes() != begun:
         raise UserError(
             f"{printable(folder)} was begun with other images or options: run "
@@ -176,7 +178,6 @@ def _finish(files: FileList, folder: Path, shards: list[Shard]) -> None:
 
 def _tidy_up(folder: Path) -> None:
     """Remove what a complete folder does not need."""
-    remove_unfinished(index_beside(folder), 0)
     for name in (f".*{SUFFIX}.npz", ".*.tmp"):
         for path in folder.glob(name):
             path.unlink()
@@ -211,27 +212,7 @@ def _is_packed(files: FileList, shard: Shard) -> bool:
 
 def _changed(files: FileList, images: np.ndarray, facts: np.ndarray) -> np.ndarray:
     """The given images whose files have changed or vanished since they were packed."""
-    now = np.array([_state(files.path(i)) for i in images.tolist()], np.int64)
-    then = np.stack([facts["mtime_ns"], facts["length"]], axis=1)
-    return images[(now != then).any(axis=1)]
-
-
-def _state(path: str) -> tuple[int, int]:
-    """The mtime in nanoseconds and the size of a file; no file's if there is none."""
-    try:
-        return file_state(path)
-    except BadImage:
-        return -1, -1
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name; it is renamed when it is complete."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    with unfinished.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    return images[~are_unchanged(files.os_paths(images), facts)]
 
 
 # ---- one shard ---------------------------------------------------------------------------------
@@ -255,9 +236,8 @@ def _write_shard(files: FileList, shard: Shard) -> None:
         os.fsync(raw.fileno())
     places, facts = _read_back(unfinished, files, shard, sums)
     facts["mtime_ns"], facts["length"] = times, places["length"]
-    buffer = io.BytesIO()
-    np.savez(buffer, places=places, facts=facts)
-    _write(shard.part, buffer.getvalue())
+    with replacing(shard.part, durable=True) as part:
+        np.savez(part, places=places, facts=facts)
     unfinished.replace(shard.path)
 
 
@@ -321,11 +301,6 @@ def _read_back(
 def _facts_of(image: Member) -> tuple[int, ...]:
     """`FACTS` of an image; zeros if it can't be decoded, so that each run reports it."""
     try:
-        height, width, flags, turn = read_header(image, with_turn=True)
-        if flags & JPEG:
-            if not has_jpeg_end(image):
-                open_rgb(image)
-            flags |= WHOLE
+        return *read_header(image, with_turn=True, with_end=True), 0, 0
     except BadImage:
-        return (0,) * len(FACTS.names or ())
-    return height, width, flags, turn, 0, 0
+        return UNKNOWN

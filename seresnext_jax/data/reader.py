@@ -18,8 +18,8 @@ from seresnext_jax.data.headers import (
     WHOLE,
     XMP,
     FileState,
+    are_unchanged,
     file_state,
-    has_jpeg_end,
     jpeg_facts,
     read_header,
 )
@@ -29,7 +29,6 @@ from seresnext_jax.data.images import (
     Member,
     check_pixels,
     decode_rgb,
-    open_rgb,
 )
 from seresnext_jax.data.index import SplitIndex
 from seresnext_jax.data.pixels import SWAPPING
@@ -185,9 +184,7 @@ class ImageReader:
         known = self._is_complete(facts["flags"])
         if self.files.in_shards or not known.any():
             return index[~known]
-        now = np.array(list(map(_state, self.files.os_paths(index[known]))), np.int64)
-        then = np.stack([facts["mtime_ns"][known], facts["length"][known]], axis=1)
-        known[known] = (now == then).all(axis=1)
+        known[known] = are_unchanged(self.files.os_paths(index[known]), facts[known])
         return index[~known]
 
     def _check_jpegs(self, index: np.ndarray) -> np.ndarray:
@@ -207,13 +204,8 @@ class ImageReader:
         """
         source = self.files.source(i)
         state = _IN_A_SHARD if isinstance(source, Member) else file_state(str(source))
-        height, width, flags, turn = read_header(source, with_turn=self.upright)
-        check_pixels(height, width)
-        if self._find_truncated and flags & JPEG:
-            if not has_jpeg_end(source):
-                open_rgb(source)  # Pillow decides, as in the other backends
-            flags |= WHOLE
-        self._facts[i] = (height, width, flags, turn, *state)
+        header = read_header(source, with_turn=self.upright, with_end=self._find_truncated)
+        self._facts[i] = (*header, *state)
         self._index.changed = True
 
     def _is_complete(self, flags: Any) -> Any:
@@ -268,15 +260,6 @@ class ImageReader:
                 f"can't read {printable(path)}: {printable(cause)}; check the disk or the network, "
                 "make it available again and start the program again"
             ) from cause
-
-
-def _state(path: bytes) -> tuple[int, int]:
-    """The state of a file; if it is missing, a state that no index contains."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return -1, -1
-    return found.st_mtime_ns, found.st_size
 
 
 def _crop(

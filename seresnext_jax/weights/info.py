@@ -3,13 +3,14 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 
 from seresnext_jax.config import Interpolation, SizesOfWeights
+from seresnext_jax.data.class_names import choose_names
 
 Array = np.ndarray[Any, Any]
 Tree = dict[str, Any]
@@ -64,6 +65,14 @@ class WeightsInfo:
         }
     )
     """Versions of the packages that wrote the weights."""
+
+    def with_class_names(self, file: str) -> Self:
+        """The same facts with the class names in the file of ``--class-names``; "": unchanged.
+
+        Raises:
+          UserError: as `choose_names`.
+        """
+        return replace(self, class_names=choose_names(file, self.class_names, self.num_classes))
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,11 @@ def test_a_folder_of_several_checkpoints_says_which_is_used(tmp_path: Path) -> N
         assert explain_choice(path) is None
 
 
+def test_no_best_is_promised_if_no_checkpoint_was_evaluated(tmp_path: Path) -> None:
+    fill(tmp_path, -1, [None, None])
+    assert explain_choice(tmp_path) == f"{tmp_path}: using checkpoint 2, the newest"
+
+
 def test_a_step_can_be_saved_again_with_its_evaluation(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state(3), make_meta(step=3, epoch=0))

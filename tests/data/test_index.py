@@ -72,9 +72,9 @@ def headers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     read, read_jpegs = reader_module.read_header, reader_module.jpeg_facts
 
-    def recording(source: str, *, with_turn: bool) -> object:
+    def recording(source: str, *, with_turn: bool, with_end: bool) -> object:
         names.append(Path(source).name)
-        return read(source, with_turn=with_turn)
+        return read(source, with_turn=with_turn, with_end=with_end)
 
     def recording_jpegs(paths: list[bytes], *, with_end: bool) -> np.ndarray:
         facts = read_jpegs(paths, with_end=with_end)
