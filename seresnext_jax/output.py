@@ -36,8 +36,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     except Exception:
         unfinished.unlink(missing_ok=True)
         raise
-    for other in path.parent.glob(f".{path.name}.*.tmp"):
-        with suppress(OSError):
+    with suppress(OSError):
+        for other in path.parent.glob(f".{path.name}.*.tmp"):
             if time.time() - other.stat().st_mtime >= _ABANDONED:
                 other.unlink()
 
