@@ -123,7 +123,7 @@ def _loader_rate(config: Config, warmup: int, steps: int) -> float:
 
 
 def batch_rate(batches: Iterator[Any], batch_size: int, skipped: int, steps: int) -> float:
-    """Images per second, timed after `skipped` + 1 batches, when none is decoded ahead any more."""
+    """Images per second, timed from batch `skipped` + 1 on: earlier ones were decoded ahead."""
     for _ in range(skipped + 1):
         next(batches)
     started = time.perf_counter()

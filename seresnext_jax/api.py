@@ -125,7 +125,7 @@ class Model:
           height and width; ``classifier`` is the logits.
 
         Raises:
-          UserError: no or an unknown name, or wrong pixels.
+          UserError: no name or an unknown one, or wrong pixels.
         """
         if not layers:
             raise UserError(f"features() has nothing to return: choose from {FEATURES}")

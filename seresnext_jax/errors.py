@@ -41,7 +41,7 @@ def fixable_by_the_user(error: Exception) -> UserError | None:
         return error
     if str(error).startswith("RESOURCE_EXHAUSTED"):
         return UserError(
-            f"the device's memory does not suffice ({shown(str(error).partition(': ')[2])}): lower "
+            f"the device is out of memory ({shown(str(error).partition(': ')[2])}): lower "
             "--batch-size; in training, --optimizer-batch-size keeps the step's images in several "
             "passes"
         )

@@ -269,7 +269,7 @@ def _join(place: Place) -> None:
     )
     print(f"{waiting}: waiting for the others; {_ALONE}", flush=True)
     problem = (
-        f"{waiting}: the others did not come within {JOIN_TIMEOUT} s; start all processes at "
+        f"{waiting}: the others did not join within {JOIN_TIMEOUT} s; start all processes at "
         f"the same time and check that they reach the coordinator; {_ALONE}"
     )
     timer = threading.Timer(JOIN_TIMEOUT, _end_now, [problem])

@@ -403,7 +403,7 @@ def test_a_device_without_enough_memory(
 
     assert exit_of(monkeypatch, main) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: the device's memory does not suffice (Out of memory allocating 9")
+    assert err.startswith("error: the device is out of memory (Out of memory allocating 9")
     assert "--batch-size" in err and err.count("\n") == 1
 
 

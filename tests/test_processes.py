@@ -190,5 +190,5 @@ def test_the_wait_for_the_others_ends_with_a_line(rank: int) -> None:
     """And not by an abort of the runtime."""
     line = error_line(run(["-c", WAIT, f"127.0.0.1:{free_port()}", str(rank)]))
     assert f"process {rank} of 2 (--distributed.num-processes)" in line
-    assert "the others did not come within" in line
+    assert "the others did not join within" in line
     assert "--distributed.num-processes 1" in line

@@ -57,7 +57,7 @@ class Meta:
     config: Config
     plan: Plan
     fingerprint: str | None = None
-    """`Loader.fingerprint` of the training data; None: unknown, as the state was converted."""
+    """`Loader.fingerprint` of the training data; None: unknown, because the state was converted."""
     class_names: tuple[str, ...] | None = None
     """None or empty: the classes have no names."""
     top1: float | None = None

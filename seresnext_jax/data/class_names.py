@@ -106,7 +106,7 @@ def _from_json(value: Any) -> Names:
     if isinstance(value, dict):
         value = _by_index(value)
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-        raise ValueError("it contains something else than names")
+        raise ValueError("it contains something other than names")
     return tuple(value)
 
 

@@ -37,7 +37,7 @@ class FileList:
     paths: Paths
     """M paths relative to `folder`, sorted within each class, or with .cls in the shards' order."""
     labels: np.ndarray
-    """(M,) int32 indices into `class_names`, or the numbers in .cls if that is empty."""
+    """(M,) int32 indices into `class_names`; without names, the numbers in .cls."""
     class_names: tuple[str, ...]
     """In label order; empty for shards with .cls."""
     left_out: Sequence[str] = ()

@@ -30,7 +30,7 @@ def folder_was_away(folder: str) -> bool:
     Waits up to `RETRY_SECONDS` for a missing folder to come back.
 
     Raises:
-      DataGone: it did not come back.
+      DataGone: it is still missing.
     """
     if os.path.isdir(folder):
         return False
@@ -41,7 +41,7 @@ def folder_was_away(folder: str) -> bool:
             return True
     raise DataGone(
         f"the folder {printable(_topmost_missing(folder))} is gone (waited {RETRY_SECONDS:g} s): "
-        "make it available again and start the program again"
+        "make it available and start the program again"
     )
 
 

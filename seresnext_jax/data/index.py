@@ -2,8 +2,8 @@
 
 The list of files is used again if each folder, or shard, is unchanged since it was listed: same
 inode, mtime and ctime. A folder that had changed less than `SETTLED` before the listing is listed
-again, as a later change could have the same times. The facts about an image in a class folder are
-used if the mtime and the length of its file are unchanged.
+again, because a later change could have the same times. The facts about an image in a class folder
+are used if the mtime and the length of its file are unchanged.
 """
 
 import fcntl
@@ -237,7 +237,7 @@ def _read(file: Path, folder: Path) -> SplitIndex | None:
             return _from_arrays(dict(arrays), folder, file)
     except _UNREADABLE as error:
         warnings.warn(
-            f"the index {printable(file)} can't be read ({error}): making it again", stacklevel=2
+            f"the index {printable(file)} can't be read ({error}): rebuilding it", stacklevel=2
         )
         return None
 

@@ -133,7 +133,7 @@ def _start(files: FileList, folder: Path, images_per_shard: int, shuffled: bool)
     elif file.read_bytes() != begun:
         raise UserError(
             f"{printable(folder)} was begun with other images or options: run "
-            f"{command('pack_data')} as then, or remove the folder"
+            f"{command('pack_data')} with those, or remove the folder"
         )
 
 

@@ -258,7 +258,7 @@ class ImageReader:
         if cause.errno in UNREACHABLE or self._read_errors > MAX_READ_ERRORS:
             raise DataGone(
                 f"can't read {printable(path)}: {printable(cause)}; check the disk or the network, "
-                "make it available again and start the program again"
+                "make it available and start the program again"
             ) from cause
 
 

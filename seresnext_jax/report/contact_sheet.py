@@ -71,7 +71,7 @@ def _font() -> ImageFont.FreeTypeFont:
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """The text; if it is wider than an image, with an ellipsis for its middle."""
+    """The text, with an ellipsis in the middle if it is wider than an image."""
     if font.getlength(text) <= _SIDE:
         return text
     kept = len(text) - 1

@@ -85,7 +85,7 @@ def explaining_damage(path: Path) -> Iterator[None]:
             f"{path} is not a complete safetensors file ({shown(error)}): get it again"
         ) from error
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is cut off: get it again") from error
+        raise UserError(f"{path} is truncated: get it again") from error
     except _DAMAGE as error:
         raise UserError(f"{path} is not a PyTorch file, or it is damaged: get it again") from error
 
@@ -207,7 +207,7 @@ def _read_pickles(path: Path) -> FileContent:
 def _fill(storage: Storage, row: Array, *, big_endian: bool) -> None:
     item = ITEM_SIZES[storage.dtype]
     if row.nbytes < storage.numel * item:
-        raise ValueError("a storage that is cut off")
+        raise ValueError("a storage that is truncated")
     storage.data, storage.big_endian = row[: storage.numel * item], big_endian
 
 

@@ -75,7 +75,7 @@ def momentum_from_torch(
                 raise refuse(f"has a momentum of shape {buffer.shape} for {key}")
             momentum[path] = array
     if missing and not before_training:
-        raise refuse(f"lacks the momentum of {len(missing)} tensors, {missing[0]} first")
+        raise refuse(f"lacks the momentum of {len(missing)} tensors (first: {missing[0]})")
     return dict(unflatten_dict(momentum))
 
 
@@ -88,7 +88,9 @@ def sgd_groups(optimizer: dict[str, Any], *, source: str) -> list[dict[str, Any]
     states, groups = optimizer["state"], optimizer["param_groups"]
     entries = list(states.values()) if isinstance(states, dict) else [None]
     if not all(isinstance(entry, dict) and set(entry) <= {"momentum_buffer"} for entry in entries):
-        raise UserError(f"{source} is of another optimizer than SGD: convert the weights only")
+        raise UserError(
+            f"{source} is the state of an optimizer other than SGD: convert the weights only"
+        )
     if not isinstance(groups, list) or not all(_is_sgd_group(group) for group in groups):
         raise UserError(
             f"{source} has optimizer groups that are not those of SGD: convert the weights only"

@@ -136,7 +136,7 @@ def differences(
             f"add --optim.decay-mask {mask} to continue as before"
         ]
     if len(set(decays)) > 1 and mask == "all":
-        notes += [f"the file decays its groups by {decays}, the config knows one weight decay"]
+        notes += [f"the file decays its groups by {decays}, the config has only one weight decay"]
     for name, option in (("weight_decay", "weight-decay"), ("momentum", "momentum")):
         before, now = float(groups[-1][name]), getattr(config, name)
         if not np.isclose(before, now, rtol=1e-6, atol=0):
@@ -211,7 +211,7 @@ def to_torch(path: Path, *, layout: Layout, prefix: str) -> tuple[dict[str, Any]
     if extra:
         notes += [f"{extra} steps into epoch {epoch}: the original will repeat that epoch"]
     if optim.decay_mask == "no-bn":
-        notes += ["the original will decay the downsample BatchNorms, which this run spared"]
+        notes += ["the original will decay the downsample BatchNorms, unlike this run"]
 
     def state_dict(variables: Tree, kind: Literal["weights", "ema"]) -> dict[str, Array]:
         passes = meta.forward_passes(kind)

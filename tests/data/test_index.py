@@ -251,7 +251,7 @@ def test_a_damaged_index_is_made_again(folder: Path, listed: list[str]) -> None:
     expected = list_folder(folder, print).files.fingerprint("")
     for end in [*range(0, len(whole), max(1, len(whole) // 40))]:
         file.write_bytes(whole[:end])
-        with pytest.warns(UserWarning, match="index .* can't be read .* making it again"):
+        with pytest.warns(UserWarning, match="index .* can't be read .* rebuilding it"):
             assert opened(folder).files.fingerprint("") == expected
     for at in range(0, len(whole), 97):
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])

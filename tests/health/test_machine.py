@@ -182,7 +182,7 @@ def test_a_missing_compiler_is_a_warning_and_its_fix_works(
     monkeypatch.setenv("CXX", "/absent/c++")
     found = check_compiler("cpu")
     assert found.status == "warning"
-    assert "there is no C++ compiler '/absent/c++'" in found.detail
+    assert "the C++ compiler '/absent/c++' was not found" in found.detail
     assert "name a compiler in CXX" in found.fix
     assert check_compiler("gpu").status == "ok"
     compiler = shutil.which("c++")

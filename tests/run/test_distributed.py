@@ -278,7 +278,7 @@ RAISED = {
     [
         ("other", EXIT_OTHERS_LOST, "error: a computation with the other processes failed"),
         ("dispatch", EXIT_OTHERS_LOST, "error: a computation with the other processes failed"),
-        ("memory", 2, "error: the device's memory does not suffice (Out of memory allocating 9"),
+        ("memory", 2, "error: the device is out of memory (Out of memory allocating 9"),
         ("bug", 1, "Traceback"),
     ],
 )

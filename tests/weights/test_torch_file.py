@@ -267,7 +267,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     tensors = (folder / "whole.safetensors").read_bytes()
     (folder / "folder").mkdir()
     contents = {
-        "cut.pth.tar": (whole[: len(whole) // 2], "is cut off"),
+        "cut.pth.tar": (whole[: len(whole) // 2], "is truncated"),
         "cut_legacy.pth": (legacy[: len(legacy) // 2], "damaged"),
         "empty.pth.tar": (b"", "is empty"),
         "page.pth.tar": (b"\n<!DOCTYPE html><html>Sign in</html>", "is a web page"),

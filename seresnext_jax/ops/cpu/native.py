@@ -68,8 +68,8 @@ def _compile(command: list[str], library: Path) -> None:
             )
         except FileNotFoundError as error:
             raise CompilationError(
-                f"there is no C++ compiler {command[0]!r}: install one (Debian: g++), or name "
-                "another in CXX"
+                f"the C++ compiler {command[0]!r} was not found: install one (Debian: g++), or "
+                "name another in CXX"
             ) from error
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error:" in line]
