@@ -165,11 +165,6 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def list_images(folder: Path) -> FileList:
-    """The files that `list_folder` finds, without showing progress."""
-    return list_folder(folder, lambda line: None).files
-
-
 def class_folders(folder: Path) -> tuple[str, ...]:
     """The names of a split's class folders, sorted.
 

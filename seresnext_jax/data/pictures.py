@@ -6,11 +6,6 @@ from seresnext_jax.data.formats import split_by_suffix
 from seresnext_jax.data.walk import files_below, listing
 
 
-def pictures_below(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted."""
-    return split_pictures(folder)[0]
-
-
 def split_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
     """The image files below a folder, and the other files; both sorted.
 

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 
 from seresnext_jax.data.images import BadImage, open_rgb
 from seresnext_jax.data.normalize import normalize
-from seresnext_jax.data.pictures import pictures_below
+from seresnext_jax.data.pictures import split_pictures
 from seresnext_jax.data.transform import CentreCrop
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import FEATURES
@@ -178,7 +178,7 @@ def image_pixels(folder: Path, info: WeightsInfo) -> Iterator[Array]:
     Raises:
       UserError: there are no images, or one can't be decoded.
     """
-    files = pictures_below(folder)
+    files, _ = split_pictures(folder)
     if not files:
         raise UserError(f"{folder} contains no images: give --images a folder with some")
     crop = CentreCrop(info.image_size, info.eval_margin, info.interpolation)

@@ -1,10 +1,12 @@
-"""Loaders of small datasets, as the programs open them."""
+"""Loaders and file lists of small datasets, as the programs open them."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from seresnext_jax.config import Config, DataConfig, ModelConfig
+from seresnext_jax.data.files import FileList, list_folder
 from seresnext_jax.data.open import Split, open_train, open_val
 from seresnext_jax.mesh import make_mesh
 
@@ -31,3 +33,8 @@ def open_split(
     if split == "val":
         return open_val(config, mesh, num_classes=num_classes)
     return open_train(config, mesh)
+
+
+def list_images(folder: Path) -> FileList:
+    """The files that `list_folder` finds, without showing progress."""
+    return list_folder(folder, lambda line: None).files

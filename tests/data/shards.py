@@ -10,10 +10,9 @@ import numpy as np
 from PIL import Image
 
 from seresnext_jax.config import DataConfig
-from seresnext_jax.data.files import list_images
 from seresnext_jax.data.open import SPLITS, Split
 from seresnext_jax.data.pack import pack_split
-from tests.data.loaders import open_split
+from tests.data.loaders import list_images, open_split
 
 CONFIG = DataConfig(backend="folder", image_size=16, eval_margin=4, workers=1)
 

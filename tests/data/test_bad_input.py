@@ -16,10 +16,9 @@ from PIL import Image
 from seresnext_jax.config import Backend, DataConfig
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.data.classes import check_train
-from seresnext_jax.data.files import list_images
 from seresnext_jax.data.open import Split
 from seresnext_jax.errors import UserError
-from tests.data.loaders import open_split
+from tests.data.loaders import list_images, open_split
 
 Writer = Callable[[Path], object]
 CONFIG = DataConfig(image_size=16, eval_margin=4, workers=2)

@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from seresnext_jax.data.digits import write_digits
-from seresnext_jax.data.files import list_images
+from tests.data.loaders import list_images
 
 
 def test_digits_are_written_once_and_split_by_class(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from PIL import Image
 from seresnext_jax.config import Config, DataConfig, ModelConfig
 from seresnext_jax.data.check import check_data
 from seresnext_jax.data.classes import check_train, label_val
-from seresnext_jax.data.files import FileList, class_folders, list_images
+from seresnext_jax.data.files import FileList, class_folders
 from seresnext_jax.data.open import open_splits
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh
+from tests.data.loaders import list_images
 
 NAMES = ("a", "b", "c")
 

@@ -12,14 +12,13 @@ from PIL import Image
 from seresnext_jax.config import DataConfig
 from seresnext_jax.data import reader as reader_module
 from seresnext_jax.data.classes import check_train
-from seresnext_jax.data.files import list_images
 from seresnext_jax.data.images import BadImage, open_rgb
 from seresnext_jax.data.index import open_index
 from seresnext_jax.data.open import Split
 from seresnext_jax.data.reader import ImageReader
 from seresnext_jax.data.transform import TrainCrop
 from seresnext_jax.errors import UserError
-from tests.data.loaders import open_split
+from tests.data.loaders import list_images, open_split
 
 CONFIG = DataConfig(backend="folder", image_size=16, eval_margin=4, workers=2)
 

@@ -9,10 +9,9 @@ from PIL import Image
 
 from seresnext_jax.config import Backend, DataConfig
 from seresnext_jax.data.check import check_data
-from seresnext_jax.data.files import list_images
 from seresnext_jax.data.formats import count_kinds
 from seresnext_jax.data.walk import files_below
-from tests.data.loaders import open_split
+from tests.data.loaders import list_images, open_split
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from seresnext_jax.data import pack as pack_module
-from seresnext_jax.data.files import FileList, list_images
+from seresnext_jax.data.files import FileList
 from seresnext_jax.data.pack import pack_split
 from seresnext_jax.data.shards import PACKING, index_beside
 from seresnext_jax.errors import UserError
+from tests.data.loaders import list_images
 from tests.data.shards import (
     batches,
     pack,

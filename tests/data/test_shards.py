@@ -12,13 +12,13 @@ import pytest
 from seresnext_jax.config import Backend, DataConfig
 from seresnext_jax.data import index as index_module
 from seresnext_jax.data.check import check_data
-from seresnext_jax.data.files import list_images
 from seresnext_jax.data.gone import DataGone
 from seresnext_jax.data.index import open_index
 from seresnext_jax.data.open import SPLITS, Split
 from seresnext_jax.data.pack import pack_split
 from seresnext_jax.data.shards import ShardList, index_beside
 from seresnext_jax.errors import UserError
+from tests.data.loaders import list_images
 from tests.data.shards import (
     batches,
     jpeg,
