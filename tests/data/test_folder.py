@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from seresnext_jax.config import DataConfig
-from seresnext_jax.data import reader as reader_module
+from seresnext_jax.data import headers as headers_module
 from seresnext_jax.data.classes import check_train
 from seresnext_jax.data.images import BadImage, open_rgb
 from seresnext_jax.data.index import open_index
@@ -228,7 +228,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(Path(path).name)
         return open_rgb(path)
 
-    monkeypatch.setattr(reader_module, "open_rgb", recording)
+    monkeypatch.setattr(headers_module, "open_rgb", recording)
     return names
 
 
