@@ -89,7 +89,8 @@ def _check_out(options: argparse.Namespace) -> bool:
     """Whether to write safetensors, according to the name of the file.
 
     Raises:
-      UserError: the options and the name contradict each other, or the file exists.
+      UserError: the options contradict each other or the name, or the file exists and may not be
+        replaced.
     """
     out: Path = options.out
     named_safetensors = out.suffix == ".safetensors"

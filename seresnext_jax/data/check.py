@@ -80,9 +80,10 @@ def _loose_images(folder: Path) -> list[str]:
     if not loose:
         return []
     return [
-        f"{len(loose)} images are directly in {printable(folder)} ({printable(min(loose))}, ...) "
-        "and would be left out: move each into the folder of its class; for ImageNet's val the "
-        "classes are in ILSVRC2012_validation_ground_truth.txt, line by line"
+        f"{len(loose)} image(s) are directly in {printable(folder)} "
+        f"(first: {printable(min(loose))}) and would be left out: move each into the "
+        "folder of its class; for ImageNet's val the classes are in "
+        "ILSVRC2012_validation_ground_truth.txt, line by line"
     ]
 
 
@@ -93,10 +94,10 @@ def _images_left_out(split: str, files: FileList) -> list[str]:
     if not meant:
         return []
     return [
-        f"{len(meant)} files in {split}/ seem to be images and would be left out "
-        f"({count_kinds(meant)}; {printable(min(meant))}, ...): convert those in formats that are "
-        "not supported to JPEG or PNG, give the others the suffix of their format, repair broken "
-        "links, or remove them"
+        f"{len(meant)} file(s) in {split}/ seem to be images and would be left out "
+        f"({count_kinds(meant)}; first: {printable(min(meant))}): convert those in formats that "
+        "are not supported to JPEG or PNG, give the others the suffix of their format, repair "
+        "broken links, or remove them"
     ]
 
 
@@ -188,6 +189,6 @@ def _shared_images(
     if not shared:
         return []
     return [
-        f"{len(shared)} images of val/ are in train/ too ({printable(min(shared))}, ...): remove "
-        "them from one split, or the accuracy will be too high"
+        f"{len(shared)} image(s) of val/ are also in train/ (first: {printable(min(shared))}): "
+        "remove them from one split, or the accuracy will be too high"
     ]

@@ -92,8 +92,8 @@ def open_index(folder: Path, kept_in: str, progress: Progress) -> SplitIndex:
       kept_in: folder for the indexes; "": none.
 
     Raises:
-      UserError: shards of the index beside them are missing, or as `find_shards`, `list_folder` and
-        `list_shards`.
+      UserError: shards are missing that the index beside them lists, or `find_shards`,
+        `list_folder` or `list_shards` raises it.
     """
     shards = find_shards(folder)
     beside = _read(index_beside(folder), folder) if shards else None
@@ -158,7 +158,7 @@ def _check_missing(files: FileList, shards: tuple[str, ...]) -> None:
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(listed)} shards of {printable(files.folder)} are missing "
-            f"({printable(missing[0])}, ...): copy them there, or remove "
+            f"(first: {printable(missing[0])}): copy them there, or remove "
             f"{printable(index_beside(files.folder))} to use the others alone"
         )
 

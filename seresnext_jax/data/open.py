@@ -81,7 +81,7 @@ def open_train(config: Config, mesh: Mesh) -> Loader:
 
     Raises:
       UserError: the batch sizes do not divide, a class has no images, the data has no shards but
-        `shards_at_once` is set, or as `open_val`.
+        `shards_at_once` is set, or for the reasons of `open_val`.
     """
     accumulation = passes_per_step(config, mesh.size)
     return _open(

@@ -194,8 +194,8 @@ def _check_finished(files: FileList, folder: Path) -> None:
     changed = _changed(files, np.arange(len(files.paths)), packed.facts)
     if len(changed):
         raise UserError(
-            f"{len(changed)} images have changed since they were packed in {printable(folder)} "
-            f"({printable(files.paths[changed[0]])}, ...): remove that folder, or give --out "
+            f"{len(changed)} image(s) have changed since they were packed in {printable(folder)} "
+            f"(first: {printable(files.paths[changed[0]])}): remove that folder, or give --out "
             "another one"
         )
     with suppress(OSError):  # the folder may be read-only by now

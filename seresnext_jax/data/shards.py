@@ -146,7 +146,7 @@ def find_shards(folder: Path) -> tuple[str, ...]:
     compressed = sorted(entry.name for entry in entries if entry.name.endswith(_COMPRESSED))
     if compressed:
         raise UserError(
-            f"{printable(folder)} has compressed tar files ({printable(compressed[0])}, ...), in "
+            f"{printable(folder)} has compressed tar files (first: {printable(compressed[0])}), in "
             "which an image can't be read by its position: decompress or remove them"
         )
     return tuple(sorted(names))

@@ -80,8 +80,8 @@ def _check_labels(folder: Path, names: list[str], labels: np.ndarray) -> None:
     without = np.flatnonzero(labels == _NO_LABEL)
     if len(without):
         raise UserError(
-            f"{len(without)} images in {printable(folder)} have no .cls beside them "
-            f"({printable(names[without[0]])}, ...): add them, or pack class folders with "
+            f"{len(without)} image(s) in {printable(folder)} have no .cls file beside them "
+            f"(first: {printable(names[without[0]])}): add them, or pack class folders with "
             f"{command('pack_data')}"
         )
 
@@ -95,8 +95,9 @@ def _labels_by_folder(folder: Path, names: list[str]) -> tuple[np.ndarray, tuple
     loose = [name for name in names if "/" not in name]
     if loose:
         raise UserError(
-            f"{len(loose)} images in {printable(folder)} are in no class folder and have no .cls "
-            f"({printable(loose[0])}, ...): pack class folders with {command('pack_data')}"
+            f"{len(loose)} image(s) in {printable(folder)} are not in a class folder and have no "
+            f".cls file (first: {printable(loose[0])}): pack class folders with "
+            f"{command('pack_data')}"
         )
     classes = [name.partition("/")[0] for name in names]
     class_names = tuple(sorted(set(classes)))

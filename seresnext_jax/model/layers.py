@@ -1,6 +1,7 @@
-"""Conv, Dense, BatchNorm and SqueezeExcite with PyTorch's semantics and initialisers.
+"""The network's layers, with PyTorch's semantics and the original's initialisers.
 
-Arrays are NHWC and parameters float32; Conv and Dense cast their kernels to the dtype of the input.
+Feature maps are NHWC. Parameters are float32, except those of a folded network, which have its
+dtype; Conv and Dense cast their kernels to the dtype of the input.
 Sub-module names are the original's, so that a path reads like its state-dict key.
 """
 

@@ -1,4 +1,4 @@
-"""Means that can be saved in a checkpoint, a clock, and percentiles."""
+"""A clock, percentiles, and means that can be saved in a checkpoint."""
 
 import time
 from collections.abc import Sequence

@@ -38,14 +38,15 @@ class Bin(NamedTuple):
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> list[Bin]:
-    """The reliability table: bins of equal width over the probability of the predicted class.
+    """The reliability table: `bins` bins of equal width, by the probability of the predicted class.
 
     Args:
-      confidence: (M,) float; the probability of the most probable class, in [0, 1] or NaN.
+      confidence: (M,) float; the probability of the most probable class. 0 is in the first bin; an
+        image with NaN is in none.
       right: (M,) bool; whether that class is the label.
     """
     edges = np.linspace(0, 1, bins + 1)
-    # 0 belongs to the first bin; NaN gets a number that no bin has.
+    # `searchsorted` puts NaN after the last bin.
     number = np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
     table = []
     for i in range(bins):

@@ -24,7 +24,7 @@ _STEP_NAMES = {"grad_scale": "loss_scale"}
 
 
 class TrainLog:
-    """Reports each training step after the next one was dispatched.
+    """Reports each training step once the next one has been dispatched, or the epoch has ended.
 
     Reading a step's metrics waits for the end of the step, so they are read one step late, while
     the device computes the next one. Every metric of a step that has a row in `METRICS` is

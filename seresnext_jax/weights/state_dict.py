@@ -86,8 +86,9 @@ def from_state_dict(state: StateDict, *, source: str) -> Weights:
       source: its name in messages, usually the path of its file.
 
     Returns:
-      Float32 copies, and an info with what the state dict shows: architecture, number of classes,
-      layout, prefix, form of the SE weights, counters, and notes on what was left out or narrowed.
+      `Weights`: float32 copies of the tensors; those that float32 can't represent exactly also in
+      their own dtype, as `exact`; and what the state dict shows: architecture, number of classes,
+      layout, prefix, form of the SE weights, counters, notes on what was left out or narrowed.
 
     Raises:
       UserError: it fits none of the architectures (the message lists the differences from the

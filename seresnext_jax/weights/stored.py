@@ -66,7 +66,7 @@ class StoredTensor:
             raise CannotConvertError(f"a {self.layout} {self.dtype} tensor on {self.device}")
         row, item = self.storage.data, ITEM_SIZES[self.dtype]
         if row is None:
-            raise ValueError("a tensor without its numbers")
+            raise ValueError("a tensor whose data has not been read")
         if self.size * item > row.nbytes:
             # An array of this shape could fill the memory.
             raise CannotConvertError(f"a tensor of shape {self.shape} that repeats fewer numbers")

@@ -200,7 +200,7 @@ def _read_pickles(path: Path) -> FileContent:
         _fill(storage, data[at + 8 : at + 8 + size], big_endian=big)
         at += 8 + size
     if storages.by_key:
-        raise ValueError("a storage without numbers")
+        raise ValueError("a storage without data")
     return FileContent("torch legacy", value, tuple(unpickler.refused))
 
 

@@ -57,7 +57,7 @@ def damage(name: str) -> Callable[[Path], None]:
         "look like one class": lambda r: shutil.copytree(r / "train/cat", r / "train/Cat"),
         "has no images": lambda r: (r / "train/empty").mkdir(),
         "is not a folder": lambda r: shutil.rmtree(r / "val"),
-        "in train/ too": lambda r: shutil.copy(r / "train/cat/0.png", r / "val/dog/9.png"),
+        "also in train/": lambda r: shutil.copy(r / "train/cat/0.png", r / "val/dog/9.png"),
     }
     return changes[name]  # type: ignore[return-value]
 
@@ -72,7 +72,7 @@ def damage(name: str) -> Callable[[Path], None]:
         "look like one class",
         "has no images",
         "is not a folder",
-        "in train/ too",
+        "also in train/",
     ],
 )
 def test_a_fault_is_named_with_its_fix(root: Path, fault: str) -> None:
@@ -86,7 +86,7 @@ def test_one_walk_finds_every_fault(root: Path) -> None:
     (root / "train/hollow").mkdir()
     damage("2.png can't be decoded")(root)
     (root / "train/cat/x.png").symlink_to("nowhere.png")
-    damage("in train/ too")(root)
+    damage("also in train/")(root)
     problems = walk(root).problems
     for text in (
         "class folder {root}/train/empty has no images",
@@ -95,7 +95,7 @@ def test_one_walk_finds_every_fault(root: Path) -> None:
         "only in train/ (empty, hollow)",
         "{root}/train/cat/x.png can't be decoded (No such file",
         "{root}/val/dog/2.png can't be decoded",
-        "1 images of val/ are in train/ too",
+        "1 image(s) of val/ are also in train/",
     ):
         assert sum(text.format(root=root) in line for line in problems) == 1, text
     assert len(problems) == 7

@@ -144,7 +144,9 @@ def problems(root: Path) -> list[str]:
 def test_images_that_are_left_out_are_a_problem(root: Path) -> None:
     other_files(root / "val")
     (line,) = problems(root)
-    assert line.startswith("3 files in val/ seem to be images and would be left out (.heic 1, brok")
+    assert line.startswith(
+        "3 file(s) in val/ seem to be images and would be left out (.heic 1, brok"
+    )
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_images_that_changed_since_are_packed_again(root: Path, tmp_path: Path) 
     pack_val(files, out)
     assert same(batches_of(out), batches(root, "val"))
     picture(78).save(root / "val" / "ant" / "0.jpg")
-    with pytest.raises(UserError, match="1 images have changed .*ant/0.jpg.* remove that folder"):
+    with pytest.raises(UserError, match="1 image.s. have changed .*ant/0.jpg.* remove that folder"):
         pack_val(files, out)
     shutil.rmtree(out)
     pack_val(files, out)
@@ -245,7 +245,7 @@ def test_an_image_that_vanished_since_is_one_line(root: Path, tmp_path: Path) ->
     pack_val(files, out)
     image = root / "val" / "ant" / "0.jpg"
     away = image.rename(tmp_path / "away.jpg")
-    with pytest.raises(UserError, match="1 images have changed .*ant/0.jpg"):
+    with pytest.raises(UserError, match="1 image.s. have changed .*ant/0.jpg"):
         pack_val(files, out)
     away.rename(image)
     pack_val(files, out)

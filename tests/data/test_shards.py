@@ -102,7 +102,7 @@ def test_check_data_reads_shards(root: Path, packed: Path, tmp_path: Path) -> No
     (root / "val/ant/1.jpg").write_bytes(b"bad")
     lines = check(pack(root, tmp_path / "again"))
     assert len(lines) == 2
-    assert "1 images of val/ are in train/ too" in lines[0]
+    assert "1 image(s) of val/ are also in train/" in lines[0]
     assert "ant/1.jpg can't be decoded" in lines[1] and "pack them again" in lines[1]
     picture(1).save(root / "val/ant/1.jpg")
     (root / "val/ant/again.jpg").unlink()

@@ -89,10 +89,14 @@ def test_class_folders_that_tar_has_packed(root: Path, tmp_path: Path) -> None:
 
 def test_images_without_a_label_are_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "val" / "0.tar", {"a.jpg": jpeg(0), "b.jpg": jpeg(1)})
-    with pytest.raises(UserError, match="2 images .* no class folder and have no .cls .* pack"):
+    with pytest.raises(
+        UserError, match="2 image.s. .* not in a class folder and have no .cls .* pack"
+    ):
         batches(tmp_path, "val")
     write_tar(tmp_path / "val" / "0.tar", {"a.jpg": jpeg(0), "b.jpg": jpeg(1), "b.cls": b"1"})
-    with pytest.raises(UserError, match=r"1 images .* have no .cls beside them \(a.jpg, ...\)"):
+    with pytest.raises(
+        UserError, match=r"1 image.s. .* have no .cls file beside them \(first: a.jpg\)"
+    ):
         batches(tmp_path, "val")
     members = {"a.jpg": jpeg(0), "b.jpg": jpeg(1), "b.cls": b"1", "a.cls": b"0"}
     write_tar(tmp_path / "val" / "0.tar", members)
@@ -223,7 +227,9 @@ def test_compressed_tar_files_are_refused(tmp_path: Path) -> None:
     path = webdataset(tmp_path / "val") / "000001.tar"
     path.with_name("000001.tar.gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
-    with pytest.raises(UserError, match="compressed tar files .000001.tar.gz, .* decompress or"):
+    with pytest.raises(
+        UserError, match="compressed tar files .first: 000001.tar.gz.* decompress or"
+    ):
         batches(tmp_path, "val")
     path.write_bytes(gzip.decompress(path.with_name("000001.tar.gz").read_bytes()))
     path.with_name("000001.tar.gz").unlink()

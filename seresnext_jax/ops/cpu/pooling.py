@@ -1,4 +1,4 @@
-"""Maximum pooling on a CPU."""
+"""Max pooling on a CPU."""
 
 from functools import reduce
 

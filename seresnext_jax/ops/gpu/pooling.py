@@ -1,4 +1,4 @@
-"""Maximum pooling on an NVIDIA GPU that remembers which pixel of each window won.
+"""Max pooling for NVIDIA GPUs; the forward pass records which pixel of each window won.
 
 XLA's gradient of a window reduction is three kernels that read and write padded copies of the
 input. With the position of each maximum kept as one byte, it is one gather that does not read the
