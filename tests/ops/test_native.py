@@ -76,7 +76,8 @@ def test_no_compiler_is_one_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "/no/such/compiler -v")
-    with pytest.raises(CompilationError, match=r"the C\+\+ compiler '/no/such/compiler' was not found: install"):
+    message = r"the C\+\+ compiler '/no/such/compiler' was not found: install"
+    with pytest.raises(CompilationError, match=message):
         load_library(source(tmp_path, ""))
 
 
