@@ -1,5 +1,6 @@
 """The processes of one run: they join each other, agree, and end if one of them is lost."""
 
+import json
 import os
 import re
 import signal
@@ -7,10 +8,10 @@ import socket
 import sys
 import threading
 import traceback
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,9 +34,6 @@ _COMMUNICATION = (
 )
 """Status codes of communication errors from Gloo, NCCL or the coordination service."""
 
-_KEY_BYTES = 128
-_MAX_CORES = 8192
-"""Linux's limit for one machine."""
 _ALONE = "to run alone, give --distributed.num-processes 1"
 _HOW_TO_PLACE = (
     "give --distributed.coordinator, --distributed.num-processes and --distributed.process-id; "
@@ -48,12 +46,25 @@ def sum_over_processes(number: int) -> int:
     return int(np.sum(multihost_utils.process_allgather(np.int32(number))))
 
 
+def everyones(value: Any) -> list[Any]:
+    """The value of each process, by rank; all processes must call this.
+
+    Args:
+      value: this process's, as JSON has it: text, numbers, and lists of them.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(text.size))
+    padded = np.pad(text, (0, sizes.max() - text.size))
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
 def processes_on_this_host() -> int:
     """The number of this run's processes on this machine; all processes must call this."""
-    if jax.process_count() == 1:
-        return 1
-    host = np.uint32(zlib.crc32(socket.gethostname().encode()))
-    return int(np.sum(multihost_utils.process_allgather(host) == host))
+    host = socket.gethostname()
+    return everyones(host).count(host)
 
 
 def cores_on_this_host() -> int:
@@ -61,35 +72,22 @@ def cores_on_this_host() -> int:
 
     A scheduler may bind each process to different CPUs. All processes must call this.
     """
-    own = os.sched_getaffinity(0)
-    if jax.process_count() == 1:
-        return len(own)
-    mask = np.zeros(_MAX_CORES, bool)
-    mask[list(own)] = True
-    host = np.uint32(zlib.crc32(socket.gethostname().encode()))
-    hosts, masks = multihost_utils.process_allgather((host, mask))
-    return int(masks[hosts == host].any(axis=0).sum())
+    here = socket.gethostname()
+    found = everyones([here, sorted(os.sched_getaffinity(0))])
+    return len({cpu for host, cpus in found if host == here for cpu in cpus})
 
 
 def processes_by(key: str) -> dict[str, str]:
     """Group the processes of this run by a key; all of them must call this.
 
     Args:
-      key: the key of this process, at most 128 bytes of ASCII.
+      key: the key of this process.
 
     Returns:
       For each key, the ranks and hosts of its processes: ``processes 0, 1 on node1``.
     """
-    mine = (np.zeros(_KEY_BYTES, np.uint8), np.zeros(_KEY_BYTES, np.uint8))
-    for array, text in zip(mine, (key, socket.gethostname()), strict=True):
-        encoded = text.encode()[:_KEY_BYTES]
-        array[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    everyones = (
-        [bytes(row).rstrip(b"\0").decode() for row in rows.reshape(-1, _KEY_BYTES)]
-        for rows in multihost_utils.process_allgather(mine)
-    )
     found: dict[str, tuple[list[str], dict[str, None]]] = {}
-    for number, (their_key, host) in enumerate(zip(*everyones, strict=True)):
+    for number, (their_key, host) in enumerate(everyones([key, socket.gethostname()])):
         numbers, hosts = found.setdefault(their_key, ([], {}))
         numbers.append(str(number))
         hosts[host] = None

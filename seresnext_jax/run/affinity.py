@@ -6,16 +6,15 @@ The CUDA driver gives the PCI address of each GPU, and Linux the cores near that
 import ctypes
 import os
 import socket
-import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from seresnext_jax.processes import everyones
 from seresnext_jax.report.console import Console
 
 _SYSTEM = Path("/sys")
@@ -119,8 +118,6 @@ def bind_threads(cpus: set[int]) -> None:
 
 def _place_among_equals(near: set[int]) -> tuple[int, int]:
     """The rank of this process among those on its host with the same cores, and their count."""
-    facts = socket.gethostname(), str(sorted(near))
-    mine = np.array([zlib.crc32(fact.encode()) for fact in facts], np.uint32)
-    everyone = np.reshape(multihost_utils.process_allgather(mine), (-1, len(mine)))
-    equal = (everyone == mine).all(axis=1)
-    return int(equal[: jax.process_index()].sum()), int(equal.sum())
+    mine = [socket.gethostname(), sorted(near)]
+    all_of_them = everyones(mine)
+    return all_of_them[: jax.process_index()].count(mine), all_of_them.count(mine)
