@@ -62,6 +62,9 @@ FLOORS: tuple[set[str], ...] = (
 """The rooms, folders or files, of each floor, from the ground up."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
+SHARED = {"config_check": "config", "plan": "config", "launchers": "processes"}
+"""Files in the room of another file, about the same subject."""
+
 WALLS = ("ops.cpu", "ops.gpu")
 """Rooms inside a room: only that room's own files may enter."""
 
@@ -123,8 +126,8 @@ def test_a_file_holds_one_idea(name: str) -> None:
 
 
 def room_of(name: str) -> str:
-    """``data.open`` → ``data``; options, their checks and what follows from them share a room."""
-    return "config" if name in ("config_check", "plan") else name.partition(".")[0]
+    """``data.open`` → ``data``; some single files share a room."""
+    return SHARED.get(name, name.partition(".")[0])
 
 
 @pytest.mark.parametrize("name", FILES)
