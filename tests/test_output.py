@@ -49,6 +49,15 @@ def test_a_kill_leaves_the_old_file(tmp_path: Path) -> None:
     assert file.read_text() == "old"
 
 
+def test_ctrl_c_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    write_whole(file, "old")
+    with pytest.raises(KeyboardInterrupt), replacing(file) as new:
+        new.write(b"half")
+        raise KeyboardInterrupt
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
 def test_a_link_and_a_pipe_are_written_in_place(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     write_whole(tmp_path / "link", "x")

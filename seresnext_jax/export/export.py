@@ -1,7 +1,6 @@
 """Exports weights to one file, and compares what the file computes with our own logits."""
 
 import importlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,6 +12,7 @@ import numpy as np
 from seresnext_jax.data.transform import RESAMPLING
 from seresnext_jax.errors import UserError
 from seresnext_jax.export.exported_network import INPUT, OUTPUT, Array, ExportPrecision, own_logits
+from seresnext_jax.output import replacing
 from seresnext_jax.weights.info import Weights, to_json
 
 LIMITS: dict[ExportPrecision, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
@@ -23,14 +23,14 @@ _BATCHES = (1, 3)
 
 @dataclass(frozen=True)
 class Format:
-    """A file format, with the functions that write and run a file."""
+    """A file format, with the functions that make and run the content of a file."""
 
     name: str
     precisions: tuple[ExportPrecision, ...]
     runtime: str
     """The package that runs the file for the check."""
-    write: Callable[[Path, Weights, ExportPrecision], None]
-    run: Callable[[Path, Array], Array]
+    serialize: Callable[[Weights, ExportPrecision], bytes]
+    run: Callable[[bytes, Array], Array]
     """Maps pixels (N, S, S, 3) uint8 to logits (N, K) float32."""
 
 
@@ -69,31 +69,24 @@ def export_weights(
     for path in (out, description):
         if path.exists() and not replace:
             raise UserError(f"{path} exists: give another name, or --force to replace it")
-    part, described = (
-        path.with_name(f".{path.name}.{os.getpid()}.part") for path in (out, description)
-    )
     try:
-        form.write(part, weights, precision)
-        difference, largest = _compare(form, part, weights)
-        if not difference <= LIMITS[precision] * largest:  # NaN fails, too
-            raise UserError(
-                f"{out} was not written: its logits in {form.runtime} differ from ours by "
-                f"{difference:.3g}, and our largest is {largest:.3g}; an untrained network can "
-                "enlarge rounding errors that much: export trained weights"
-            )
-        runtime = f"{form.runtime} {version(form.runtime)}"
-        export = Export(out, description, form.name, runtime, difference, largest)
-        text = to_json(describe_export(export, weights, precision))
-        described.write_text(text, encoding="utf-8")
-        described.replace(description)
-        part.replace(out)
+        with replacing(out) as file, replacing(description) as about:
+            content = form.serialize(weights, precision)
+            file.write(content)
+            difference, largest = _compare(form, content, weights)
+            if not difference <= LIMITS[precision] * largest:  # NaN fails, too
+                raise UserError(
+                    f"{out} was not written: its logits in {form.runtime} differ from ours by "
+                    f"{difference:.3g}, and our largest is {largest:.3g}; an untrained network can "
+                    "enlarge rounding errors that much: export trained weights"
+                )
+            runtime = f"{form.runtime} {version(form.runtime)}"
+            export = Export(out, description, form.name, runtime, difference, largest)
+            about.write(to_json(describe_export(export, weights, precision)).encode())
     except OSError as error:
         raise UserError(
             f"{out} can't be written ({error.strerror}): choose another place"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
-        described.unlink(missing_ok=True)
     return export
 
 
@@ -109,14 +102,14 @@ def _find_format(out: Path, precision: ExportPrecision) -> Format:
 
             from seresnext_jax.export import onnx_file
 
-            functions = onnx_file.write_onnx, onnx_file.run_onnx
+            functions = onnx_file.serialize_onnx, onnx_file.run_onnx
             form = Format("ONNX", ("fp32", "fp16"), onnx_file.RUNTIME, *functions)
         else:
             importlib.import_module("flatbuffers")  # `jax.export` needs it
 
             from seresnext_jax.export import stablehlo
 
-            functions = stablehlo.write_stablehlo, stablehlo.run_stablehlo
+            functions = stablehlo.serialize_stablehlo, stablehlo.run_stablehlo
             form = Format("StableHLO", ("fp32", "bf16", "fp16"), stablehlo.RUNTIME, *functions)
     except ModuleNotFoundError as error:
         raise UserError(
@@ -130,13 +123,17 @@ def _find_format(out: Path, precision: ExportPrecision) -> Format:
     return form
 
 
-def _compare(form: Format, path: Path, weights: Weights) -> tuple[float, float]:
-    """Run the file on noise: the largest |difference| from our logits, and our largest |logit|."""
+def _compare(form: Format, content: bytes, weights: Weights) -> tuple[float, float]:
+    """Run a file's content on noise.
+
+    Returns:
+      The largest |difference| from our logits, and our largest |logit|.
+    """
     size = weights.info.image_size
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (max(_BATCHES), size, size, 3), np.uint8)
     own = own_logits(weights, pixels)
-    differences = [np.abs(form.run(path, pixels[:n]) - own[:n]).max() for n in _BATCHES]
+    differences = [np.abs(form.run(content, pixels[:n]) - own[:n]).max() for n in _BATCHES]
     return float(np.max(differences)), float(np.abs(own).max())
 
 

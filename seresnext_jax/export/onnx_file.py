@@ -4,7 +4,6 @@ Nothing is traced: blocks are inferred from the names of the parameters, groups 
 strides from the position.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,8 @@ OPSET, IR_VERSION = 17, 8
 _TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
 
 
-def write_onnx(path: Path, weights: Weights, precision: ExportPrecision) -> None:
-    """Write the network with its weights; the batch size is dynamic."""
+def serialize_onnx(weights: Weights, precision: ExportPrecision) -> bytes:
+    """The content of a file with the network and its weights; the batch size is dynamic."""
     _, variables = portable_forward(weights, precision)
     params = {name: np.asarray(x) for name, x in flatten_dict(variables["params"], sep="/").items()}
     graph = _Graph(params)
@@ -46,14 +45,14 @@ def write_onnx(path: Path, weights: Weights, precision: ExportPrecision) -> None
             block += 1
         stage += 1
     graph.add("Identity", graph.linear("fc", graph.pixel_mean(x)), output=OUTPUT)
-    path.write_bytes(_model(graph, weights).SerializeToString())
+    return bytes(_model(graph, weights).SerializeToString())
 
 
-def run_onnx(path: Path, pixels: Array) -> Array:
-    """The logits (N, K) float32 that onnxruntime computes from the file, on the CPU."""
+def run_onnx(content: bytes, pixels: Array) -> Array:
+    """The logits (N, K) float32 that onnxruntime computes from a file's content, on the CPU."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (logits,) = session.run([OUTPUT], {INPUT: pixels})
     return np.asarray(logits)
 

@@ -1,6 +1,5 @@
 """StableHLO files, by `jax.export`: any program with JAX runs them, on a CPU or an NVIDIA GPU."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,8 +13,8 @@ from seresnext_jax.weights.info import Weights
 RUNTIME = "jax"
 
 
-def write_stablehlo(path: Path, weights: Weights, precision: ExportPrecision) -> None:
-    """Write the network with its weights; the batch size is dynamic."""
+def serialize_stablehlo(weights: Weights, precision: ExportPrecision) -> bytes:
+    """The content of a file with the network and its weights; the batch size is dynamic."""
     forward, variables = portable_forward(weights, precision)
     constants = jax.tree.map(jnp.asarray, variables)
     size = weights.info.image_size
@@ -26,9 +25,9 @@ def write_stablehlo(path: Path, weights: Weights, precision: ExportPrecision) ->
     def classify(images: jax.Array) -> Any:
         return forward(constants, images)
 
-    path.write_bytes(export.export(classify, platforms=("cpu", "cuda"))(images).serialize())
+    return bytes(export.export(classify, platforms=("cpu", "cuda"))(images).serialize())
 
 
-def run_stablehlo(path: Path, pixels: Array) -> Array:
-    """The logits (N, K) float32 that the file computes on JAX's default device."""
-    return np.asarray(export.deserialize(bytearray(path.read_bytes())).call(pixels))
+def run_stablehlo(content: bytes, pixels: Array) -> Array:
+    """The logits (N, K) float32 that a file's content computes on JAX's default device."""
+    return np.asarray(export.deserialize(bytearray(content)).call(pixels))

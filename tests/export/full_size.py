@@ -45,7 +45,7 @@ def main(precision: Any = "fp32", *names: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = export_weights(weights, Path(folder, name), precision)
             for images in BATCHES:
-                found = RUN[name](file.path, pixels[:images])
+                found = RUN[name](file.path.read_bytes(), pixels[:images])
                 difference = np.abs(found - own[:images]).max()
                 same = (found.argmax(1) == own[:images].argmax(1)).sum()
                 print(

@@ -122,14 +122,14 @@ def test_half_precision_is_half_as_large_and_its_difference_is_recorded(
     assert stored["check"]["largest_difference"] == done.difference
 
 
-def test_deep_architectures_have_a_valid_graph_of_their_convolutions(tmp_path: Path) -> None:
+def test_deep_architectures_have_a_valid_graph_of_their_convolutions() -> None:
     """Without running it: small networks of the same blocks are run above."""
     for arch in ("resnet34", "se-resnext101-32x4d"):
         shapes = jax.eval_shape(lambda a=arch: init_variables(network(a, 3), 0))
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
         info = WeightsInfo(arch, 3, None, 224, 32)
-        onnx_file.write_onnx(tmp_path / "m.onnx", Weights(zeros, info), "fp16")
-        graph = onnx.load(tmp_path / "m.onnx").graph
+        content = onnx_file.serialize_onnx(Weights(zeros, info), "fp16")
+        graph = onnx.load_from_string(content).graph
         convolutions = [node for node in graph.node if node.op_type == "Conv"]
         kernels = [x for x in jax.tree.leaves(shapes["params"]) if x.ndim == 4]
         assert len(convolutions) == len(kernels), arch
@@ -141,16 +141,15 @@ def test_deep_architectures_have_a_valid_graph_of_their_convolutions(tmp_path: P
 # ---- the check -----------------------------------------------------------------------------------
 
 
-def without_padding(write: Callable[..., None]) -> Callable[..., None]:
+def without_padding(serialize: Callable[..., bytes]) -> Callable[..., bytes]:
     """A writer whose pooling has lost its padding, and whose file is still valid."""
 
-    def broken(path: Path, *more: Any) -> None:
-        write(path, *more)
-        model = onnx.load(path)
+    def broken(*arguments: Any) -> bytes:
+        model = onnx.load_from_string(serialize(*arguments))
         (pool,) = [node for node in model.graph.node if node.op_type == "MaxPool"]
         pads = next(a for a in pool.attribute if a.name == "pads")
         pads.ints[:] = [0, 0, 2, 2]
-        path.write_bytes(model.SerializeToString())
+        return bytes(model.SerializeToString())
 
     return broken
 
@@ -158,7 +157,8 @@ def without_padding(write: Callable[..., None]) -> Callable[..., None]:
 def test_a_file_with_other_logits_is_not_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_file, "write_onnx", without_padding(onnx_file.write_onnx))
+    broken = without_padding(onnx_file.serialize_onnx)
+    monkeypatch.setattr(onnx_file, "serialize_onnx", broken)
     with pytest.raises(UserError, match="m.onnx was not written: its logits in onnxruntime differ"):
         export_weights(weights_of(TINY), tmp_path / "m.onnx", "fp32")
     assert not list(tmp_path.iterdir())
@@ -177,7 +177,7 @@ def test_a_description_that_can_not_be_written_leaves_no_network(tmp_path: Path)
 
 
 def test_nan_is_not_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_file, "run_onnx", lambda path, x: np.full((len(x), 3), np.nan))
+    monkeypatch.setattr(onnx_file, "run_onnx", lambda content, x: np.full((len(x), 3), np.nan))
     with pytest.raises(UserError, match="differ from ours by nan"):
         export_weights(weights_of(TINY), tmp_path / "m.onnx", "fp32")
     assert not list(tmp_path.iterdir())
