@@ -1,12 +1,9 @@
 """Confidence interval of an accuracy, calibration, and McNemar's test of two networks."""
 
-from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
 
-Z_95 = 1.959963984540054
-"""The 97.5 % quantile of the normal distribution."""
 BINS = 15
 """Calibration bins, as in Guo et al., On Calibration of Modern Neural Networks, 2017."""
 
@@ -17,12 +14,10 @@ def wilson_interval(right: int, images: int) -> tuple[float, float]:
     Raises:
       ValueError: there are no images.
     """
-    if images < 1:
-        raise ValueError("no images")
-    share, z2 = right / images, Z_95**2
-    centre = (share + z2 / (2 * images)) / (1 + z2 / images)
-    half = Z_95 / (1 + z2 / images) * sqrt(share * (1 - share) / images + z2 / (4 * images**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, images).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 class Bin(NamedTuple):
@@ -80,10 +75,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     Args:
       only_first, only_second: images that only one of the networks classifies correctly.
     """
-    differing, fewer = only_first + only_second, min(only_first, only_second)
-    # Whole numbers of any size: exact for every number of images.
-    tail, term = 0, 1
-    for k in range(fewer + 1):
-        tail += term
-        term = term * (differing - k) // (k + 1)
-    return min(1.0, 2 * tail / 2**differing)
+    from scipy.stats import binomtest
+
+    differing = only_first + only_second
+    return float(binomtest(only_first, differing).pvalue) if differing else 1.0
