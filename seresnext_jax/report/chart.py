@@ -51,20 +51,22 @@ class Axis:
         whole: bool = False,
     ) -> None:
         """Span at least the values from `low` to `high`; `whole`: label integers only."""
+        from matplotlib.ticker import MaxNLocator
+
         self._log2 = log2 and low > 0
         if self._log2:
-            low, high = math.floor(math.log2(low)), math.ceil(math.log2(high))
+            low, high = math.log2(low), math.log2(high)
         elif not whole and 0 < low < high / 2:
             low = 0
         if low == high:
             low, high = low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1)
-        step = _round_step((high - low) / (6 if whole else 5))
-        if whole or self._log2:
-            step = max(1, round(step))
-        if not whole:
-            low, high = step * math.floor(low / step + 1e-9), step * math.ceil(high / step - 1e-9)
-        first = math.ceil(low / step - 1e-9)
-        ticks = [step * n for n in range(first, math.floor(high / step + 1e-9) + 1)]
+        intervals, integer = 6 if whole else 5, whole or self._log2
+        locator = MaxNLocator(intervals, steps=(1, 2, 5, 10), integer=integer, min_n_ticks=1)
+        ticks = list(locator.tick_values(low, high))
+        if whole:
+            ticks = [tick for tick in ticks if low <= tick <= high]
+        else:
+            low, high = ticks[0], ticks[-1]
         self.ticks = [2.0**tick for tick in ticks] if self._log2 else ticks
         self._low, self._high, self._pixels = low, high, pixels
 
@@ -74,12 +76,6 @@ class Axis:
             value = math.log2(value)
         start, end = self._pixels
         return start + (end - start) * (value - self._low) / (self._high - self._low)
-
-
-def _round_step(size: float) -> float:
-    """The smallest of …, 0.5, 1, 2, 5, 10, 20, … that is at least `size`."""
-    power = 10.0 ** math.floor(math.log10(size))
-    return next(step * power for step in (1, 2, 5, 10) if step * power >= size * (1 - 1e-9))
 
 
 def _short(value: float) -> str:
