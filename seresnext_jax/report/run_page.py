@@ -161,14 +161,10 @@ def _deviations(history: History) -> str:
 
 
 def _start_table(history: History) -> str:
-    rows = [_start_row(history, 0, "")]
-    for number, (before, start) in enumerate(pairwise(history.starts), start=1):
+    rows = []
+    for before, start in pairwise([history.starts[0], *history.starts]):
         changed = find_differences([before.options, start.options])
         text = "; ".join(f"{k}: {show_value(a)} → {show_value(b)}" for k, (a, b) in changed.items())
-        rows.append(_start_row(history, number, text))
+        duration = show_duration(start.last_time - start.time)
+        rows.append((show_time(start.time), duration, text or "none"))
     return table("Starts", ("start", "time", "options that changed"), rows)
-
-
-def _start_row(history: History, number: int, changed: str) -> tuple[str, str, str]:
-    start = history.starts[number]
-    return show_time(start.time), show_duration(start.last_time - start.time), changed or "none"

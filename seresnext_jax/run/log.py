@@ -18,6 +18,7 @@ from seresnext_jax.report.console import Console
 from seresnext_jax.report.meters import Clock, Mean
 from seresnext_jax.report.metrics import METRICS, metric_rows
 from seresnext_jax.report.report import Report
+from seresnext_jax.report.run_page import show_duration
 
 _STEP_NAMES = {"grad_scale": "loss_scale"}
 """Metrics that have another name in the report than in the training step."""
@@ -203,12 +204,6 @@ class TrainLog:
             f"epoch {self._epoch + 1}/{plan.epochs} step {iteration}/{plan.steps_per_epoch}",
             *(" ".join(row) for row in metric_rows(means, names)),
             f"data wait {100 * data_share:.0f} %",
-            f"run ends in {_duration(left * plan.global_batch / means['total_ips'])}",
+            f"run ends in {show_duration(left * plan.global_batch / means['total_ips'])}",
         ]
         return "  ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
