@@ -78,8 +78,13 @@ def main(argv: list[str]) -> int:
         raise UserError("--weights is missing: name a checkpoint, weights folder or PyTorch file")
     check_output("--json", config.json)
     paths, skipped = find_images(config.images)
-    for line in describe_skipped(skipped):
-        print(line, file=sys.stderr)
+    if skipped:
+        print(
+            f"note: skipped {len(skipped)} files without the suffix of an image that Pillow can "
+            f"read ({count_kinds(map(str, skipped))}): convert HEIC and other formats to JPEG; "
+            "name a file without suffix itself",
+            file=sys.stderr,
+        )
     if choice := explain_choice(Path(config.weights)):
         print(f"note: {choice}", file=sys.stderr)
     runtime.use_compilation_cache(config.compilation_cache)
@@ -155,17 +160,6 @@ def find_images(given: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
         else:
             raise UserError(f"{printable(path)} does not exist: check the path")
     return found, skipped
-
-
-def describe_skipped(skipped: list[Path]) -> list[str]:
-    """One line on the skipped files, if there are any."""
-    if not skipped:
-        return []
-    return [
-        f"note: skipped {len(skipped)} files without the suffix of an image that Pillow can read "
-        f"({count_kinds(map(str, skipped))}): convert HEIC and other formats to JPEG; name a file "
-        "without suffix itself"
-    ]
 
 
 def make_predict(

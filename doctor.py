@@ -7,9 +7,8 @@ training step, which is compiled for it. The exit status is 1 if something is a 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 
 import jax
 
@@ -64,9 +63,9 @@ def main(argv: list[str]) -> int:
     if environment:
         console.table("This machine", list(environment.items()))
     findings = []
-    for examine in checks(config if planned else None, devices, console):
-        findings.append(examine())
-        for line in findings[-1].lines():
+    for finding in check_all(config if planned else None, devices, console):
+        findings.append(finding)
+        for line in finding.lines():
             console.note(line)
     if not planned:
         console.note("To check a run, too, add its --config and options.")
@@ -75,35 +74,33 @@ def main(argv: list[str]) -> int:
     return int(any(found.status == "problem" for found in findings))
 
 
-def checks(
-    config: Config | None, devices: Finding, console: Console
-) -> Iterator[Callable[[], Finding]]:
-    """The checks in order, quick ones first; without a config those of the machine.
+def check_all(config: Config | None, devices: Finding, console: Console) -> Iterator[Finding]:
+    """Yield each check's finding, quick ones first; without a config those of the machine.
 
     Args:
       devices: the finding of `check_devices`; without devices nothing can be checked on them.
     """
-    yield check_packages
-    yield check_driver
-    yield lambda: devices
+    yield check_packages()
+    yield check_driver()
+    yield devices
     if not devices.numbers:
         return
     for device in jax.local_devices():
-        yield partial(check_convolution, device)
+        yield check_convolution(device)
     dali = check_dali(config.data.backend if config else None)
-    yield lambda: dali
-    yield partial(check_compiler, jax.devices()[0].platform)
+    yield dali
+    yield check_compiler(jax.devices()[0].platform)
     if config is None:
         return
     mesh = make_mesh()
     dataset = check_dataset(config)
-    yield lambda: dataset
+    yield dataset
     if "problem" not in (dali.status, dataset.status):
         console.note("reading images ...")
-        yield partial(check_reading, config, mesh)
-    yield partial(check_disk, config, size_in_bytes(abstract_state(config, mesh)))
+        yield check_reading(config, mesh)
+    yield check_disk(config, size_in_bytes(abstract_state(config, mesh)))
     console.note("compiling the training step, which can take minutes ...")
-    yield partial(check_memory, config, mesh)
+    yield check_memory(config, mesh)
 
 
 if __name__ == "__main__":

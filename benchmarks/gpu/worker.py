@@ -11,7 +11,6 @@ import pickle
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ from jax.experimental import topologies
 
 from benchmarks.gpu.compile import Job
 from benchmarks.gpu.targets import GPUS, GpuName, target_config
+from seresnext_jax.health.memory import abstract_state
 from seresnext_jax.mesh import make_mesh, replicated
 from seresnext_jax.model.initial import init_variables
-from seresnext_jax.model.network import abstract_variables, make_network
+from seresnext_jax.model.network import make_network
 from seresnext_jax.ops.layout import inference_format
 from seresnext_jax.training.inference import folded_forward
 from seresnext_jax.training.precision import POLICIES
-from seresnext_jax.training.state import create_train_state
 from seresnext_jax.training.step import lower_eval_step, lower_train_step
 
 
@@ -64,18 +63,18 @@ def lower(job: Job, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     everywhere = replicated(mesh)
     network = make_network(config.model, POLICIES[config.precision].compute_dtype)
 
-    def abstract(x: Any, sharding: Any = everywhere) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
     if job.program == "infer":
         variables = init_variables(network, config.seed)
         forward, variables = folded_forward(network, variables, config.precision)
         size = config.data.image_size
-        images = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.uint8)
-        weights = jax.tree.map(lambda x: abstract(x, inference_format(x, everywhere)), variables)
-        return forward.lower(weights, abstract(images))
-    state = jax.eval_shape(partial(create_train_state, config), abstract_variables(network))
-    state = jax.tree.map(abstract, state)
+        shape = (config.batch_size, size, size, 3)
+        images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=everywhere)
+
+        def placed(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=inference_format(x, everywhere))
+
+        return forward.lower(jax.tree.map(placed, variables), images)
+    state = abstract_state(config, mesh)
     if job.program == "train":
         return lower_train_step(network.apply, config, mesh, state, passes=job.passes)
     return lower_eval_step(network.apply, config, mesh, state.variables)
