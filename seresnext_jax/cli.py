@@ -225,6 +225,8 @@ def parse(
     except BrokenPipeError:  # --help | head; the exit must not write to the pipe again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except ImportError as error:  # tyro wants another package for other shells
+        raise UserError("there is completion for bash, zsh and fish: choose one") from error
     except SystemExit as stop:
         if not stop.code:
             raise

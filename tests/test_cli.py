@@ -186,6 +186,13 @@ def test_help_has_every_option_with_the_config_s_default_and_meaning(
         assert meaning and meaning in text
 
 
+def test_completion_for_an_unknown_shell_names_those_that_work() -> None:
+    with pytest.raises(UserError, match="bash, zsh and fish"):
+        parse(Config(), ["--tyro-print-completion", "tcsh"], program="train.py", description="")
+    with pytest.raises(SystemExit):  # the fix
+        parse(Config(), ["--tyro-print-completion", "fish"], program="train.py", description="")
+
+
 def test_help_into_a_closed_pipe_is_quiet() -> None:
     code = (
         "from seresnext_jax.cli import parse_config, run\n"

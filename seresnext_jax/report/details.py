@@ -20,6 +20,14 @@ _PRINTED = 5
 Row = dict[str, Any]
 """A row of a table; numbers are Python ints and floats, None if not finite."""
 
+_HEADERS = {
+    "confusions": ("label", "label_name", "predicted", "predicted_name", "images"),
+    "mistakes": ("image", "label", "label_name", "label_probability"),
+    "differences": ("image", "label", "label_name", "right")
+    + ("weights_probability", "against_probability"),
+}
+"""The columns of the tables that may have no rows, by the name of the file."""
+
 
 @dataclass(frozen=True)
 class Details:
@@ -206,7 +214,7 @@ def write_details(folder: Path, details: Details, header: Mapping[str, Any]) -> 
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write a table; the columns are the keys of the first row.
+    """Write a table; the columns are the keys of the first row, or `_HEADERS` if there is none.
 
     Text that a spreadsheet would take for a formula gets an apostrophe in front.
 
@@ -215,7 +223,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """
     try:
         with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+            writer = csv.DictWriter(file, list(rows[0]) if rows else _HEADERS[path.stem])
             writer.writeheader()
             writer.writerows(
                 {name: _harmless(value) for name, value in row.items()} for row in rows

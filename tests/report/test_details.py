@@ -17,6 +17,7 @@ from seresnext_jax.report.details import (
     detail_rows,
     explain,
     make_details_folder,
+    write_csv,
     write_details,
 )
 from seresnext_jax.report.paired import (
@@ -127,6 +128,18 @@ def test_the_files_have_the_tables(details: Details, tmp_path: Path) -> None:
     assert rows[0]["image"] == details.mistakes[0]["image"]
     assert rows[0]["name_1"] == details.mistakes[0]["classes"][0]["name"]
     assert float(rows[0]["probability_3"]) == details.mistakes[0]["classes"][2]["probability"]
+
+
+def test_a_table_without_rows_has_the_columns_of_one_with_rows(
+    details: Details, tmp_path: Path
+) -> None:
+    differences = difference_rows(*in_common(predictions(0), predictions(1)), NAMES, PATHS)
+    tables = {"confusions": details.confusions, "differences": differences}
+    for name, rows in (tables | {"mistakes": details.mistakes}).items():
+        write_csv(tmp_path / f"{name}.csv", [])
+        with (tmp_path / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            (header,) = csv.reader(file)
+        assert header == [column for column in rows[0] if column != "classes"]
 
 
 def test_names_keep_their_commas_quotes_and_lines_and_are_no_formulas(tmp_path: Path) -> None:
