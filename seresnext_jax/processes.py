@@ -225,8 +225,8 @@ def _explain(error: Exception, *, debug: bool) -> int:
         return 1
     cause = str(error).partition("\n")[0][:200]
     print(
-        f"error: a computation with the other processes failed ({cause}): one of them has ended; "
-        "see its output, then start all of them again with --resume auto",
+        f"error: a computation with the other processes failed ({cause}): one of them has "
+        "probably ended; see its output, then start all of them again (train.py: --resume auto)",
         file=sys.stderr,
     )
     return EXIT_OTHERS_LOST

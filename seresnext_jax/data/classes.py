@@ -90,7 +90,7 @@ def _label_problems(files: FileList, num_classes: int) -> list[str]:
 
 
 def class_problems(files: FileList, num_classes: int) -> list[str]:
-    """One line on each class folder without images, and one if their number is wrong."""
+    """One line for each class folder without images, and those of `class_count_problems`."""
     problems = [
         f"class folder {printable(files.folder / name)} has no images: add images or remove "
         "the folder"

@@ -61,8 +61,8 @@ def export_weights(
       replace: replace files that exist.
 
     Raises:
-      UserError: a name or precision that the format does not have, a missing package, a file that
-        exists or can't be written, or a check that failed.
+      UserError: `out` has another suffix, the format does not support the precision, a package is
+        missing, a file exists or can't be written, or the check fails.
     """
     form = _find_format(out, precision)
     description = out.with_name(f"{out.name}.json")

@@ -1,4 +1,4 @@
-"""StableHLO files, by `jax.export`: any program with JAX runs them, on a CPU or an NVIDIA GPU."""
+"""StableHLO files, serialized by `jax.export`; they need only JAX, on a CPU or an NVIDIA GPU."""
 
 from typing import Any
 

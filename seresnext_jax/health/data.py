@@ -83,7 +83,7 @@ def measure_reading(config: Config, mesh: Mesh) -> tuple[float, int]:
 
 
 def needed_rate(config: Config, device_kind: str, devices: int) -> float | None:
-    """Images/s that the devices train at, by `PUBLISHED`; None if it has no figure."""
+    """Images/s that all devices together should train at, from `PUBLISHED`; None if it has none."""
     for (arch, device, precision), rate in PUBLISHED.items():
         if device in device_kind and (arch, precision) == (config.model.arch, config.precision):
             return devices * rate

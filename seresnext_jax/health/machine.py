@@ -133,7 +133,10 @@ def check_convolution(device: jax.Device) -> Finding:
 
 
 def _grouped_convolution(x: np.ndarray, kernel: np.ndarray, *, groups: int) -> np.ndarray:
-    """A 3×3 convolution of padding 1 in float64: x (N, H, W, C), kernel (3, 3, C / groups, O)."""
+    """A 3×3 convolution with padding 1, computed in float64.
+
+    x (N, H, W, C), kernel (3, 3, C / groups, O) → (N, H, W, O).
+    """
     n, h, w, _ = x.shape
     padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
     total = 0.0

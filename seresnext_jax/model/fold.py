@@ -39,6 +39,6 @@ def fold_batch_norm(network: ResNet, variables: Tree) -> tuple[ResNet, Tree]:
 
 
 def _convolution_before(norm: list[str]) -> Path:
-    """The path of the convolution: ``bn2`` → ``conv2``; in a downsample, ``1`` → ``0``."""
+    """The path of the convolution: ``bn2`` → ``conv2``; in a sequence of layers, ``1`` → ``0``."""
     *parents, name = norm
-    return (*parents, "0" if name == "1" else name.replace("bn", "conv"))
+    return (*parents, str(int(name) - 1) if name.isdecimal() else name.replace("bn", "conv"))

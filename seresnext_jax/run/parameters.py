@@ -8,10 +8,10 @@ from seresnext_jax.training.optimizer import DEFAULT_EPS
 
 
 def report_parameters(config: Config, plan: Plan) -> dict[str, Any]:
-    """Every option by its path, such as ``optim.lr``, and by the original's name, such as ``lr``.
+    """Every option by its path, ``optim.lr``; those of the original also by its name, ``lr``.
 
-    The values under the original's names are those that the run uses, even if the name is an option
-    here, too: ``optimizer_batch_size`` is the number of images per step, even if it was derived.
+    The original's names have the values that the run uses, also where both names are the same:
+    ``optimizer_batch_size`` is the number of images per step, even if the option is -1.
     """
     return flatten(config) | original_parameters(config, plan)
 

@@ -134,6 +134,6 @@ def _lock(workspace: Path, console: Console) -> tuple[int | None, str]:
 
 def _unwritable(workspace: Path, error: OSError) -> UserError:
     return UserError(
-        f"--workspace {workspace} can't be written ({error.strerror}): free space there and make "
-        "it writable, or choose another --workspace"
+        f"--workspace {workspace} can't be written ({error.strerror}): free up space, make it "
+        "writable, or choose another --workspace"
     )

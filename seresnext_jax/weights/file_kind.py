@@ -50,7 +50,7 @@ def file_kind(path: Path) -> FileKind:
             file.seek(max(0, size - 8))
             tail = file.read(8)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give the path of a PyTorch file") from error
+        raise UserError(f"{path}: {error.strerror}; check its path and permissions") from error
     if not head:
         raise UserError(f"{path} is empty: get it again")
     if head.startswith(b"PK"):
