@@ -33,7 +33,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
         unfinished.replace(path)
-    except BaseException:  # Ctrl-C, too
+    except (Exception, KeyboardInterrupt):
         unfinished.unlink(missing_ok=True)
         raise
     with suppress(OSError):
