@@ -37,14 +37,8 @@ from seresnext_jax.model.network import make_network
 from seresnext_jax.processes import fails_alone
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.contact_sheet import NUM_IMAGES, Cell, write_contact_sheet
-from seresnext_jax.report.details import (
-    detail_rows,
-    explain,
-    image_name,
-    make_details_folder,
-    write_csv,
-    write_details,
-)
+from seresnext_jax.report.details import detail_rows, explain, image_name
+from seresnext_jax.report.details_files import make_details_folder, write_details, write_table
 from seresnext_jax.report.metrics import metric_rows
 from seresnext_jax.report.paired import (
     compare_paired,
@@ -274,7 +268,7 @@ def compare(
     console.table("Comparison", comparison_rows(test))
     if folder:
         rows = difference_rows(a, b, first.names, first.paths)
-        write_csv(folder / "differences.csv", rows)
+        write_table(folder, "differences", rows)
     return test._asdict()
 
 

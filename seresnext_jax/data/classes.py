@@ -39,7 +39,7 @@ def label_val(files: FileList, num_classes: int, names: tuple[str, ...] | None) 
             raise UserError(problem)
     elif names is not None:
         files = _label_by_name(files, names)
-    elif problem := wrong_number(files.class_names, folder, num_classes):
+    elif problem := _wrong_number(files.class_names, folder, num_classes):
         fix = "give --class-names FILE with the names of all classes in the order of the labels"
         if len(files.class_names) > num_classes:
             fix = "remove the folders that are not classes, or name other weights"
@@ -108,14 +108,14 @@ def class_count_problems(files: FileList, num_classes: int) -> list[str]:
 
 def number_problems(names: tuple[str, ...], folder: Path, num_classes: int) -> list[str]:
     """One line if a split for training has more or fewer classes than the network."""
-    problem = wrong_number(names, folder, num_classes)
+    problem = _wrong_number(names, folder, num_classes)
     if not problem:
         return []
     fix = f"train with --model.num-classes {len(names)}, or fix the folder"
     return [_nested(folder, num_classes) or f"{problem}: {fix}"]
 
 
-def wrong_number(names: tuple[str, ...], folder: Path, num_classes: int) -> str:
+def _wrong_number(names: tuple[str, ...], folder: Path, num_classes: int) -> str:
     """What is wrong with the number of class folders; "" if nothing is."""
     if len(names) == num_classes:
         return ""
@@ -131,7 +131,7 @@ def _nested(folder: Path, num_classes: int) -> str:
         return ""
     if any(has_image_suffix(name) for above in outer for name in os.listdir(folder / above)):
         return ""
-    problem = wrong_number(outer, folder, num_classes)
+    problem = _wrong_number(outer, folder, num_classes)
     here = printable(folder)
     below = f"the folders in {listed(outer)} are {len(inner)} ({listed(n for _, n in inner)})"
     if len(outer) > 1:

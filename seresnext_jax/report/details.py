@@ -1,16 +1,13 @@
-"""An evaluation in detail: classes, confusions, mistakes and calibration, as tables and files."""
+"""An evaluation in detail: tables of classes, confusions, mistakes and calibration."""
 
-import csv
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seresnext_jax.errors import UserError, printable, shown
+from seresnext_jax.errors import printable, shown
 from seresnext_jax.report.predictions import Predictions
 from seresnext_jax.report.statistics import calibration_error, reliability, wilson_interval
 
@@ -19,14 +16,6 @@ _PRINTED = 5
 
 Row = dict[str, Any]
 """A row of a table; numbers are Python ints and floats, None if not finite."""
-
-_HEADERS = {
-    "confusions": ("label", "label_name", "predicted", "predicted_name", "images"),
-    "mistakes": ("image", "label", "label_name", "label_probability"),
-    "differences": ("image", "label", "label_name", "right")
-    + ("weights_probability", "against_probability"),
-}
-"""The columns of the tables that may have no rows, by the name of the file."""
 
 
 @dataclass(frozen=True)
@@ -165,88 +154,3 @@ def detail_rows(details: Details) -> list[tuple[str, str]]:
         pair = f"{shown(row['label_name'])} → {shown(row['predicted_name'])}"
         rows.append((pair, f"{row['images']} images"))
     return rows
-
-
-# ---- files ---------------------------------------------------------------------------------------
-
-
-def make_details_folder(folder: Path) -> None:
-    """Create the folder of the details.
-
-    Raises:
-      UserError: it can't be created, or there are files in it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        empty = not any(folder.iterdir())
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    if not empty:
-        raise UserError(
-            f"--details {printable(folder)} has files in it: give a new folder, so that two "
-            "evaluations are not mixed"
-        )
-
-
-def write_details(folder: Path, details: Details, header: Mapping[str, Any]) -> None:
-    """Write ``details.json`` and one CSV file per table.
-
-    Args:
-      folder: an existing folder.
-      header: what was evaluated and how; it comes first in the JSON file.
-
-    Raises:
-      UserError: a file can't be written.
-    """
-    tables = {
-        "calibration": details.calibration,
-        "classes": details.classes,
-        "confusions": details.confusions,
-        "mistakes": details.mistakes,
-    }
-    text = json.dumps({**header, **details.summary, **tables}, indent=1) + "\n"
-    try:
-        (folder / "details.json").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    for name, rows in tables.items():
-        write_csv(folder / f"{name}.csv", [_flat(row) for row in rows])
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write a table; the columns are the keys of the first row, or `_HEADERS` if there is none.
-
-    Text that a spreadsheet would take for a formula gets an apostrophe in front.
-
-    Raises:
-      UserError: the file can't be written.
-    """
-    try:
-        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else _HEADERS[path.stem])
-            writer.writeheader()
-            writer.writerows(
-                {name: _harmless(value) for name, value in row.items()} for row in rows
-            )
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _flat(row: Row) -> Row:
-    """A row with its list of classes spread over columns: ``index_1``, ``name_1``, …"""
-    flat = {name: value for name, value in row.items() if name != "classes"}
-    for i, found in enumerate(row.get("classes", ()), start=1):
-        flat |= {f"{name}_{i}": value for name, value in found.items()}
-    return flat
-
-
-def _harmless(value: Any) -> Any:
-    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if formula else value
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"--details: {printable(path)} can't be written ({error.strerror}): free space there, "
-        "change its permissions or give another folder"
-    )

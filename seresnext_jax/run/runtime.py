@@ -1,6 +1,7 @@
 """Settings that must be made before JAX uses its devices."""
 
 import ctypes
+import json
 import os
 import re
 import warnings
@@ -10,11 +11,17 @@ from typing import Any
 
 import jax
 
-from seresnext_jax.config import EvaluationConfig
-from seresnext_jax.processes import initialize_distributed
+from seresnext_jax.config import EvaluationConfig, flatten, option_name
+from seresnext_jax.errors import CommonError, shown
+from seresnext_jax.processes import initialize_distributed, processes_by
 
 # The names are from glibc's malloc.h. Only the main arena can grow without mmap: hence one arena.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_OWN_OPTIONS = (
+    *("data.root", "data.index", "data.workers", "data.prefetch", "compilation_cache", "debug"),
+    *("distributed.coordinator", "distributed.num_processes", "distributed.process_id"),
+)
+"""Options that each process may have for itself; none of them changes what is computed."""
 _NVIDIA_DRIVER = Path("/dev/nvidiactl")
 _UNREADABLE_ENTRY = r"Error reading persistent compilation cache entry for '([\w.<>]+)'"
 """Matches the start of JAX's warning; the group is the name of the compiled function."""
@@ -27,6 +34,7 @@ def start(config: EvaluationConfig) -> None:
 
     Raises:
       UserError: as `initialize_distributed`.
+      CommonError: as `check_same_options`.
     """
     keep_freed_memory()
     if config.data.backend == "dali-gpu":
@@ -41,6 +49,28 @@ def start(config: EvaluationConfig) -> None:
         num_processes=distributed.num_processes,
         process_id=distributed.process_id,
     )
+    check_same_options(config)
+
+
+def check_same_options(config: EvaluationConfig) -> None:
+    """Check that all processes have the same options; all of them must call this.
+
+    With another seed, for example, a process would start with weights of its own.
+
+    Raises:
+      CommonError: they have not.
+    """
+    mine = {n: value for n, value in flatten(config).items() if n not in _OWN_OPTIONS}
+    groups = processes_by(json.dumps(mine))
+    if len(groups) > 1:
+        (options, first), (others, second) = list(groups.items())[:2]
+        these, those = json.loads(options), json.loads(others)
+        name = next(n for n in these | those if these.get(n) != those.get(n))
+        raise CommonError(
+            f"{first} and {second} have different options ({option_name(name)}: "
+            f"{shown(these.get(name))} and {shown(those.get(name))}): start all processes with the "
+            "same ones"
+        )
 
 
 def use_compilation_cache(folder: str) -> None:

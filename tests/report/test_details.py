@@ -12,14 +12,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.contact_sheet import COLUMNS, Cell, write_contact_sheet
-from seresnext_jax.report.details import (
-    Details,
-    detail_rows,
-    explain,
-    make_details_folder,
-    write_csv,
-    write_details,
-)
+from seresnext_jax.report.details import Details, detail_rows, explain
+from seresnext_jax.report.details_files import make_details_folder, write_details, write_table
 from seresnext_jax.report.paired import (
     compare_paired,
     comparison_rows,
@@ -136,7 +130,7 @@ def test_a_table_without_rows_has_the_columns_of_one_with_rows(
     differences = difference_rows(*in_common(predictions(0), predictions(1)), NAMES, PATHS)
     tables = {"confusions": details.confusions, "differences": differences}
     for name, rows in (tables | {"mistakes": details.mistakes}).items():
-        write_csv(tmp_path / f"{name}.csv", [])
+        write_table(tmp_path, name, [])
         with (tmp_path / f"{name}.csv").open(encoding="utf-8", newline="") as file:
             (header,) = csv.reader(file)
         assert header == [column for column in rows[0] if column != "classes"]
