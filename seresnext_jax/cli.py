@@ -5,7 +5,6 @@ schema; its message about a wrong option becomes the message of a `UserError`.
 """
 
 import contextlib
-import difflib
 import io
 import mimetypes
 import os
@@ -17,17 +16,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import tyro
 
 from seresnext_jax.commands import command, program_name
-from seresnext_jax.config import Config, OptimConfig, flatten, option_name
+from seresnext_jax.config import Config, OptimConfig
 from seresnext_jax.config_check import check, check_ranges, wrong_rate
 from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError, fixable_by_the_user
 from seresnext_jax.model.network import find_architecture
 from seresnext_jax.output import write_whole
+from seresnext_jax.unknown_options import VALUES_OF_THE_ORIGINAL, explain_unknown
 
 T = TypeVar("T")
 
@@ -35,52 +35,6 @@ _CONFIG_HELP = """
 --config FILE: a Python file whose get_config() gives the defaults of the options below, or the name
 of one in configs/, or of a recipe of another architecture such as resnet50/dgxa100_amp_90e. The
 defaults shown are those of """
-
-_OF_THE_ORIGINAL = {
-    "-a": "--model.arch",
-    "-b": "--batch-size",
-    "-c": "--model.conv-init",
-    "-j": "--data.workers",
-    "-p": "--print-freq",
-    "--amp": "--precision fp16",
-    "--fp16": "--precision fp16",
-    "--bn-weight-decay": "--optim.decay-mask all",
-    "--wd": "--optim.weight-decay",
-    "--learning-rate": "--optim.lr",
-    "--rmsprop-eps": "--optim.eps",
-    "--model": "--model.arch",
-    "--model-config": "--model.conv-init",
-    "--data": "--data.root",
-    "--data-backend": "--data.backend",
-    "--image-size": "--data.image-size",
-    "--static-loss-scale": "--loss-scale.init",
-    "--dynamic-loss-scale": "--precision fp16, whose loss scale is dynamic",
-    "--pretrained-from-file": "--init-from",
-    "--pretrained-weights": "--init-from",
-    "--pretrained": "--init-from FILE",
-    "--weights": "--init-from",
-    "--start-epoch": "--resume, which knows the epoch",
-    "--local-rank": "--distributed.process-id",
-    "--gpu-affinity": "--distributed.gpu-affinity",
-    "--gather-checkpoints": "--checkpoint.keep -1",
-    "--cfg-file": "--config",
-    "--platform": "--config, such as --config dgxa100_amp_90e",
-    "--mode": "--config, such as --config dgxa100_amp_90e",
-}
-"""Options of the original that have other names or forms here."""
-_NEEDLESS = (
-    *("--memory-format", "--checkpoint-filename", "--num-gpus"),
-    *("--jit", "--trt", "--fused-se"),
-)
-"""Options of the original that have no equivalent."""
-_VALUES_OF_THE_ORIGINAL = {
-    "AMP": "fp16",
-    "TF32": "tf32",
-    "FP32": "fp32",
-    "pytorch": "folder",
-    "syntetic": "synthetic",
-}
-"""Choices of the original that have other names here: of ``--precision`` and ``--data-backend``."""
 
 
 # ---- programs ----------------------------------------------------------------------------------
@@ -232,15 +186,24 @@ def parse(
             raise
         problem = _first_paragraph(printed.getvalue())
         word = problem.partition("'")[2].partition("'")[0]
-        if ours := _VALUES_OF_THE_ORIGINAL.get(word):
+        if ours := VALUES_OF_THE_ORIGINAL.get(word):
             problem += f"; the original's {word} is {ours} here"
     else:
         sys.stderr.write(printed.getvalue())
         if not unknown:
             check_ranges(value)
             return value
-        problem = _explain_unknown(unknown[0], default, known)
+        problem = explain_unknown(unknown[0], default, known)
     raise UserError(f"{problem} ({program} --help explains every option)")
+
+
+def _first_paragraph(box: str) -> str:
+    """The first paragraph of an error that tyro prints in a box, as one plain line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    body = [line.strip("│ ") for line in plain.splitlines()[1:]]
+    lines = takewhile(lambda line: line and line[0] not in "─╰", body)
+    text = " ".join(lines).removeprefix("Error parsing ").rstrip(".")
+    return text.replace("invalid literal for int() with base 10", "not a whole number")
 
 
 def load_recipe(argv: Sequence[str]) -> tuple[str, Config]:
@@ -302,51 +265,3 @@ def write_output(option: str, path: str, text: str) -> None:
             write_whole(Path(path), text)
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror}; name another file") from error
-
-
-# ---- messages ----------------------------------------------------------------------------------
-
-
-def _first_paragraph(box: str) -> str:
-    """The first paragraph of an error that tyro prints in a box, as one plain line."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    body = [line.strip("│ ") for line in plain.splitlines()[1:]]
-    lines = takewhile(lambda line: line and line[0] not in "─╰", body)
-    text = " ".join(lines).removeprefix("Error parsing ").rstrip(".")
-    return text.replace("invalid literal for int() with base 10", "not a whole number")
-
-
-def _explain_unknown(word: str, default: Any, known: Sequence[str]) -> str:
-    """One line about a word of the command line that is not an option of `default`."""
-    if not word.startswith("-"):
-        folder = os.path.isdir(word) and "data.root" in flatten(default)
-        return f"unexpected argument {word!r}" + (f": did you mean --data.root {word}?" * folder)
-    name = word.partition("=")[0].replace("_", "-")
-    if not word.startswith("--"):
-        name = name[:2]  # -b256
-    options = list(known)
-    for path, value in flatten(default).items():
-        if not isinstance(value, bool):
-            options.append(option_name(path))
-        elif name == _flag(path, value):
-            opposite = _flag(path, not value)
-            return f"{name} is the default here: leave it out, or use {opposite} for the opposite"
-        else:
-            options.append(_flag(path, not value))
-    ours = _OF_THE_ORIGINAL.get(name, "")
-    if "--init-from" not in options:  # a program that evaluates
-        ours = ours.replace("--init-from", "--weights")
-    if ours.split(" ")[0].rstrip(",") in options:
-        return f"unknown option {name}: here it is {ours}"
-    if name in _NEEDLESS:
-        return f"unknown option {name}: it is not needed here, leave it out"
-    # A missing section (--lr) is more likely than a misspelled name.
-    near = [option for option in options if option.endswith("." + name.lstrip("-"))]
-    near = near or difflib.get_close_matches(name, options, n=1)
-    return f"unknown option {name}" + (f": did you mean {' or '.join(near)}?" if near else "")
-
-
-def _flag(path: str, on: bool) -> str:
-    """The option that switches a boolean field on or off: ``--data.no-flip``."""
-    section, dot, leaf = path.rpartition(".")
-    return option_name(f"{section}{dot}{'' if on else 'no_'}{leaf}")

@@ -28,6 +28,7 @@ FLOORS: tuple[set[str], ...] = (
         "config_files",
         "data",
         "model",
+        "unknown_options",
     },
     {
         "cli",
