@@ -117,7 +117,7 @@ def train(argv: list[str], config: Config, mesh: Mesh, stop: StopRequest, consol
         train_step = lowered.compile()
     log = TrainLog(config, plan, progress, report, console, last_epoch=epochs.stop)
     batches = log.timing_waits(train_loader.batches(resumed_step))
-    before_bad_images = saving_before_bad_images(saver, plan, progress, log, lambda: state)
+    before_bad_images = saving_before_bad_images(saver, progress, log, lambda: state)
     with saver, before_bad_images:  # an error waits for the last save
         for epoch in epochs:
             if 0 <= config.early_stopping_patience <= progress.epochs_without_better:

@@ -9,7 +9,6 @@ import jax
 from seresnext_jax.checkpoint.meta import Progress
 from seresnext_jax.data.gone import DataGone
 from seresnext_jax.data.limit import TooManyBadImages
-from seresnext_jax.plan import Plan
 from seresnext_jax.run.log import TrainLog
 from seresnext_jax.run.saver import Saver
 from seresnext_jax.training.state import TrainState
@@ -17,9 +16,9 @@ from seresnext_jax.training.state import TrainState
 
 @contextmanager
 def saving_before_bad_images(
-    saver: Saver, plan: Plan, progress: Progress, log: TrainLog, state: Callable[[], TrainState]
+    saver: Saver, progress: Progress, log: TrainLog, state: Callable[[], TrainState]
 ) -> Iterator[None]:
-    """If too many bad images or a lost dataset end the block, save the last good state.
+    """If too many bad images or a lost dataset end the block, save the state before them.
 
     If the dataset is lost to one of several processes, nothing is saved: a save needs them all.
 
@@ -30,8 +29,7 @@ def saving_before_bad_images(
         yield
     except (TooManyBadImages, DataGone) as error:
         if isinstance(error, TooManyBadImages) or jax.process_count() == 1:
-            log.forget_empty_steps()
-            last = _after_last_good_step(state(), plan)
+            last = _without_empty_steps(state(), log.forget_empty_steps())
             if int(last.step) and saver.saves:
                 saver.save(last, progress)
                 saver.close()
@@ -42,18 +40,11 @@ def saving_before_bad_images(
         raise
 
 
-def _after_last_good_step(state: TrainState, plan: Plan) -> TrainState:
-    """The state without the bad steps at its end, which changed nothing.
-
-    A resumed run repeats them. Bad steps of an earlier epoch still count.
-    """
-    epoch_steps = (int(state.step) - 1) % plan.steps_per_epoch + 1
-    empty = min(int(state.bad_steps), epoch_steps)
-    if not empty:
-        return state
+def _without_empty_steps(state: TrainState, count: int) -> TrainState:
+    """The state before its last `count` steps, which had no image and changed only counters."""
     return replace(
         state,
-        step=state.step - empty,
-        skipped_steps=state.skipped_steps - empty,
-        bad_steps=state.bad_steps - empty,
+        step=state.step - count,
+        skipped_steps=state.skipped_steps - count,
+        bad_steps=state.bad_steps - count,
     )

@@ -139,15 +139,16 @@ class TrainLog:
                 "the warm-up, or choose --precision bf16 or fp32"
             )
 
-    def forget_empty_steps(self) -> None:
-        """Report the added steps, then stop counting the last ones in a row that had no image.
+    def forget_empty_steps(self) -> int:
+        """Report the added steps, then stop counting the epoch's last ones that had no image.
 
-        A resumed run repeats them.
+        Returns their number. A resumed run repeats them.
         """
         with suppress(UserError):
             self.flush()
-        self._progress.epoch_bad_images -= self._empty_steps * self._plan.global_batch
-        self._empty_steps = 0
+        forgotten, self._empty_steps = self._empty_steps, 0
+        self._progress.epoch_bad_images -= forgotten * self._plan.global_batch
+        return forgotten
 
     def epoch_metrics(self) -> dict[str, float]:
         """The epoch's mean loss, bad images and throughput, and the last step's other metrics.

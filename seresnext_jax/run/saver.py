@@ -1,6 +1,7 @@
 """Decides when a run saves, and how it continues from a checkpoint."""
 
 import time
+from dataclasses import replace
 from typing import Literal
 
 import jax
@@ -72,13 +73,15 @@ class Saver:
           UserError: the checkpoint is damaged or does not fit.
         """
         if start.newest_in:
-            state, meta, broken = read_newest(start.newest_in, state)
+            found, meta, broken = read_newest(start.newest_in, state)
             for line in broken:
                 self._console.warn(line)
         elif start.checkpoint:
-            state, meta = read_checkpoint(start.checkpoint, state)
+            found, meta = read_checkpoint(start.checkpoint, state)
         else:
             return state, Progress()
+        if meta.config.precision != self._config.precision:  # with another loss scale
+            found = replace(found, loss_scale=state.loss_scale)
         self._check_plan(meta)
         check_class_names(
             self._config, start, meta.class_names, self._loader.class_names, self._console
@@ -86,7 +89,7 @@ class Saver:
         self._warn_of_changes(meta)
         self._set_aside_after(meta.step, ".broken" if start.newest_in else ".later")
         self._console.note(f"continuing after step {meta.step} (epoch {meta.epoch})")
-        return state, meta.progress
+        return found, meta.progress
 
     def _set_aside_after(self, step: int, suffix: Literal[".broken", ".later"]) -> None:
         if self._checkpoints is None:

@@ -2,10 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from seresnext_jax.checkpoint.meta import Progress
+from seresnext_jax.config import Config, DataConfig
+from seresnext_jax.data.gone import DataGone
+from seresnext_jax.plan import resolve
+from seresnext_jax.report.console import Console
+from seresnext_jax.run.bad_images import saving_before_bad_images
+from seresnext_jax.run.log import TrainLog
+from seresnext_jax.run.saver import Saver
+from seresnext_jax.training.state import create_train_state
 from tests.programs import (
     EPOCHS,
     STEPS,
@@ -77,6 +90,37 @@ def test_the_last_good_state_is_saved_and_continues_exactly(
     epochs = [record["metrics"] for record in event(workspace, "epoch")]
     assert [metrics["train.bad_images"] for metrics in epochs] == [0] * EPOCHS
     assert event(workspace, "epoch") == event(whole, "epoch")
+
+
+@pytest.mark.parametrize(
+    ("epoch", "readable", "saved"), [(0, (1.0, 0.0, 0.0), 4), (1, (), 6)], ids=["within", "after"]
+)
+def test_only_steps_without_an_image_are_repeated(
+    epoch: int, readable: tuple[float, ...], saved: int, tmp_path: Path
+) -> None:
+    """Another bad step has changed the statistics and the loss scale; a finished epoch is over."""
+    data = DataConfig(max_bad_share=1.0)
+    config = Config(workspace=str(tmp_path), data=data, print_freq=100)
+    plan = resolve(config, num_images=6 * config.batch_size, num_devices=1)
+    console, progress, report = Console(enabled=False), Progress(), SimpleNamespace()
+    loader = SimpleNamespace(fingerprint="", class_names=())
+    log = TrainLog(config, plan, progress, report, console, last_epoch=2)  # type: ignore[arg-type]
+    saver = Saver(config, plan, loader, console)  # type: ignore[arg-type]
+    state = create_train_state(config, {"params": {"w": jnp.ones(3)}, "batch_stats": {}})
+    bad = jnp.int32(3)
+    state = replace(state, step=jnp.int32(6), skipped_steps=bad, bad_steps=bad)
+    with (
+        pytest.raises(DataGone, match=f"the state after step {saved} is saved"),
+        saving_before_bad_images(saver, progress, log, lambda: state),
+        log.epoch(epoch, done=3),
+    ):
+        for number, share in enumerate(readable, start=1):
+            metrics = {"loss": np.nan, "readable": share, "bad_steps": number}
+            log.add(3 + number, {name: jnp.float32(value) for name, value in metrics.items()})
+        raise DataGone("gone")
+    found = arrays(tmp_path)
+    counters = [int(found[f"[1]['{name}']"]) for name in ("step", "skipped_steps", "bad_steps")]
+    assert counters == [saved, saved - 3, saved - 3]
 
 
 def test_a_folder_that_goes_away_is_named(tmp_path: Path, data: Path, whole: Path) -> None:

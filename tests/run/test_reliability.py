@@ -12,15 +12,17 @@ import subprocess
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seresnext_jax.checkpoint.meta import Progress
 from seresnext_jax.checkpoint.save import Checkpoints
 from seresnext_jax.checkpoint.store import read_meta
-from seresnext_jax.config import CheckpointConfig, Config
+from seresnext_jax.config import CheckpointConfig, Config, Precision
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.plan import resolve
@@ -289,10 +291,32 @@ def test_steps_without_finite_gradients_stop_the_run(tmp_path: Path) -> None:
     assert all(np.isfinite(array).all() for name, array in state.items() if "params" in name)
 
 
-def saver(folder: Path, **options: Any) -> Saver:
-    config = Config(workspace=str(folder), checkpoint=CheckpointConfig(**options))
+def saver(folder: Path, precision: Precision = "fp32", **options: Any) -> Saver:
+    checkpoint = CheckpointConfig(**options)
+    config = Config(workspace=str(folder), precision=precision, checkpoint=checkpoint)
     plan = resolve(config, num_images=100 * config.batch_size, num_devices=1)
-    return Saver(config, plan, cast(Loader, None), Console(enabled=False))
+    loader = SimpleNamespace(class_names=(), fingerprint="")
+    return Saver(config, plan, cast(Loader, loader), Console(enabled=False))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "scale"),
+    [("fp16", "fp16", 512), ("fp16", "bf16", 1), ("fp32", "fp16", 128), ("bf16", "tf32", 1)],
+)
+def test_another_precision_starts_with_its_own_loss_scale(
+    before: Precision, now: Precision, scale: float, tmp_path: Path
+) -> None:
+    with saver(tmp_path, before) as saving:
+        state = create_train_state(
+            saving._config, {"params": {"w": jnp.ones(3)}, "batch_stats": {}}
+        )
+        if before == "fp16":
+            state = replace(state, loss_scale=replace(state.loss_scale, scale=jnp.float32(512)))
+        saving.save(state, Progress())
+    new = create_train_state(Config(precision=now), small_state().variables)
+    with saver(tmp_path, now) as saving:
+        found, _ = saving.resume(Start(newest_in=saving.folder), new)
+    assert float(found.loss_scale.scale) == scale
 
 
 def test_minutes_between_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
