@@ -1,8 +1,9 @@
 """Eight simulated CPU devices for every test, and a compilation cache for the session.
 
 Many tests compile the same program; with the cache it is compiled once, and without optimisation,
-which takes half as long. The files that take longest
-come first, so that two workers (`make test`) end together.
+which takes half as long. The files that take longest come first, so that two workers (`make test`)
+end together. Hypothesis draws the same examples every time, and has no deadline for an example: a
+busy machine may stop the tests for a while.
 """
 
 import os
@@ -10,6 +11,7 @@ import tempfile
 
 import jax
 import pytest
+from hypothesis import settings
 
 LONGEST = (
     "distributed",
@@ -30,6 +32,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

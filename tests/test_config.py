@@ -112,7 +112,7 @@ def test_what_does_not_divide_names_the_fix(
     assert "\n" not in str(error.value)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(st.integers(1, 300), st.integers(1, 2000), st.integers(1, 16))
 def test_the_fix_works(batch: int, wanted: int, devices: int) -> None:
     try:

@@ -15,8 +15,7 @@ from seresnext_jax.config_files import load_config
 from seresnext_jax.errors import UserError
 from seresnext_jax.plan import Plan
 from tests.command_line import HEAD, OPTIONS, complaint, plan, read, write
-
-ROOT = Path(__file__).parent.parent
+from tests.programs import ROOT
 
 
 @pytest.mark.parametrize(
@@ -146,7 +145,7 @@ VALUES = st.one_of(
 FIELDS = sorted({option.removeprefix("--").replace("-", "_") for option in OPTIONS})
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=4))
 def test_no_config_file_gives_a_traceback(fields: dict[str, Any]) -> None:
     """Every field, of the sections too, with values of every type."""

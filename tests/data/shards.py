@@ -1,6 +1,7 @@
 """Small datasets in class folders and in shards, and what their loaders give."""
 
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from seresnext_jax.config import DataConfig
+from seresnext_jax.data.files import FileList
 from seresnext_jax.data.open import SPLITS, Split
 from seresnext_jax.data.pack import pack_split
 from tests.data.loaders import list_images, open_split
@@ -35,16 +37,23 @@ def write_folders(root: Path) -> Path:
     return root
 
 
-def pack(root: Path, out: Path) -> Path:
-    """Both splits as shards of four images."""
+def pack_files(
+    files: FileList,
+    out: Path,
+    *,
+    images_per_shard: int = 4,
+    shuffled: bool = False,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> None:
+    """One split as shards."""
+    pack_split(files, out, images_per_shard=images_per_shard, shuffled=shuffled, progress=progress)
+
+
+def pack(root: Path, out: Path, **options: int) -> Path:
+    """Both splits as shards, shuffled for training."""
     for split in SPLITS:
-        pack_split(
-            list_images(root / split),
-            out / split,
-            images_per_shard=4,
-            shuffled=split == "train",
-            progress=lambda *_: None,
-        )
+        files = list_images(root / split)
+        pack_files(files, out / split, shuffled=split == "train", **options)
     return out
 
 

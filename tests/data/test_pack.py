@@ -12,17 +12,10 @@ import pytest
 
 from seresnext_jax.data import pack as pack_module
 from seresnext_jax.data.files import FileList
-from seresnext_jax.data.pack import pack_split
 from seresnext_jax.data.shards import PACKING, index_beside
 from seresnext_jax.errors import UserError
 from tests.data.loaders import list_images
-from tests.data.shards import (
-    batches,
-    pack,
-    picture,
-    same,
-    write_folders,
-)
+from tests.data.shards import batches, pack, pack_files, picture, same, write_folders
 
 
 @pytest.fixture
@@ -33,6 +26,16 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def packed(root: Path, tmp_path: Path) -> Path:
     return pack(root, tmp_path / "packed")
+
+
+@pytest.fixture
+def files(root: Path) -> FileList:
+    return list_images(root / "val")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "val"
 
 
 class Killed(BaseException):
@@ -70,21 +73,17 @@ def test_a_packer_that_is_killed_anywhere_goes_on(
         try:
             with monkeypatch.context() as patch:
                 kill_at(patch, number)
-                pack_val(files, out)
+                pack_files(files, out)
             break
         except Killed:
             assert refused(out)
-        pack_val(files, out)
+        pack_files(files, out)
         assert contents(out) == expected
         assert same(batches_of(out), batches_of(packed / "val"))
-        pack_val(files, out)
+        pack_files(files, out)
         assert {path.name for path in out.iterdir()} == {*expected, "index.npz"}
         number += 1
     assert number > 15
-
-
-def pack_val(files: FileList, out: Path) -> None:
-    pack_split(files, out, images_per_shard=4, shuffled=False, progress=lambda *_: None)
 
 
 def batches_of(val: Path) -> list[tuple[np.ndarray, ...]]:
@@ -103,15 +102,14 @@ def refused(val: Path) -> bool:
 
 
 def test_only_the_rest_is_packed(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: FileList, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, out = list_images(root / "val"), tmp_path / "val"
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 9)
-        pack_val(files, out)
+        pack_files(files, out)
     done = {path.name: path.stat().st_ino for path in out.glob("*.tar")}
     assert done
-    pack_val(files, out)
+    pack_files(files, out)
     assert {name: (out / name).stat().st_ino for name in done} == done
 
 
@@ -126,50 +124,46 @@ def test_other_images_or_options_are_refused(root: Path, packed: Path, tmp_path:
     for other in ("{}", "{"):
         (begun / PACKING).write_text(other)
         with pytest.raises(UserError, match="begun with other images or options: .* remove the f"):
-            pack_val(files, begun)
+            pack_files(files, begun)
     shutil.rmtree(begun)
-    pack_val(files, begun)
+    pack_files(files, begun)
     full = tmp_path / "full" / "val"
     (full / "something").mkdir(parents=True)
     with pytest.raises(UserError, match="has other files: give --out an empty folder"):
-        pack_val(files, full)
+        pack_files(files, full)
     (full / "something").rmdir()
-    pack_val(files, full)
+    pack_files(files, full)
 
 
-def test_images_that_changed_since_are_packed_again(root: Path, tmp_path: Path) -> None:
-    files, out = list_images(root / "val"), tmp_path / "val"
+def test_images_that_changed_since_are_packed_again(files: FileList, out: Path, root: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 9)
-        pack_val(files, out)
+        pack_files(files, out)
     picture(77).save(root / "val" / "ant" / "0.jpg")
-    pack_val(files, out)
+    pack_files(files, out)
     assert same(batches_of(out), batches(root, "val"))
     picture(78).save(root / "val" / "ant" / "0.jpg")
     with pytest.raises(UserError, match="1 image.s. have changed .*ant/0.jpg.* remove that folder"):
-        pack_val(files, out)
+        pack_files(files, out)
     shutil.rmtree(out)
-    pack_val(files, out)
+    pack_files(files, out)
     assert same(batches_of(out), batches(root, "val"))
 
 
-def test_a_second_packer_is_refused(root: Path, tmp_path: Path) -> None:
-    files, out = list_images(root / "val"), tmp_path / "val"
-
+def test_a_second_packer_is_refused(files: FileList, out: Path, root: Path) -> None:
     def second(done: int, total: int) -> None:
         with pytest.raises(UserError, match="another program is packing .*: wait for"):
-            pack_val(files, out)
+            pack_files(files, out)
 
-    options: Any = {"images_per_shard": 4, "shuffled": False, "progress": second}
-    pack_split(files, out, **options)
-    pack_val(files, out)
+    pack_files(files, out, progress=second)
+    pack_files(files, out)
     assert same(batches_of(out), batches(root, "val"))
 
 
 def test_a_shard_need_not_fit_in_memory(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: FileList, out: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, ahead, most = list_images(root / "val"), 0, 0
+    ahead = most = 0
     read, add = pack_module._read_file, tarfile.TarFile.addfile
 
     def reading(path: str) -> tuple[bytes, int]:
@@ -186,41 +180,37 @@ def test_a_shard_need_not_fit_in_memory(
     monkeypatch.setattr(pack_module, "_FILES_AHEAD", 2)
     monkeypatch.setattr(pack_module, "_read_file", reading)
     monkeypatch.setattr(tarfile.TarFile, "addfile", adding)
-    pack_split(
-        files, tmp_path / "val", images_per_shard=99, shuffled=False, progress=lambda *_: None
-    )
+    pack_files(files, out, images_per_shard=99)
     assert len(files.paths) > 10 and most <= 3
-    assert same(batches_of(tmp_path / "val"), batches(root, "val"))
+    assert same(batches_of(out), batches(root, "val"))
 
 
 def test_a_split_without_images_is_not_packed(tmp_path: Path) -> None:
     (tmp_path / "val" / "ant").mkdir(parents=True)
     with pytest.raises(UserError, match="has no images: nothing can be packed"):
-        pack_val(list_images(tmp_path / "val"), tmp_path / "out")
+        pack_files(list_images(tmp_path / "val"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_what_was_written_wrongly_is_noticed(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: FileList, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, out = list_images(root / "val"), tmp_path / "val"
     with (
         monkeypatch.context() as patch,
         pytest.raises(UserError, match="differently from what was written"),
     ):
         values = iter(range(10**6))
         patch.setattr(pack_module.zlib, "crc32", lambda data: next(values))
-        pack_val(files, out)
+        pack_files(files, out)
     assert not list(out.glob("*.tar"))
-    pack_val(files, out)
+    pack_files(files, out)
 
 
 @pytest.mark.parametrize("number", [0, 1, -1])
 def test_a_shard_whose_headers_are_damaged_is_noticed(
-    number: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, files: FileList, out: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """tarfile ends at a damaged header without an error, except at the first one."""
-    files, out = list_images(root / "val"), tmp_path / "val"
     read_back = pack_module._read_back
 
     def damaged(path: Path, *rest: Any) -> Any:
@@ -234,28 +224,27 @@ def test_a_shard_whose_headers_are_damaged_is_noticed(
     with monkeypatch.context() as patch:
         patch.setattr(pack_module, "_read_back", damaged)
         with pytest.raises(UserError, match="differently from what was written"):
-            pack_val(files, out)
+            pack_files(files, out)
     assert not list(out.glob("*.tar"))
-    pack_val(files, out)
+    pack_files(files, out)
     assert same(batches_of(out), batches(root, "val"))
 
 
-def test_an_image_that_vanished_since_is_one_line(root: Path, tmp_path: Path) -> None:
-    files, out = list_images(root / "val"), tmp_path / "val"
-    pack_val(files, out)
+def test_an_image_that_vanished_since_is_one_line(
+    files: FileList, out: Path, root: Path, tmp_path: Path
+) -> None:
+    pack_files(files, out)
     image = root / "val" / "ant" / "0.jpg"
     away = image.rename(tmp_path / "away.jpg")
     with pytest.raises(UserError, match="1 image.s. have changed .*ant/0.jpg"):
-        pack_val(files, out)
+        pack_files(files, out)
     away.rename(image)
-    pack_val(files, out)
+    pack_files(files, out)
 
 
 def test_a_full_disk_is_one_line_and_goes_on(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: FileList, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, out = list_images(root / "val"), tmp_path / "val"
-
     def full(number: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -264,5 +253,5 @@ def test_a_full_disk_is_one_line_and_goes_on(
         with pytest.raises(
             UserError, match="No space left on device.*run python pack_data.py again"
         ):
-            pack_val(files, out)
-    pack_val(files, out)
+            pack_files(files, out)
+    pack_files(files, out)

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from seresnext_jax.data.paths import Paths
@@ -12,7 +12,6 @@ from seresnext_jax.data.paths import Paths
 names = st.binary(max_size=12).map(lambda data: os.fsdecode(data.replace(b"\0", b"")))
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.lists(names, max_size=8), st.lists(names, max_size=8))
 def test_any_names_come_back(one: list[str], other: list[str]) -> None:
     assert list(Paths.pack(one)) == one
@@ -25,7 +24,6 @@ def test_any_names_come_back(one: list[str], other: list[str]) -> None:
         both[len(both)]
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.lists(names, min_size=1, max_size=8), names, st.data())
 def test_rows_are_the_strings_filled_with_zeros(
     strings: list[str], prefix: str, data: st.DataObject

@@ -17,26 +17,6 @@ OPTIONS: dict[str, Any] = {
     "workspace": "/runs/one",
 }
 
-# Written by NVIDIA's program with dllogger 1.1.0 (values shortened).
-NVIDIA = """\
-DLLL {"timestamp": "100.5", "datetime": "2026-11-23 16:04:10+00:00", "elapsedtime": "1.1e-05", \
-"type": "LOG", "step": "PARAMETER", "data": {"lr": 0.256, "arch": "resnet18", "epochs": 2}}
-DLLL {"timestamp": "100.6", "datetime": "2026-11-23 16:04:10+00:00", "elapsedtime": "0.1", \
-"type": "LOG", "step": "PARAMETER", "data": {"model.num_classes": 1000}}
-DLLL {"timestamp": "100.7", "elapsedtime": "0.06", "datetime": "2026-11-23 16:04:10.7+00:00"\
-, "type": "METADATA", "metric": "train.loss", "metadata": {"unit": null, "format": ":.5f"}}
-DLLL {"timestamp": "101.5", "datetime": "2026-11-23 16:04:11+00:00", "elapsedtime": "1", \
-"type": "LOG", "step": [0, 20], "data": {"train.loss": 6.9, "lr": 0.032}}
-DLLL {"timestamp": "101.5", "datetime": "2026-11-23 16:04:11+00:00", "elapsedtime": "1", \
-"type": "LOG", "step": [0, 20], "data": {"train.data_time": 0.25}}
-DLLL {"timestamp": "102.5", "datetime": "2026-11-23 16:04:12+00:00", "elapsedtime": "2", \
-"type": "LOG", "step": [0, 40, 20], "data": {"val.top1": 11.0}}
-DLLL {"timestamp": "103.5", "datetime": "2026-11-23 16:04:13+00:00", "elapsedtime": "3", \
-"type": "LOG", "step": [0], "data": {"train.loss": 6.5, "val.top1": 12.0, "val.loss": NaN}}
-DLLL {"timestamp": "104.5", "datetime": "2026-11-23 16:04:14+00:00", "elapsedtime": "4", \
-"type": "LOG", "step": [], "data": {"train.loss": 6.5, "val.top1": 12.0}}
-"""
-
 
 def train_metrics(loss: float) -> dict[str, float]:
     return {

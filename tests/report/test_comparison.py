@@ -15,7 +15,8 @@ from seresnext_jax.report.comparison import (
 )
 from seresnext_jax.report.options import find_differences, show_value
 from tests.programs import done, error_line, run
-from tests.report.runs import NVIDIA, write_run
+from tests.report.report_files import NVIDIA
+from tests.report.runs import write_run
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.history import read_history
-from tests.report.report_files import STEPS
-from tests.report.runs import ENVIRONMENT, NVIDIA, OPTIONS, add_epoch, open_run, write_run
+from tests.report.report_files import NVIDIA, STEPS
+from tests.report.runs import ENVIRONMENT, OPTIONS, add_epoch, open_run, write_run
 
 
 def test_a_workspace(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from seresnext_jax.report.history import read_history
 from seresnext_jax.report.html import write_page
 from seresnext_jax.report.run_page import best_epoch, run_page, show_duration
 from tests.programs import done, error_line, run
-from tests.report.report_files import STEPS
-from tests.report.runs import NVIDIA, add_epoch, open_run, write_run
+from tests.report.report_files import NVIDIA, STEPS
+from tests.report.runs import add_epoch, open_run, write_run
 
 
 class Reader(HTMLParser):

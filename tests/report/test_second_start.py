@@ -133,11 +133,11 @@ def test_a_run_resumed_into_an_empty_folder(tmp_path: Path) -> None:
 def test_the_originals_file_is_continued(tmp_path: Path) -> None:
     path = tmp_path / RAPORT
     path.write_text(NVIDIA)
-    report = open_report(tmp_path, 20)
+    report = open_report(tmp_path, 40)
     assert path.read_text() == NVIDIA  # with its summary, until training goes on
-    report.train(0, 40, {"train.loss": 6.5})
+    report.train(1, 20, {"train.loss": 6.2})
     *kept, added = path.read_text().splitlines()
-    assert kept == NVIDIA.splitlines()[:3] and '"step": [0, 40]' in added
+    assert kept == NVIDIA.splitlines()[:-1] and '"step": [1, 20]' in added
 
 
 def test_a_file_that_lost_its_summary_gets_one(tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_a_small_pickle_takes_little(name: str, tmp_path: Path) -> None:
     assert len(data) < 2000
     (tmp_path / "a.pth").write_bytes(b"\x80\x02" + data)
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.thread_time()
     try:
         describe(read(data)[0])
     except (ValueError, TypeError, LookupError, AttributeError, MemoryError):
@@ -310,7 +310,7 @@ def test_a_small_pickle_takes_little(name: str, tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 * 2**20, f"{peak} bytes"
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
 
 
 def test_a_pickle_of_too_many_operations() -> None:
@@ -351,13 +351,13 @@ def accept(data: bytes) -> None:
     assert isinstance(value, inert + plain) or own or isinstance(value, np.longdouble)
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(OPERATIONS + ATOMS), max_size=60))
 def test_random_operations(parts: list[bytes]) -> None:
     accept(b"".join(parts) + b".")
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200)
 @given(st.binary(max_size=200))
 def test_random_bytes(data: bytes) -> None:
     accept(data)
@@ -368,7 +368,7 @@ SAMPLE = pickle.dumps(
 )
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200)
 @given(st.integers(0, len(SAMPLE)), st.binary(max_size=4))
 def test_truncated_and_changed_pickles(at: int, inserted: bytes) -> None:
     accept(SAMPLE[:at])
@@ -387,7 +387,7 @@ nested = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=2000)
+@settings(max_examples=100)
 @given(nested, st.sampled_from(list(PROTOCOLS)))
 def test_nested_containers_come_back(value: Any, protocol: int) -> None:
     assert reread(value, protocol) == value
