@@ -126,7 +126,7 @@ def test_what_a_page_names_exists(name: str) -> None:
             "val/",
         ):  # of a run, of a dataset
             assert (ROOT / path).exists() or (ROOT / "seresnext_jax" / path).exists(), path
-    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+    for link in re.findall(r"\]\((?!https:)([^)#]+)[^)]*\)", text):
         assert (folder / link).exists(), link
     tests = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/test_*.py"))
     for test in re.findall(r"`(test_\w+)`", text):
