@@ -197,13 +197,27 @@ def parse(
     raise UserError(f"{problem} ({program} --help explains every option)")
 
 
+_PLAINER = (
+    (r"invalid literal for int\(\) with base 10", "not a whole number"),
+    (r"could not convert string to float", "not a number"),
+    (
+        r"no type matching \{None\}\|FLOAT could be instantiated from \[(.*)\]",
+        r"neither a number nor None: \1",
+    ),
+    (r"Missing value for argument '(.*)'\. Expected 1 values", r"\1 needs a value"),
+)
+"""Patterns in tyro's messages, and what replaces them."""
+
+
 def _first_paragraph(box: str) -> str:
     """The first paragraph of an error that tyro prints in a box, as one plain line."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     body = [line.strip("│ ") for line in plain.splitlines()[1:]]
     lines = takewhile(lambda line: line and line[0] not in "─╰", body)
     text = " ".join(lines).removeprefix("Error parsing ").rstrip(".")
-    return text.replace("invalid literal for int() with base 10", "not a whole number")
+    for pattern, plain in _PLAINER:
+        text = re.sub(pattern, plain, text)
+    return text
 
 
 def load_recipe(argv: Sequence[str]) -> tuple[str, Config]:

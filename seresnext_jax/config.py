@@ -29,7 +29,7 @@ class ModelConfig:
     """The network."""
 
     arch: str = "se-resnext101-32x4d"
-    """Architecture, such as resnet50; seresnext_jax/model/network.py lists all names."""
+    """Architecture, such as resnet50; a wrong name is answered with the list."""
     num_classes: Annotated[int, Range(1, 10**7)] = 1000
     """Number of classes: the class folders in train/."""
     conv_init: ConvInit = "fan_in"

@@ -18,8 +18,8 @@ def check_ranges(options: Any) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not limit.low <= number <= limit.high:
                 raise UserError(
-                    f"{option_name(path)} is {number}: it must be between {limit.low:g} and "
-                    f"{limit.high:g}"
+                    f"{option_name(path)} is {number}: it must be between {limit.low:.10g} and "
+                    f"{limit.high:.10g}"
                 )
 
 

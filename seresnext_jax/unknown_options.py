@@ -56,12 +56,14 @@ VALUES_OF_THE_ORIGINAL = {
 
 def explain_unknown(word: str, default: Any, known: Sequence[str]) -> str:
     """One line about a word of the command line that is not an option of `default`."""
+    if word.lower() in ("true", "false"):
+        return (
+            f"unexpected argument {word!r}: a switch takes no value; give it alone, or not at all"
+        )
     if not word.startswith("-"):
         folder = os.path.isdir(word) and "data.root" in flatten(default)
         return f"unexpected argument {word!r}" + (f": did you mean --data.root {word}?" * folder)
     name = word.partition("=")[0].replace("_", "-")
-    if not word.startswith("--"):
-        name = name[:2]  # -b256
     options = list(known)
     for path, value in flatten(default).items():
         if not isinstance(value, bool):
@@ -71,6 +73,10 @@ def explain_unknown(word: str, default: Any, known: Sequence[str]) -> str:
             return f"{name} is the default here: leave it out, or use {opposite} for the opposite"
         else:
             options.append(_flag(path, not value))
+    if f"-{name}" in options:
+        return f"unknown option {name}: did you mean -{name}?"
+    if not word.startswith("--"):
+        name = name[:2]  # -b256
     ours = _OF_THE_ORIGINAL.get(name, "")
     if "--init-from" not in options:  # a program that evaluates
         ours = ours.replace("--init-from", "--weights")

@@ -97,6 +97,8 @@ def test_a_command_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> 
         parse(show.ShowConfig(), words[3:], program="show", description="")
     elif words[:3] == ["python", "-m", "seresnext_jax.compare"]:
         parse(compare.CompareConfig(), words[3:], program="compare", description="")
+    elif words[:3] == ["python", "-m", "seresnext_jax.data.digits"]:
+        assert len(words) == 4  # the folder
     elif words[:2] == ["python", "benchmark.py"]:
         parse(benchmark.BenchmarkConfig(), words[2:], program="benchmark.py", description="")
     else:

@@ -233,7 +233,7 @@ def test_bf16_average_and_early_stopping(tmp_path: Path) -> None:
     assert {"val.top1", "val.loss", "val_ema.top1", "val_ema.loss"} <= epoch["metrics"].keys()
     assert epoch["metrics"]["val_ema.loss"] != epoch["metrics"]["val.loss"]
     assert "no better top-1" in out
-    assert "top-1 of the average" in out[out.index("Outcome") :]
+    assert "top-1 of the moving average" in out[out.index("Outcome") :]
     again = done(tiny(tmp_path / "run", *options, "--resume", "auto")).stdout
     assert "no better top-1" in again
     assert event(tmp_path / "run", "epoch") == [epoch], "stopped stays stopped"

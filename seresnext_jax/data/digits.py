@@ -1,6 +1,6 @@
 """Writes the 1,797 handwritten digits of scikit-learn as JPEG folders: real data, no download."""
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -36,5 +36,19 @@ def write_digits(folder: Path) -> None:
     done.touch()
 
 
+def main() -> None:
+    """Write the digits into the folder that the command line names."""
+    parser = argparse.ArgumentParser("python -m seresnext_jax.data.digits", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder that gets train/ and val/")
+    folder = parser.parse_args().folder
+    try:
+        write_digits(folder)
+    except ModuleNotFoundError as error:
+        parser.error(f"{error}: pip install scikit-learn")
+    except OSError as error:
+        parser.error(f"can't write {error.filename}: {error.strerror}; name another folder")
+    print(f"{folder}: 1,797 images in train/ and val/")
+
+
 if __name__ == "__main__":
-    write_digits(Path(sys.argv[1]))
+    main()

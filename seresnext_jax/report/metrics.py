@@ -101,11 +101,11 @@ METRICS = (
 SPLITS = {
     "train": "train {}",
     "val": "val {}",
-    "val_ema": "{} of the average",
+    "val_ema": "{} of the moving average",
     "best": "best {}",
     "last.train": "train {} of the last epoch",
     "last.val": "val {} of the last epoch",
-    "last.val_ema": "{} of the average after the last epoch",
+    "last.val_ema": "{} of the moving average after the last epoch",
 }
 """The prefix of a metric's name, and how it changes the label."""
 

@@ -1,12 +1,14 @@
 """The written digits: every scan once, split by class, readable as a dataset."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from seresnext_jax.data.digits import write_digits
+from seresnext_jax.data.digits import main, write_digits
 from tests.data.loaders import list_images
 
 
@@ -35,3 +37,25 @@ def test_a_file_shows_its_scan_and_writing_again_changes_nothing(tmp_path: Path)
     assert np.corrcoef(small.ravel(), scan.ravel())[0, 1] > 0.98
     write_digits(tmp_path)
     assert {p: p.read_bytes() for p in sorted(tmp_path.rglob("*.jpg"))} == files
+
+
+def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What the command says before it ends with a status other than 0."""
+    monkeypatch.setattr(sys, "argv", ["digits.py", *argv])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_the_command_explains_a_wrong_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "required: folder" in told(monkeypatch, capsys)
+    assert "unrecognized arguments: --out" in told(monkeypatch, capsys, "--out", "x")
+    (tmp_path / "file").touch()
+    assert "name another folder" in told(monkeypatch, capsys, "file")
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert "pip install scikit-learn" in told(monkeypatch, capsys, "data")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]

@@ -16,7 +16,7 @@ from tests.programs import ROOT
         ("loss", 6.90123, ("loss", "6.9012")),
         ("train.loss", math.nan, ("train loss", "nan")),
         ("val.top1", 79.3341, ("val top-1", "79.33 %")),
-        ("val_ema.top10", 50, ("top-10 of the average", "50.00 %")),
+        ("val_ema.top10", 50, ("top-10 of the moving average", "50.00 %")),
         ("best.top1", 80.03, ("best top-1", "80.03 %")),
         ("train.total_ips", 812.345, ("train throughput", "812.3 img/s")),
         ("val.compute_latency_at99", 0.01234, ("val latency, 99 %", "12.34 ms")),
