@@ -34,7 +34,7 @@ from seresnext_jax.data.open import open_val
 from seresnext_jax.errors import UserError
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.network import make_network
-from seresnext_jax.processes import fails_alone
+from seresnext_jax.processes.fail import fails_alone
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.contact_sheet import NUM_IMAGES, Cell, write_contact_sheet
 from seresnext_jax.report.details import detail_rows, explain, image_name

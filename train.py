@@ -24,7 +24,7 @@ from seresnext_jax.data.open import open_splits
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.model.network import make_network
 from seresnext_jax.plan import divide_batch, resolve
-from seresnext_jax.processes import fails_alone
+from seresnext_jax.processes.fail import fails_alone
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.metrics import metric_rows
 from seresnext_jax.run import runtime

@@ -12,7 +12,7 @@ from benchmarks.table import Row
 from seresnext_jax.config import Config
 from seresnext_jax.data.open import decoding_threads
 from seresnext_jax.mesh import make_mesh
-from seresnext_jax.processes import initialize_distributed
+from seresnext_jax.processes.join import initialize_distributed
 
 
 def measure_processes(

@@ -63,7 +63,7 @@ FLOORS: tuple[set[str], ...] = (
 """The rooms, folders or files, of each floor, from the ground up."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-SHARED = {"config_check": "config", "plan": "config", "launchers": "processes"}
+SHARED = {"config_check": "config", "plan": "config"}
 """Files in the room of another file, about the same subject."""
 
 WALLS = ("ops.cpu", "ops.gpu")

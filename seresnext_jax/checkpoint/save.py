@@ -20,7 +20,8 @@ from seresnext_jax.checkpoint.store import (
     step_folders,
 )
 from seresnext_jax.errors import UserError
-from seresnext_jax.processes import is_of_communication, on_one_process
+from seresnext_jax.processes.agree import on_one_process
+from seresnext_jax.processes.fail import is_of_communication
 from seresnext_jax.training.state import TrainState
 
 _REPLACED = ".replaced"

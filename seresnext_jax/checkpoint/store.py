@@ -16,7 +16,7 @@ import numpy as np
 from seresnext_jax.checkpoint.arrays import by_name, checksums, load_orbax, split_state
 from seresnext_jax.checkpoint.meta import Meta
 from seresnext_jax.errors import UserError, shown
-from seresnext_jax.processes import sum_over_processes
+from seresnext_jax.processes.agree import sum_over_processes
 from seresnext_jax.training.state import TrainState
 
 Tree = Any

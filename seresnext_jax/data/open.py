@@ -34,7 +34,7 @@ from seresnext_jax.data.shards import ShardList, find_shards
 from seresnext_jax.data.transform import CentreCrop, TrainCrop
 from seresnext_jax.errors import CommonError, UserError, printable
 from seresnext_jax.plan import passes_per_step
-from seresnext_jax.processes import cores_on_this_host, processes_by, processes_on_this_host
+from seresnext_jax.processes.agree import cores_on_this_host, processes_by, processes_on_this_host
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")

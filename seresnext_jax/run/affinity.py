@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from seresnext_jax.processes import everyones
+from seresnext_jax.processes.agree import everyones
 from seresnext_jax.report.console import Console
 
 _SYSTEM = Path("/sys")

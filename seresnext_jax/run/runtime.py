@@ -13,7 +13,8 @@ import jax
 
 from seresnext_jax.config import EvaluationConfig, flatten, option_name
 from seresnext_jax.errors import CommonError, shown
-from seresnext_jax.processes import initialize_distributed, processes_by
+from seresnext_jax.processes.agree import processes_by
+from seresnext_jax.processes.join import initialize_distributed
 
 # The names are from glibc's malloc.h. Only the main arena can grow without mmap: hence one arena.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8

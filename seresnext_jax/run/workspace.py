@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 from seresnext_jax.errors import UserError, fixable_by_the_user
-from seresnext_jax.processes import sum_over_processes
+from seresnext_jax.processes.agree import sum_over_processes
 from seresnext_jax.report.console import Console
 from seresnext_jax.report.names import LOCK_NAME, LOG_NAME
 from seresnext_jax.run.streams import lasting_streams

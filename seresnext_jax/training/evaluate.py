@@ -9,7 +9,7 @@ import jax
 from seresnext_jax.commands import command
 from seresnext_jax.data.batch import Batch, Loader
 from seresnext_jax.data.limit import TooManyBadImages, check_left_out
-from seresnext_jax.processes import sum_over_processes
+from seresnext_jax.processes.agree import sum_over_processes
 from seresnext_jax.report.meters import percentile
 
 LATENCY_PERCENTILES = (50, 90, 95, 99, 100)

@@ -18,7 +18,8 @@ from seresnext_jax.cli import run
 from seresnext_jax.config import Config, DataConfig, ModelConfig
 from seresnext_jax.data.open import open_splits
 from seresnext_jax.mesh import make_mesh
-from seresnext_jax.processes import fails_alone, initialize_distributed
+from seresnext_jax.processes.fail import fails_alone
+from seresnext_jax.processes.join import initialize_distributed
 
 @fails_alone
 def main(argv):

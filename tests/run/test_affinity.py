@@ -79,7 +79,8 @@ import json, os, sys, threading
 from functools import partial
 from pathlib import Path
 import jax
-from seresnext_jax.processes import cores_on_this_host, initialize_distributed
+from seresnext_jax.processes.agree import cores_on_this_host
+from seresnext_jax.processes.join import initialize_distributed
 from seresnext_jax.report.console import Console
 from seresnext_jax.run import affinity
 port, rank = map(int, sys.argv[1:])

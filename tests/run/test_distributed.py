@@ -9,11 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
-from seresnext_jax.processes import EXIT_OTHERS_LOST, fails_alone
+from seresnext_jax.processes.fail import EXIT_OTHERS_LOST
 from tests.programs import (
     EPOCHS,
     STEPS,
@@ -46,7 +45,7 @@ from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.model.layers import BatchNorm
 from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.training.precision import POLICIES, init_loss_scale
-from seresnext_jax.processes import initialize_distributed
+from seresnext_jax.processes.join import initialize_distributed
 from seresnext_jax.training.state import create_train_state
 from seresnext_jax.training.step import make_eval_step, make_train_step
 root, port, count, rank = sys.argv[1], *map(int, sys.argv[2:])
@@ -206,8 +205,8 @@ def test_another_number_of_devices_continues(tmp_path: Path) -> None:
 
 
 IMPATIENT = """
-from seresnext_jax import processes
-processes.HEARTBEAT_TIMEOUT = 5
+from seresnext_jax.processes import join
+join.HEARTBEAT_TIMEOUT = 5
 import train
 train.run(train.main)
 """
@@ -268,7 +267,7 @@ def test_others_stop_when_one_has_an_error(tmp_path: Path) -> None:
 PREPARE = """
 import sys
 from seresnext_jax.cli import parse_config, run
-from seresnext_jax.processes import fails_alone
+from seresnext_jax.processes.fail import fails_alone
 from seresnext_jax.run import runtime
 @fails_alone
 def main(argv):
@@ -291,45 +290,3 @@ def test_another_option_of_a_process_ends_all_in_one_line(tmp_path: Path) -> Non
         host = socket.gethostname()
         assert line.startswith(f"error: processes 0, 2 on {host} and process 1 on {host} have ")
         assert "different options (--seed: 0 and 7): start all processes with the same" in line
-
-
-RAISED = {
-    "other": jax.errors.JaxRuntimeError("FAILED_PRECONDITION: Buffer Definition Event: Gloo"),
-    "dispatch": ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"),
-    "memory": jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
-    "bug": ValueError("not enough values to unpack"),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "status", "said"),
-    [
-        ("other", EXIT_OTHERS_LOST, "error: a computation with the other processes failed"),
-        ("dispatch", EXIT_OTHERS_LOST, "error: a computation with the other processes failed"),
-        ("memory", 2, "error: the device is out of memory (Out of memory allocating 9"),
-        ("bug", 1, "Traceback"),
-    ],
-)
-def test_what_is_the_others_fault(
-    name: str,
-    status: int,
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """The runtime's errors of a transport, however raised, and no others."""
-
-    def main(argv: list[str]) -> int:
-        raise RAISED[name]
-
-    def exit_at_once(status: int) -> None:
-        raise SystemExit(status)
-
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr("seresnext_jax.processes.os._exit", exit_at_once)
-    with pytest.raises(SystemExit) as ended:
-        fails_alone(main)([])
-    assert ended.value.code == status
-    err = capsys.readouterr().err
-    assert said in err
-    assert ("Traceback" in err) == (status == 1)

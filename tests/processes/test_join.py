@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from seresnext_jax.errors import UserError
-from seresnext_jax.processes import initialize_distributed
+from seresnext_jax.processes.join import initialize_distributed
 from tests.programs import error_line, run
 from tests.run.test_distributed import free_port
 
@@ -177,11 +177,11 @@ def test_a_runtime_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
 
 WAIT = """
 import sys
-from seresnext_jax import processes
+from seresnext_jax.processes import join
 from seresnext_jax.cli import run
-processes.JOIN_TIMEOUT = 1
+join.JOIN_TIMEOUT = 1
 options = {"num_processes": 2, "process_id": int(sys.argv[2])}
-run(lambda argv: processes.initialize_distributed(coordinator=argv[0], **options))
+run(lambda argv: join.initialize_distributed(coordinator=argv[0], **options))
 """
 
 
