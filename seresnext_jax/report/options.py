@@ -23,6 +23,8 @@ def show_value(value: Any) -> str:
 def find_differences(options: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The options that all runs have, but with different values; returns the values by name.
 
+    The options are as read from JSON.
+
     A run of the original has only the original's names. An option may be recorded twice: under
     its path, such as ``optim.lr`` or ``data.root``, and under the original's name, such as ``lr``
     or ``data``. It is returned once if the values are the same.
@@ -31,7 +33,7 @@ def find_differences(options: Sequence[Mapping[str, Any]]) -> dict[str, list[Any
     found = {}
     for name in first:
         if name not in _PLACES and all(name in other for other in others):
-            values = [_plain(run[name]) for run in options]
+            values = [run[name] for run in options]
             if any(value != values[0] for value in values):
                 found[name] = values
     repeated = {
@@ -41,8 +43,3 @@ def find_differences(options: Sequence[Mapping[str, Any]]) -> dict[str, list[Any
         if name != path and found.get(name) == values
     }
     return {name: values for name, values in found.items() if name not in repeated}
-
-
-def _plain(value: Any) -> Any:
-    """A value as read from JSON: a list instead of a tuple."""
-    return list(value) if isinstance(value, tuple) else value

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from seresnext_jax.report.sinks import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _DASHES = "-", "--", ":"
 _COLUMNS = 3
@@ -33,21 +35,27 @@ def plot_report(report: Path, folder: Path) -> None:
     """
     panels = run_panels(read_history(report))
     changing = [panel for panel in panels if panel.constant is None]
-    _save(changing, folder / PLOT_NAME, columns=max(1, min(_COLUMNS, len(changing))))
+    _save(draw_panels(changing, columns=_COLUMNS), folder / PLOT_NAME)
     for panel in panels:
         if panel.title == "loss" or panel.title.startswith("top-"):
             name = panel.title.partition(" ")[0].replace("-", "")
-            _save([panel], folder / f"{name}_plot.png", columns=1)
+            _save(draw_panels([panel]), folder / f"{name}_plot.png")
 
 
-def _save(panels: list[Panel], png: Path, *, columns: int) -> None:
+def draw_panels(panels: Sequence[Panel], *, columns: int = 1) -> "Figure":
+    """A figure with the panels row by row, in at most `columns` columns."""
     from matplotlib.figure import Figure
 
+    columns = max(1, min(columns, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
     size = (4.4 * columns, 3.4 * rows) if len(panels) > 1 else (6.4, 4.4)
     figure = Figure(figsize=size, layout="constrained")
     for number, panel in enumerate(panels, start=1):
         _draw(panel, figure.add_subplot(rows, columns, number))
+    return figure
+
+
+def _save(figure: "Figure", png: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, dpi=120, format="png")
     with writing(png):

@@ -82,9 +82,9 @@ def best_epoch(history: History) -> tuple[float, float] | None:
 
 def data_wait(history: History) -> float | None:
     """The percentage of training time in which the devices waited for data; None: unknown."""
-    parts = [history.summary.get(f"train.{name}") for name in ("data_time", "compute_time")]
-    wait, compute = (0.0 if part is None or math.isnan(part) else part for part in parts)
-    return 100 * wait / (wait + compute) if wait + compute else None
+    names = ("train.data_time", "train.compute_time")
+    wait, compute = (history.summary.get(name, math.nan) for name in names)
+    return 100 * wait / (wait + compute) if wait + compute > 0 else None
 
 
 def _headline(history: History) -> str:

@@ -30,6 +30,7 @@ def test_an_axis_of_powers_of_two() -> None:
     assert axis.ticks == [128, 256, 512, 1024, 2048, 4096]
     assert axis.place(128) == 0 and axis.place(4096) == 100
     assert axis.place(1024) == pytest.approx(60)
+    assert Axis(0, 8, pixels=(0, 100), log2=True).ticks == [0, 2, 4, 6, 8], "0 has no logarithm"
 
 
 def test_an_axis_of_epochs_names_whole_numbers() -> None:
@@ -44,6 +45,19 @@ def test_spikes_stay_when_points_are_left_out() -> None:
     assert len(kept) <= 300 and points[1234] in kept and points[7777] in kept
     assert [x for x, _ in kept] == sorted(x for x, _ in kept)
     assert thin(points[:300], most=300) == points[:300]
+    gap: list[Point] = [(float(x), None if 100 <= x < 300 else 1.0) for x in range(400)]
+    assert any(y is None for _, y in thin(gap, most=40))
+
+
+def test_the_axis_of_a_first_epoch_begins_at_zero() -> None:
+    chart = draw(Panel("loss", (Line("loss", 0, ((0.25, 2.0), (0.5, 1.0))),)))
+    assert re.findall(r'y="202">([^<]+)', chart) == ["0"]
+
+
+@pytest.mark.parametrize(("points", "dots"), [(30, 30), (31, 0)])
+def test_a_short_line_has_dots(points: int, dots: int) -> None:
+    line = Line("loss", 0, tuple((x, float(x)) for x in range(points)))
+    assert draw(Panel("loss", (line,))).count("<circle") == dots
 
 
 def test_a_missing_value_is_a_gap() -> None:

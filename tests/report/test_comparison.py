@@ -14,9 +14,10 @@ from seresnext_jax.report.comparison import (
     result_table,
 )
 from seresnext_jax.report.options import find_differences, show_value
+from seresnext_jax.report.panels import compared_panels
 from tests.programs import done, error_line, run
-from tests.report.report_files import NVIDIA
-from tests.report.runs import write_run
+from tests.report.report_files import NVIDIA, STEPS
+from tests.report.runs import add_epoch, open_run, write_run
 
 
 @pytest.fixture
@@ -38,9 +39,16 @@ def test_the_table_of_results(folders: list[Path]) -> None:
     assert rows["last val top-1"] == ["30.00 %", "50.00 %", "12.00 %"]
     assert rows["last train loss"] == ["3.3333", "2.0000", "6.5000"]
     assert rows["train throughput"] == ["105.3 img/s", "103.5 img/s", "–"]
+    assert rows["data wait"] == ["1.7 %", "1.2 %", "–"]
     assert rows["time"][2] == "4 s"
     lines = list(table.lines())
     assert len({line.index(cell) for line, cell in zip(lines, ["a", "3 of 3"], strict=False)}) == 1
+
+
+def test_the_planned_epochs_are_those_of_the_last_start(tmp_path: Path) -> None:
+    add_epoch(open_run(tmp_path, epochs=2), 0, 2.0, 50.0)
+    open_run(tmp_path, resumed_at=STEPS, epochs=5)
+    assert ("epochs", "1 of 5") in result_table(read_runs([tmp_path])).rows
 
 
 def test_options_that_differ(folders: list[Path]) -> None:
@@ -83,6 +91,7 @@ def test_the_page_draws_each_run_in_each_chart(folders: list[Path]) -> None:
     assert re.findall(r"</svg>([^<]+)</li>", top1) == ["a", "b", "nvidia"]
     throughput = next(chart for chart in charts if "<figcaption>train throughput" in chart)
     assert re.findall(r"</svg>([^<]+)</li>", throughput) == ["a", "b"]
+    assert not compared_panels(read_runs(folders[:1])), "there is nothing to compare"
 
 
 def test_runs_of_one_name_are_called_by_their_paths(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a run shows: on a terminal, in a log file, and on other processes nothing."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,13 @@ def test_a_log_file_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None
         "  checkpoint  /runs/[1]/" + 99 * "x",
     ]
     assert err == "warning: slow [disk]\n"
+
+
+def test_the_log_file_escapes_what_it_cannot_contain(tmp_path: Path) -> None:
+    console = Console(enabled=True)
+    with console.logging_to(tmp_path / "log.txt"):
+        console.warn(os.fsdecode(b"latin-\xe9.jpg"))
+    assert (tmp_path / "log.txt").read_text().endswith("  warning: latin-\\udce9.jpg\n")
 
 
 def test_a_terminal_gets_a_bar(

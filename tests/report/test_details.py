@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ def test_accuracy_and_classes_are_those_of_scikit_learn(details: Details) -> Non
     matrix = confusion_matrix(found.labels, predicted, labels=range(len(NAMES)))
     assert details.summary["top1"] == pytest.approx(100 * accuracy_score(found.labels, predicted))
     assert details.summary["images"] == 299
+    filled = [row for row in details.calibration if row["images"]]
+    right = sum(row["images"] * row["accuracy"] for row in filled)
+    assert right == pytest.approx(299 * details.summary["top1"], rel=1e-6)
     by_class = {row["class"]: row for row in details.classes}
     for label, name in enumerate(NAMES):
         row = by_class[label]
@@ -136,6 +140,13 @@ def test_a_table_without_rows_has_the_columns_of_one_with_rows(
         assert header == [column for column in rows[0] if column != "classes"]
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_a_spreadsheet_takes_no_text_for_a_formula(tmp_path: Path, start: str) -> None:
+    write_table(tmp_path, "a", [{"name": f"{start}1", "images": -1}])
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.DictReader(file)) == [{"name": f"'{start}1", "images": "-1"}]
+
+
 def test_names_keep_their_commas_quotes_and_lines_and_are_no_formulas(tmp_path: Path) -> None:
     names = ("a,b", 'say "x"', "two\nlines", "=1+1", "@sum(a)")
     write_details(tmp_path, explain(predictions(), names, PATHS), {})
@@ -151,6 +162,7 @@ def test_a_network_without_mistakes_and_one_that_computes_nan(tmp_path: Path) ->
     right = Predictions(**{**vars(one), "rank": np.zeros(1, int), "classes": one.labels[:, None]})
     found = explain(right, NAMES, ())
     assert (found.summary["top1"], found.mistakes, found.confusions) == (100.0, [], [])
+    assert len(detail_rows(found)) == 2, "no class is bad"
     write_details(tmp_path, found, {})
     nan = np.full((1, 3), np.nan)
     broken = Predictions(
@@ -175,6 +187,13 @@ def test_a_folder_with_files_is_refused_and_a_new_one_taken(tmp_path: Path) -> N
         make_details_folder(tmp_path / "a/b/details.json/c")
 
 
+def test_the_worst_mistake_has_the_least_probable_label_or_nan() -> None:
+    shown = np.array([0.2, 0.1, np.nan, 0.3])
+    some = predictions(images=4)
+    found = replace(some, label_probability=shown, rank=np.array([1, 1, 1, 0]))
+    assert found.worst().tolist() == [2, 1, 0]
+
+
 # ---- two networks --------------------------------------------------------------------------------
 
 
@@ -192,18 +211,10 @@ def test_two_networks_are_compared_on_the_images_of_both() -> None:
     assert sum(row["right"] == "weights" for row in rows) == test.only_first
     row = int(np.flatnonzero(a.index == PATHS.index(rows[0]["image"]))[0])
     assert rows[0]["weights_probability"] == pytest.approx(a.label_probability[row], abs=1e-6)
+    assert rows[0]["against_probability"] == pytest.approx(b.label_probability[row], abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("only_second", "verdict"),
-    [
-        (
-            1,
-            "+0.50 points",
-        ),
-        (10, "+5.00 points"),
-    ],
-)
+@pytest.mark.parametrize(("only_second", "verdict"), [(1, "+0.50 points"), (10, "+5.00 points")])
 def test_the_verdict_names_chance_or_not(only_second: int, verdict: str) -> None:
     first = np.arange(200) < 100
     second = np.arange(200) < 100 + only_second
@@ -211,6 +222,12 @@ def test_the_verdict_names_chance_or_not(only_second: int, verdict: str) -> None
     assert rows["top-1 of --against"] == verdict
     chance = "may be chance" if only_second == 1 else "is unlikely to be chance"
     assert chance in rows["McNemar's exact test"]
+
+
+def test_without_common_images_two_networks_are_equal() -> None:
+    nothing = np.zeros(0, bool)
+    rows = dict(comparison_rows(compare_paired(nothing, nothing)))
+    assert (rows["images"], rows["top-1 of --against"]) == ("0", "+0.00 points")
 
 
 # ---- contact sheet -------------------------------------------------------------------------------
@@ -232,6 +249,24 @@ def test_the_sheet_shows_the_images_row_by_row(tmp_path: Path) -> None:
         assert tuple(pixels[100, column * width + 100]) == colour
     margin = pixels[:, -4:]
     assert (margin == 255).all(), "long names are cut, so nothing is drawn outside its cell"
+
+
+def sheet_of(folder: Path, *names: str) -> np.ndarray:
+    """The sheet of black images with these names."""
+    cells = [Cell(np.zeros((8, 8, 3), np.uint8), "a", "b", name) for name in names]
+    write_contact_sheet(folder / "sheet.png", cells)
+    with Image.open(folder / "sheet.png") as sheet:
+        return np.asarray(sheet)
+
+
+def test_a_sheet_is_as_large_as_its_images_need(tmp_path: Path) -> None:
+    one, row, more = (sheet_of(tmp_path, *n * "x").shape for n in (1, COLUMNS, COLUMNS + 1))
+    assert one[0] == row[0] < more[0] and one[1] < row[1] == more[1]
+
+
+def test_a_long_name_keeps_its_beginning_and_its_end(tmp_path: Path) -> None:
+    for one, other in (("1" + 99 * "a", "2" + 99 * "a"), (99 * "a" + "1", 99 * "a" + "2")):
+        assert not np.array_equal(sheet_of(tmp_path, one), sheet_of(tmp_path, other))
 
 
 def test_a_sheet_that_cannot_be_written_is_an_error_of_the_user(tmp_path: Path) -> None:

@@ -64,9 +64,14 @@ def test_a_resumed_run_has_two_starts(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_without_training(tmp_path: Path) -> None:
-    open_run(tmp_path).evaluation(0, 0, 3, {"val.top1": 70.0})
-    (sample,) = read_history(tmp_path).epochs
+    run = open_run(tmp_path, evaluate=True)
+    run.evaluation(0, 0, 3, {"val.top1": 70.0})
+    history = read_history(tmp_path)
+    (sample,) = history.epochs
     assert (sample.epochs, sample.metrics) == (0.0, {"val.top1": 70.0})
+    assert history.start.options["evaluate"]
+    add_epoch(run, 0, 2.0, 50.0)
+    assert [s.epochs for s in read_history(tmp_path).epochs] == [0.0, 1.0]
 
 
 def test_the_options_are_those_of_the_last_start_that_trained(tmp_path: Path) -> None:
@@ -80,6 +85,31 @@ def test_the_plan_tells_the_length_of_an_unfinished_first_epoch(tmp_path: Path) 
     open_run(tmp_path).train(0, 2, {"train.loss": 1.0})
     (tmp_path / "plan.json").write_text(json.dumps({"steps_per_epoch": 8}))
     assert read_history(tmp_path).steps[0].epochs == 0.25
+
+
+@pytest.mark.parametrize("plan", ["", "{", "[8]"])
+def test_a_damaged_plan_is_left_out(tmp_path: Path, plan: str) -> None:
+    open_run(tmp_path).train(0, 2, {"train.loss": 1.0})
+    (tmp_path / "plan.json").write_text(plan)
+    history = read_history(tmp_path)
+    assert history.plan == {} and history.steps[0].epochs == 1.0
+
+
+def test_a_report_without_options_has_one_start(tmp_path: Path) -> None:
+    records = [{"time": t, "event": "epoch", "epoch": t, "metrics": {}} for t in (5, 9)]
+    (tmp_path / "report.jsonl").write_text("\n".join(map(json.dumps, records)))
+    history = read_history(tmp_path)
+    (start,) = history.starts
+    assert (start.time, start.options, history.seconds) == (5, {}, 4)
+
+
+def test_facts_of_another_type_are_ordinary_options(tmp_path: Path) -> None:
+    """As from another program."""
+    wrong = {"recipe": 3, "deviations": ["x"], "environment": "y"}
+    open_run(tmp_path, **wrong)
+    (start,) = read_history(tmp_path).starts
+    assert (start.recipe, start.deviations, start.environment) == ("", None, None)
+    assert wrong.items() <= start.options.items()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from seresnext_jax.report.metrics import METRICS, find_metric, metric_rows, summarize
+from seresnext_jax.report.metrics import METRICS, find_metric, in_order, metric_rows, summarize
 from seresnext_jax.report.sinks import DLLoggerFile, Record, read_report
 from tests.programs import ROOT
 
@@ -26,6 +26,17 @@ from tests.programs import ROOT
 )
 def test_metrics_for_people(name: str, value: float, row: tuple[str, str]) -> None:
     assert metric_rows({name: value, "val.ce": 1.0}, [name, "val.count", name]) == [row]
+
+
+def test_metrics_are_in_the_order_of_the_table_then_by_number_then_by_split() -> None:
+    names = ["train.loss", "val.loss", "val_ema.loss", "val.top1", "val_ema.top1", "val.top5"]
+    names += ["val.top10", "train.lr", "val.f1"]
+    assert in_order(sorted(names)) == in_order(reversed(names)) == names
+
+
+def test_weights_and_their_average_share_a_chart() -> None:
+    panels = {find_metric(f"{split}.total_ips").panel for split in ("val", "val_ema")}
+    assert panels == {"val throughput (img/s)"}
 
 
 def test_the_metrics_of_a_run_from_those_of_its_epochs() -> None:

@@ -1,6 +1,7 @@
 """The plot of a report."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from PIL import Image
 
 from seresnext_jax.errors import UserError
-from seresnext_jax.report.plot import plot_report
+from seresnext_jax.report.panels import Line, Panel
+from seresnext_jax.report.plot import draw_panels, plot_report
 from seresnext_jax.report.report import Report
 from tests.report.report_files import open_report
 
@@ -46,6 +48,25 @@ def test_the_plots_are_pictures_of_the_epochs(report: Report, tmp_path: Path) ->
     for name, picture in one.items():
         assert picture.shape[1] > 600 and picture.std() > 5  # something is drawn
         assert not np.array_equal(picture, three[name])
+
+
+def test_constant_values_have_no_chart_in_the_overview(tmp_path: Path) -> None:
+    pictures = []
+    for name, more in (("with", {"train.lr": 0.1}), ("without", {})):
+        report = open_report(tmp_path / name)
+        for epoch in range(2):
+            report.epoch(epoch, {"train.loss": 1.0 / (1 + epoch), **more})
+        pictures.append(plots(report, tmp_path / f"{name}-plots")["report"])
+    assert np.array_equal(*pictures)
+
+
+def test_the_axes_of_a_panel() -> None:
+    line = Line("a", 0, ((1, 128.0), (2, 256.0), (3, None)))
+    panels = [Panel("a", (line,)), Panel("b", (line,), log2=True), Panel("c", (line, line))]
+    plain, log2, two = draw_panels([*panels[:2], replace(panels[2], from_zero=True)]).axes
+    assert (plain.get_yscale(), log2.get_yscale()) == ("linear", "log")
+    assert plain.get_ylim()[0] > 0 >= two.get_ylim()[0]
+    assert plain.get_legend() is None and two.get_legend() is not None
 
 
 @pytest.mark.parametrize("steps", [0, 1])

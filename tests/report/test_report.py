@@ -183,10 +183,10 @@ def test_the_originals_file_is_read(tmp_path: Path) -> None:
     assert summary["data"]["val.top1"] is None
 
 
-@pytest.mark.parametrize("damage", ["not json", PREFIX + "{", "17", ""])
-def test_a_file_that_is_not_a_report_is_named(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", [b"not json", PREFIX.encode() + b"{", b"17", b"", b"\xff"])
+def test_a_file_that_is_not_a_report_is_named(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / RAPORT
-    path.write_text(NVIDIA + damage + "\n" + NVIDIA)
+    path.write_bytes(NVIDIA.encode() + damage + b"\n" + NVIDIA.encode())
     line = len(NVIDIA.splitlines()) + 1
     with pytest.raises(UserError, match=rf"experiment_raport\.json, line {line} is not a report"):
         read_report(path)
@@ -269,10 +269,16 @@ def test_every_record_goes_to_every_sink(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["report.html", "memory"])
-def test_a_sink_that_fails_is_left_out_with_a_warning(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(OSError(28, "No space left on device"), "No space left"), (KeyError(), "KeyError")],
+)
+def test_a_sink_that_fails_is_left_out_with_a_warning(
+    tmp_path: Path, name: str, error: Exception, reason: str
+) -> None:
     class Full:
         def write(self, record: Record) -> None:
-            raise OSError(28, "No space left on device")
+            raise error
 
     warnings: list[str] = []
     report = open_report(tmp_path, warn=warnings.append)
@@ -281,7 +287,7 @@ def test_a_sink_that_fails_is_left_out_with_a_warning(tmp_path: Path, name: str)
         run_epoch(report, epoch)
     (warning,) = warnings
     assert warning.startswith(f"{name} is no longer updated, the run continues without it: ")
-    assert "No space left" in warning
+    assert reason in warning
     assert_complete(tmp_path, 2)
 
 

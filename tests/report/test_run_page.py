@@ -1,5 +1,6 @@
 """The page of a run, read as a browser's parser reads it."""
 
+import math
 import os
 import re
 import time
@@ -11,7 +12,7 @@ import pytest
 from seresnext_jax.errors import UserError
 from seresnext_jax.report.history import read_history
 from seresnext_jax.report.html import write_page
-from seresnext_jax.report.run_page import best_epoch, run_page, show_duration
+from seresnext_jax.report.run_page import best_epoch, data_wait, run_page, show_duration
 from tests.programs import done, error_line, run
 from tests.report.report_files import NVIDIA, STEPS
 from tests.report.runs import add_epoch, open_run, write_run
@@ -124,9 +125,32 @@ def test_the_starts_of_a_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "epochs: 3 → 5" in text and "2 starts" in text
 
 
-def test_an_accuracy_of_zero_is_the_best_of_its_run(tmp_path: Path) -> None:
-    add_epoch(open_run(tmp_path), 0, 7.0, 0.0)
+def test_the_best_epoch_is_the_first_with_the_best_accuracy(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    add_epoch(run, 0, 7.0, 0.0)
     assert best_epoch(read_history(tmp_path)) == (0.0, 1.0)
+    for epoch, top1 in ((1, 50.0), (2, 50.0), (3, 40.0)):
+        add_epoch(run, epoch, 2.0, top1)
+    assert best_epoch(read_history(tmp_path)) == (50.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("times", "share"),
+    [((0.1, 0.3), 25.0), ((0.0, 0.3), 0.0), ((0.0, 0.0), None), ((math.nan, 0.3), None)],
+)
+def test_the_share_of_the_time_that_was_a_wait_for_data(
+    times: tuple[float, float], share: float | None, tmp_path: Path
+) -> None:
+    names = ("train.data_time", "train.compute_time")
+    open_run(tmp_path).epoch(0, dict(zip(names, times, strict=True)))
+    assert data_wait(read_history(tmp_path)) == (None if share is None else pytest.approx(share))
+
+
+def test_the_page_has_the_batch_of_the_plan(tmp_path: Path) -> None:
+    open_run(tmp_path)
+    (tmp_path / "plan.json").write_text('{"global_batch": 64, "num_devices": 2}')
+    text = Reader(run_page(read_history(tmp_path))).text
+    assert "64 images per step on 2 device(s)" in text
 
 
 def test_a_run_before_its_first_epoch(tmp_path: Path) -> None:

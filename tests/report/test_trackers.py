@@ -71,6 +71,12 @@ def test_tensorboard_ignores_steps_that_a_resumed_run_repeats(tmp_path: Path) ->
     assert (start.session_log.status, start.step) == (SessionLog.START, 3)
 
 
+def test_tensorboard_takes_an_evaluation_that_keeps_every_step(tmp_path: Path) -> None:
+    report = open_report(tmp_path, "tensorboard", resumed_at=sys.maxsize)
+    report.evaluation(1, 0, 3, {"val.top1": 50.0})
+    assert scalars(tmp_path / "tensorboard") == {("val/top1", STEPS): 50.0}
+
+
 def test_a_full_disk_ends_the_event_files_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +182,14 @@ def test_a_resumed_run_continues_its_run_of_wandb(
     first, second, other = (options["id"] for options in wandb.started)
     assert first == second != other
     assert wandb.started[1]["project"] == "mine" and wandb.started[1]["resume"] == "allow"
+
+
+def test_a_run_that_begins_with_wandb_later_gets_a_run_of_its_own(
+    tmp_path: Path, wandb: WandBStandIn
+) -> None:
+    open_report(tmp_path, "wandb", resumed_at=STEPS)
+    (started,) = wandb.started
+    assert started["id"] == (tmp_path / "wandb/run-id").read_text()
 
 
 def test_wandb_without_an_account(
