@@ -29,6 +29,7 @@ from tests.programs import (
     run,
     same_bits,
     shared,
+    simulated,
     tiny,
 )
 
@@ -174,19 +175,24 @@ def test_one_epoch_at_a_time_equals_an_uninterrupted_run() -> None:
     assert records(parts) == records(workspace)
 
 
-def test_a_run_with_every_augmentation_continues_within_an_epoch(tmp_path: Path) -> None:
-    """Bit for bit, with an optimizer that has a state of its own."""
+@pytest.mark.parametrize(("optimizer", "devices"), [("adamw", 1), ("lamb", 2)])
+def test_a_run_with_every_augmentation_continues_within_an_epoch(
+    optimizer: str, devices: int, tmp_path: Path
+) -> None:
+    """Bit for bit, with an optimizer that has a state of its own and accumulated gradients."""
     options = [
-        *("--optim.optimizer", "adamw", "--optim.lr", "0.001", "--optim.clip-norm", "0.5"),
+        *("--optim.optimizer", optimizer, "--optim.lr", "0.001", "--optim.clip-norm", "0.5"),
+        *("--batch-size", "8", "--optimizer-batch-size", "32"),
         *("--mixup", "0.2", "--cutmix", "1"),
         *("--data.augmentation", "randaugment", "--data.random-erasing", "0.5"),
         *("--data.interpolation", "bicubic"),
         *("--epochs", "2", "--checkpoint.every-steps", "2", "--checkpoint.keep", "-1"),
     ]
-    done(tiny(tmp_path / "run", *options))
+    env = simulated(devices)
+    done(tiny(tmp_path / "run", *options), env=env)
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     keep_until(tmp_path / "again", STEPS + 2)
-    out = done(tiny(tmp_path / "again", *options, "--resume", "auto")).stdout
+    out = done(tiny(tmp_path / "again", *options, "--resume", "auto"), env=env).stdout
     assert f"continuing after step {STEPS + 2} " in out
     same_bits(arrays(tmp_path / "again"), arrays(tmp_path / "run"))
     assert read_weights(tmp_path / "run").info.interpolation == "bicubic", "evaluated alike"

@@ -124,14 +124,21 @@ def assert_same_runs(runs: list[Run], mask: np.ndarray | None = None) -> None:
             assert found == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.parametrize("mixed", [{}, {"mixup": 0.2}, {"mixup": 0.2, "cutmix": 1.0}])
-def test_a_step_is_the_same_on_any_division_into_devices_and_passes(mixed: Any) -> None:
-    config = replace(CONFIG, **mixed)
+OPTIMIZERS: tuple[Any, ...] = ("rmsprop", "adamw", "lamb")
+CHANGES: list[Any] = [
+    *({}, {"mixup": 0.2}, {"mixup": 0.2, "cutmix": 1.0}),
+    *({"optim": OptimConfig(optimizer=name, clip_norm=0.05)} for name in OPTIMIZERS),
+]
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_a_step_is_the_same_on_any_division_into_devices_and_passes(changed: Any) -> None:
+    config = replace(CONFIG, **changed)
     # Mixing draws once per device and pass; without it one device may take all groups at once.
-    divisions = [(4, 1), (1, 4), (2, 2)] if mixed else [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)]
+    divisions = [(4, 1), (1, 4), (2, 2)] if changed else [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)]
     runs = [Run(devices, passes, config) for devices, passes in divisions]
     assert_same_runs(runs)
-    if not mixed:
+    if not changed:
         # Left-out images, all of them on one device of four, half of the next one's.
         assert_same_runs(runs, mask=np.arange(IMAGES) >= 6)
         assert runs[0].train(steps=1, mask=np.arange(IMAGES) >= 6)[0]["readable"] == 10 / 16
