@@ -50,10 +50,10 @@ from seresnext_jax.report.predictions import Predictions
 from seresnext_jax.run import runtime
 from seresnext_jax.run.affinity import bind_to_gpus, local_gpus
 from seresnext_jax.run.outcome import list_bad_images, list_other_files
+from seresnext_jax.training.eval_step import lower_detailed_eval_step, lower_eval_step
 from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.training.precision import POLICIES
 from seresnext_jax.training.record import Mistake, Recorder
-from seresnext_jax.training.step import lower_detailed_eval_step, lower_eval_step
 from seresnext_jax.weights.info import Weights, size_note, to_json
 from seresnext_jax.weights.read import read_weights
 

@@ -43,11 +43,12 @@ from seresnext_jax.run.saver import Saver
 from seresnext_jax.run.start import Start, find_start, initial_variables, saves_checkpoints
 from seresnext_jax.run.stop import EXIT_STOPPED, StopRequest
 from seresnext_jax.run.workspace import open_workspace
+from seresnext_jax.training.eval_step import lower_eval_step
 from seresnext_jax.training.evaluate import evaluate
 from seresnext_jax.training.optimizer import learning_rate
 from seresnext_jax.training.precision import POLICIES
 from seresnext_jax.training.state import TrainState, create_train_state
-from seresnext_jax.training.step import lower_eval_step, lower_train_step
+from seresnext_jax.training.step import lower_train_step
 
 
 @fails_alone

@@ -25,9 +25,10 @@ from seresnext_jax.mesh import make_mesh, replicated
 from seresnext_jax.model.initial import init_variables
 from seresnext_jax.model.network import make_network
 from seresnext_jax.ops.layout import inference_format
+from seresnext_jax.training.eval_step import lower_eval_step
 from seresnext_jax.training.inference import folded_forward
 from seresnext_jax.training.precision import POLICIES
-from seresnext_jax.training.step import lower_eval_step, lower_train_step
+from seresnext_jax.training.step import lower_train_step
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """Mixed-precision policies, and the dynamic gradient scaler of fp16."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,16 @@ POLICIES: dict[Precision, PrecisionPolicy] = {
     "bf16": PrecisionPolicy(jnp.dtype("bfloat16"), "default", False),
     "fp16": PrecisionPolicy(jnp.dtype("float16"), "default", True),
 }
+
+
+def with_precision(function: Callable[..., Any], policy: PrecisionPolicy) -> Callable[..., Any]:
+    """Trace `function`, including its gradient, with the policy's precision of float32 products."""
+
+    def traced(*args: Any) -> Any:
+        with jax.default_matmul_precision(policy.matmul_precision):
+            return function(*args)
+
+    return traced
 
 
 @struct.dataclass

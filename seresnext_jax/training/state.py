@@ -1,5 +1,6 @@
 """`TrainState`: all arrays that a training step takes and returns, as one pytree."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from seresnext_jax.training.precision import POLICIES, LossScale, init_loss_scal
 
 Tree = Any
 """Nested dictionaries of arrays."""
+Apply = Callable[..., Any]
+"""`apply(variables, images, train=...)` of a network; `mutable` adds the new statistics."""
 
 
 @struct.dataclass

@@ -1,13 +1,12 @@
-"""The training and evaluation steps: pure functions of one device, mapped by `jax.shard_map`.
+"""The training step: a pure function of one device, mapped over all devices by `jax.shard_map`.
 
-The training step, in this order: forward, loss, scale, gradient, mean, unscale, update (kept if
-finite), moving average.
+In this order: forward, loss, scale, gradient, mean, unscale, update (kept if finite), moving
+average. Read it from top to bottom: the step, then the functions that it calls.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,28 +14,26 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from seresnext_jax.config import Config, DataConfig, EvaluationConfig
+from seresnext_jax.config import Config, DataConfig
 from seresnext_jax.data.batch import Batch
 from seresnext_jax.data.normalize import normalize
 from seresnext_jax.data.place import abstract_batch
 from seresnext_jax.mesh import BATCH_SPEC, DATA_AXIS, local_value_and_grad, vary
 from seresnext_jax.training.augment import augment, erase
 from seresnext_jax.training.losses import smoothed_cross_entropy
-from seresnext_jax.training.metrics import evaluation_sums, image_results
 from seresnext_jax.training.mixup import mix_batch
 from seresnext_jax.training.optimizer import make_optimizer, stop_backbone
 from seresnext_jax.training.precision import (
     POLICIES,
-    PrecisionPolicy,
     all_finite,
     update_loss_scale,
+    with_precision,
 )
-from seresnext_jax.training.state import TrainState
+from seresnext_jax.training.state import Apply, TrainState, Tree
 
-Tree = Any
-Apply = Callable[..., Any]
-"""`apply(variables, images, train=...)` of a network; `mutable` adds the new statistics."""
 Metrics = dict[str, jax.Array]
+_AUGMENTATION = 2**32 - 1
+"""Folded into the keys of `augment`; the keys of mixup fold in the shard, counted from 0."""
 
 
 class LocalMeans(NamedTuple):
@@ -54,81 +51,18 @@ class LocalMeans(NamedTuple):
     """float32 scalar; the share of images that are not left out."""
 
 
-_AUGMENTATION = 2**32 - 1
-"""Folded into the keys of `augment`; the keys of mixup fold in the shard, counted from 0."""
+def lower_train_step(
+    apply: Apply, config: Config, mesh: Mesh, state: TrainState, *, passes: int
+) -> jax.stages.Lowered:
+    """`make_train_step`, ready to compile.
 
-
-# ---- training, in the order of its computation ---------------------------------------------------
-
-
-def _forward_backward(
-    state: TrainState, apply: Apply, config: Config, index: jax.Array, batch: Batch
-) -> LocalMeans:
-    """One forward and backward pass on this device."""
-    # Pass a of device d draws what device a · D + d of a larger machine would draw.
-    shard = index * jax.lax.axis_size(DATA_AXIS) + jax.lax.axis_index(DATA_AXIS)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), shard)
-    images, mask = _augment(state, config.data, index, batch.images), batch.mask
-    targets = jax.nn.one_hot(batch.labels, config.model.num_classes, dtype=jnp.float32)
-    if config.mixup or config.cutmix:
-        images, targets, mask = mix_batch(
-            key, images, targets, mask, mixup=config.mixup, cutmix=config.cutmix
-        )
-
-    def scaled_loss(params: Tree) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        if config.optim.freeze_backbone:
-            variables["params"] = stop_backbone(params)
-            logits = apply(variables, images, train=False)
-            batch_stats = vary(state.batch_stats)
-        else:
-            logits, updated = apply(variables, images, train=True, mutable=["batch_stats"])
-            batch_stats = updated["batch_stats"]
-        losses = smoothed_cross_entropy(logits, targets, config.label_smoothing)
-        loss = jnp.mean(jnp.where(mask, losses, 0.0))
-        return loss * state.loss_scale.scale, (batch_stats, loss)
-
-    (_, (batch_stats, loss)), grads = local_value_and_grad(scaled_loss)(state.params)
-    return LocalMeans(grads, batch_stats, loss, jnp.mean(mask), jnp.mean(batch.mask))
-
-
-def _augment(
-    state: TrainState, config: DataConfig, index: jax.Array, images: jax.Array
-) -> jax.Array:
-    """Augment and normalise (n, S, S, 3) uint8 images; returns float32."""
-    if config.augmentation == "none" and not config.random_erasing:
-        return normalize(images)
-    # An image's draws depend on its position in the step, not on the number of devices.
-    shard = index * jax.lax.axis_size(DATA_AXIS) + jax.lax.axis_index(DATA_AXIS)
-    position = shard * images.shape[0] + jnp.arange(images.shape[0])
-    step_key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(step_key, _AUGMENTATION)))(
-        position
-    )
-    policy_keys, erasing_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    images = normalize(augment(policy_keys, images, config))
-    return erase(erasing_keys, images, config.random_erasing) if config.random_erasing else images
-
-
-def _accumulate(state: TrainState, batch: Batch, apply: Apply, config: Config) -> LocalMeans:
-    """The means over the forward passes.
-
-    Each pass starts from the same running statistics, and the mean of the updated ones is kept. So
-    a step on one device with accumulation 4 equals a step on four devices.
+    Args:
+      state: placed on the mesh, or its shapes.
+      passes: forward passes of a step.
     """
-    one_pass = partial(_forward_backward, state, apply, config)
-    passes = batch.labels.shape[0]
-    if passes == 1:
-        return one_pass(jnp.int32(0), jax.tree.map(lambda x: x[0], batch))
-
-    def body(total: Tree, inputs: tuple[jax.Array, Batch]) -> tuple[Tree, None]:
-        index, images = inputs
-        return jax.tree.map(jnp.add, total, one_pass(index, images)), None
-
-    like = LocalMeans(state.params, state.batch_stats, *3 * (jnp.float32(0),))
-    zero = vary(jax.tree.map(jnp.zeros_like, like))
-    total, _ = jax.lax.scan(body, zero, (jnp.arange(passes), batch))
-    return jax.tree.map(lambda x: x / passes, total)
+    size = config.data.image_size
+    batch = abstract_batch(mesh, passes=passes, batch_size=config.batch_size, image_size=size)
+    return make_train_step(apply, config, mesh).lower(state, batch, np.float32(0))
 
 
 def make_train_step(apply: Apply, config: Config, mesh: Mesh) -> jax.stages.Wrapped:
@@ -198,7 +132,73 @@ def make_train_step(apply: Apply, config: Config, mesh: Mesh) -> jax.stages.Wrap
         in_specs=(replicated, BATCH_SPEC, replicated),
         out_specs=replicated,
     )
-    return jax.jit(_with_precision(sharded, policy), donate_argnums=0)
+    return jax.jit(with_precision(sharded, policy), donate_argnums=0)
+
+
+def _accumulate(state: TrainState, batch: Batch, apply: Apply, config: Config) -> LocalMeans:
+    """The means over the forward passes.
+
+    Each pass starts from the same running statistics, and the mean of the updated ones is kept. So
+    a step on one device with accumulation 4 equals a step on four devices.
+    """
+    one_pass = partial(_forward_backward, state, apply, config)
+    passes = batch.labels.shape[0]
+    if passes == 1:
+        return one_pass(jnp.int32(0), jax.tree.map(lambda x: x[0], batch))
+
+    def body(total: Tree, inputs: tuple[jax.Array, Batch]) -> tuple[Tree, None]:
+        number, images = inputs
+        return jax.tree.map(jnp.add, total, one_pass(number, images)), None
+
+    like = LocalMeans(state.params, state.batch_stats, *3 * (jnp.float32(0),))
+    zero = vary(jax.tree.map(jnp.zeros_like, like))
+    total, _ = jax.lax.scan(body, zero, (jnp.arange(passes), batch))
+    return jax.tree.map(lambda x: x / passes, total)
+
+
+def _forward_backward(
+    state: TrainState, apply: Apply, config: Config, number: jax.Array, batch: Batch
+) -> LocalMeans:
+    """Forward and backward pass `number` on this device."""
+    # Pass a of device d draws what device a · D + d of a larger machine would draw.
+    shard = number * jax.lax.axis_size(DATA_AXIS) + jax.lax.axis_index(DATA_AXIS)
+    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    images, mask = _augment(key, shard, batch.images, config.data), batch.mask
+    targets = jax.nn.one_hot(batch.labels, config.model.num_classes, dtype=jnp.float32)
+    if config.mixup or config.cutmix:
+        shard_key = jax.random.fold_in(key, shard)
+        images, targets, mask = mix_batch(
+            shard_key, images, targets, mask, mixup=config.mixup, cutmix=config.cutmix
+        )
+
+    def scaled_loss(params: Tree) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        if config.optim.freeze_backbone:
+            variables["params"] = stop_backbone(params)
+            logits = apply(variables, images, train=False)
+            batch_stats = vary(state.batch_stats)
+        else:
+            logits, updated = apply(variables, images, train=True, mutable=["batch_stats"])
+            batch_stats = updated["batch_stats"]
+        losses = smoothed_cross_entropy(logits, targets, config.label_smoothing)
+        loss = jnp.mean(jnp.where(mask, losses, 0.0))
+        return loss * state.loss_scale.scale, (batch_stats, loss)
+
+    (_, (batch_stats, loss)), grads = local_value_and_grad(scaled_loss)(state.params)
+    return LocalMeans(grads, batch_stats, loss, jnp.mean(mask), jnp.mean(batch.mask))
+
+
+def _augment(key: jax.Array, shard: jax.Array, images: jax.Array, config: DataConfig) -> jax.Array:
+    """Augment and normalise (n, S, S, 3) uint8 images; returns float32."""
+    if config.augmentation == "none" and not config.random_erasing:
+        return normalize(images)
+    # An image's draws depend on its position in the step, not on the number of devices.
+    position = shard * images.shape[0] + jnp.arange(images.shape[0])
+    key = jax.random.fold_in(key, _AUGMENTATION)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(position)
+    policy_keys, erasing_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    images = normalize(augment(policy_keys, images, config))
+    return erase(erasing_keys, images, config.random_erasing) if config.random_erasing else images
 
 
 def _select(condition: jax.Array, new: Tree, old: Tree) -> Tree:
@@ -215,109 +215,3 @@ def _average(
     mu = jnp.minimum(decay, (1 + step) / (10 + step))
     new = {"params": params, "batch_stats": batch_stats}
     return jax.tree.map(lambda average, x: mu * average + (1 - mu) * x, state.ema, new)
-
-
-# ---- evaluation --------------------------------------------------------------------------------
-
-
-def make_eval_step(apply: Apply, config: EvaluationConfig, mesh: Mesh) -> jax.stages.Wrapped:
-    """Build a jitted ``step(variables, batch) -> sums``: `evaluation_sums` over all devices."""
-
-    def device_step(variables: Tree, batch: Batch) -> Metrics:
-        return _summed(config, _logits(apply, variables, batch), batch)
-
-    return _evaluating(device_step, config, mesh, out_specs=PartitionSpec())
-
-
-def make_detailed_eval_step(
-    apply: Apply, config: EvaluationConfig, mesh: Mesh
-) -> jax.stages.Wrapped:
-    """Build ``step(variables, batch) -> (sums, results)``: also the `image_results` of each image.
-
-    The results are sharded like the batch and have its order.
-    """
-
-    def device_step(variables: Tree, batch: Batch) -> tuple[Metrics, Metrics]:
-        logits = _logits(apply, variables, batch)
-        results = image_results(logits, batch.labels[0], batch.mask[0], topk=config.topk)
-        return _summed(config, logits, batch), results
-
-    return _evaluating(
-        device_step, config, mesh, out_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS))
-    )
-
-
-def _logits(apply: Apply, variables: Tree, batch: Batch) -> Any:
-    # `conv2d` takes arrays that are all replicated or all varying.
-    return apply(vary(variables), normalize(batch.images[0]), train=False)
-
-
-def _summed(config: EvaluationConfig, logits: jax.Array, batch: Batch) -> Metrics:
-    sums = evaluation_sums(
-        logits,
-        batch.labels[0],
-        batch.mask[0],
-        topk=config.topk,
-        smoothing=config.validation_smoothing,
-    )
-    return jax.lax.psum(sums, DATA_AXIS)
-
-
-def _evaluating(
-    device_step: Callable[..., Any], config: EvaluationConfig, mesh: Mesh, *, out_specs: Any
-) -> jax.stages.Wrapped:
-    sharded = jax.shard_map(
-        device_step, mesh=mesh, in_specs=(PartitionSpec(), BATCH_SPEC), out_specs=out_specs
-    )
-    return jax.jit(_with_precision(sharded, POLICIES[config.precision]))
-
-
-# ---- compilation -------------------------------------------------------------------------------
-
-
-def lower_train_step(
-    apply: Apply, config: Config, mesh: Mesh, state: TrainState, *, passes: int
-) -> jax.stages.Lowered:
-    """`make_train_step`, ready to compile.
-
-    Args:
-      state: placed on the mesh, or its shapes.
-      passes: forward passes of a step.
-    """
-    step = make_train_step(apply, config, mesh)
-    return step.lower(state, _batch_shapes(config, mesh, passes), np.float32(0))
-
-
-def lower_eval_step(
-    apply: Apply, config: EvaluationConfig, mesh: Mesh, variables: Tree
-) -> jax.stages.Lowered:
-    """`make_eval_step`, ready to compile.
-
-    Args:
-      variables: placed on the mesh, or their shapes.
-    """
-    step = make_eval_step(apply, config, mesh)
-    return step.lower(variables, _batch_shapes(config, mesh, passes=1))
-
-
-def lower_detailed_eval_step(
-    apply: Apply, config: EvaluationConfig, mesh: Mesh, variables: Tree
-) -> jax.stages.Lowered:
-    """`make_detailed_eval_step`, ready to compile; arguments as for `lower_eval_step`."""
-    step = make_detailed_eval_step(apply, config, mesh)
-    return step.lower(variables, _batch_shapes(config, mesh, passes=1))
-
-
-def _batch_shapes(config: EvaluationConfig, mesh: Mesh, passes: int) -> Batch:
-    size = config.data.image_size
-    return abstract_batch(mesh, passes=passes, batch_size=config.batch_size, image_size=size)
-
-
-def _with_precision(function: Callable[..., Any], policy: PrecisionPolicy) -> Callable[..., Any]:
-    """Trace `function`, including its gradient, with the policy's precision of float32 products."""
-
-    def traced(*args: Any) -> Any:
-        with jax.default_matmul_precision(policy.matmul_precision):
-            return function(*args)
-
-    return traced

@@ -47,7 +47,8 @@ from seresnext_jax.mesh import make_mesh, replicate
 from seresnext_jax.training.precision import POLICIES, init_loss_scale
 from seresnext_jax.processes.join import initialize_distributed
 from seresnext_jax.training.state import create_train_state
-from seresnext_jax.training.step import make_eval_step, make_train_step
+from seresnext_jax.training.eval_step import make_eval_step
+from seresnext_jax.training.step import make_train_step
 root, port, count, rank = sys.argv[1], *map(int, sys.argv[2:])
 initialize_distributed(
     coordinator=f"127.0.0.1:{port}", num_processes=count, process_id=rank

@@ -15,6 +15,7 @@ from seresnext_jax.data.place import abstract_batch
 from seresnext_jax.mesh import make_mesh
 from seresnext_jax.model.network import make_network
 from seresnext_jax.ops.cpu import convolution
+from seresnext_jax.training.eval_step import make_eval_step
 from seresnext_jax.training.precision import (
     POLICIES,
     LossScale,
@@ -23,7 +24,7 @@ from seresnext_jax.training.precision import (
     update_loss_scale,
 )
 from seresnext_jax.training.state import create_train_state
-from seresnext_jax.training.step import make_eval_step, make_train_step
+from seresnext_jax.training.step import make_train_step
 from tests.ops.cpu_kernel import forget_the_cpu_kernel
 
 FP16 = POLICIES["fp16"]

@@ -24,9 +24,10 @@ from seresnext_jax.mesh import local_value_and_grad, make_mesh, replicate
 from seresnext_jax.model.layers import BatchNorm, Conv, Dense
 from seresnext_jax.model.network import Architecture, Block, Options
 from seresnext_jax.ops.pooling import global_mean
+from seresnext_jax.training.eval_step import make_eval_step
 from seresnext_jax.training.precision import POLICIES
 from seresnext_jax.training.state import TrainState, create_train_state
-from seresnext_jax.training.step import make_eval_step, make_train_step
+from seresnext_jax.training.step import make_train_step
 
 IMAGES, SIZE, CLASSES, GROUP = 16, 12, 5, 4
 CONFIG = Config(
