@@ -250,8 +250,8 @@ def _cell(done: Evaluated, predictions: Predictions, row: int, mistake: Mistake)
     label, predicted = predictions.labels[row], predictions.classes[row, 0]
     return Cell(
         mistake.pixels,
-        f"{done.names[label]} {mistake.label_probability:.1%}",
-        f"{done.names[predicted]} {predictions.probabilities[row, 0]:.1%}",
+        f"{done.names[label]} ({mistake.label_probability:.1%})",
+        f"{done.names[predicted]} ({predictions.probabilities[row, 0]:.1%})",
         image_name(done.paths, mistake.number),
     )
 

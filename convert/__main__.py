@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from seresnext_jax.checkpoint.store import explain_choice
 from seresnext_jax.cli import check_output, parse_config, run, write_output
 from seresnext_jax.commands import command
 from seresnext_jax.data.class_names import choose_names
@@ -166,8 +167,16 @@ def export(options: argparse.Namespace) -> int:
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
+    """Print the facts that are known."""
     for name, value in facts.items():
-        print(f"{name.replace('_', ' ') + ':':22}{'-' if value in (None, '') else value}")
+        if isinstance(value, float):
+            value = f"{value:.6g}"
+        elif isinstance(value, dict):
+            value = ", ".join(map(" ".join, value.items()))
+        elif isinstance(value, list):
+            value = shown(", ".join(map(str, value)))
+        if value not in (None, ""):
+            print(f"{name.replace('_', ' ') + ':':22}{value}")
 
 
 def _print_notes(notes: Iterable[str]) -> None:
@@ -330,6 +339,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Run one command and return its exit status."""
     options = parse(argv)
+    for name in ("file", "source", "a", "b"):
+        if name in options and (choice := explain_choice(getattr(options, name))):
+            print(f"note: {choice}")
     return int(options.function(options))
 
 

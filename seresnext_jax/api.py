@@ -61,6 +61,12 @@ class Model:
     precision: Precision = "fp32"
     """The precision of the computation."""
 
+    def __repr__(self) -> str:
+        """One line, without the arrays."""
+        info = self.info
+        size = f"{info.num_classes} classes, {info.image_size} pixels"
+        return f"Model({info.architecture}, {size}, {self.precision})"
+
     @property
     def class_names(self) -> Names:
         """The names of the classes in label order.

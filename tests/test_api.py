@@ -214,6 +214,10 @@ def test_wrong_pixels_are_refused_with_what_is_right(model: Model, wrong: Any, w
     assert model.logits(right).shape == (1, CLASSES)
 
 
+def test_a_model_is_shown_in_one_line() -> None:
+    assert repr(create_model("resnet18", 3)) == "Model(resnet18, 3 classes, 224 pixels, fp32)"
+
+
 # ---- preprocessing -----------------------------------------------------------------------------
 
 

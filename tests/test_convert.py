@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -15,10 +16,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from convert.__main__ import build_parser, main
-from seresnext_jax import torch_keys
+from seresnext_jax import create_model, torch_keys
+from seresnext_jax.checkpoint.save import Checkpoints
+from seresnext_jax.config import Config, ModelConfig
 from seresnext_jax.errors import UserError
+from seresnext_jax.training.state import create_train_state
 from seresnext_jax.weights.folder import read_weights_folder
 from seresnext_jax.weights.read import read_weights
+from tests.checkpoint.metas import make_meta
 from tests.reference import torch_model
 from tests.weights.conversion import (
     CLASSES,
@@ -120,7 +125,9 @@ def test_inspect(
     torch.save({"epoch": 3, "state_dict": state, "arch": (TINY, "fanin", CLASSES)}, file)
     assert command("inspect", file, "--json", tmp_path / "facts.json") == 0
     facts = json.loads((tmp_path / "facts.json").read_text())
-    assert f"architecture:         {TINY}" in capsys.readouterr().out
+    lines = dict(re.findall(r"^([a-z0-9 ]+): +(.*)$", capsys.readouterr().out, flags=re.MULTILINE))
+    assert lines["architecture"] == TINY and lines["prefix"] == "module."
+    assert lines["versions"].startswith("jax ") and "class names" not in lines, "only known facts"
     wanted = {
         "kind": "torch checkpoint",
         "architecture": TINY,
@@ -260,3 +267,20 @@ def test_a_wrong_command_is_one_line(
     with pytest.raises(UserError, match=message) as caught:
         main(words)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_with_several_checkpoints_says_which_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config(model=ModelConfig(TINY, num_classes=CLASSES))
+    state = create_train_state(config, create_model(TINY, CLASSES).variables)
+    with Checkpoints(tmp_path / "checkpoints", keep=-1) as checkpoints:
+        for step, top1 in ((1, 71.25), (2, 50.0)):
+            meta = make_meta(config=config, step=step, epoch=step, top1=top1)
+            checkpoints.save(state.replace(step=jnp.int32(step)), meta)
+    assert command("to-torch", tmp_path, tmp_path / "a.pth", "--layout", "ngc") == 0
+    best = tmp_path / "best"
+    assert f"using checkpoint 2, the newest; for the best, give {best}" in capsys.readouterr().out
+    command("inspect", best)
+    said = capsys.readouterr().out
+    assert "the newest" not in said and re.search(r"^top1: +71.25$", said, flags=re.MULTILINE)

@@ -40,6 +40,15 @@ def test_an_example_says_how_to_run_it(path: Path) -> None:
     assert [word.lower() for word in words[2:]] == [n for n in main.__annotations__][:-1]
 
 
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("words", [(), ("--help",)])
+def test_a_wrong_command_line_is_answered_with_the_right_one(
+    path: Path, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit, match=f"    python examples/{path.name} WEIGHTS"):
+        run(path.name, *words)
+
+
 def test_features_for_detection(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = random_weights("se-resnext-tiny", tmp_path / "weights")
     image = next((shared() / "digits/val/3").glob("*.jpg"))

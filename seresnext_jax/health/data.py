@@ -17,6 +17,7 @@ from seresnext_jax.data.open import check_classes, open_train
 from seresnext_jax.errors import UserError, printable
 from seresnext_jax.health.finding import Finding, problem_of, shown_bytes
 from seresnext_jax.plan import resolve
+from seresnext_jax.report.run_page import show_duration
 
 PUBLISHED: dict[tuple[str, str, str], float] = {
     ("se-resnext101-32x4d", "A100", "fp16"): 855,
@@ -98,8 +99,8 @@ def judge_reading(rate: float, images: int, needed: float | None) -> Finding:
       images: training images.
       needed: images/s that the devices train at; None: unknown.
     """
-    minutes = images / rate / 60
-    text = f"{rate:.0f} images/s, so an epoch of {images} images takes {minutes:.3g} min or more"
+    epoch = show_duration(images / rate)
+    text = f"{rate:.0f} images/s, so reading an epoch of {images} images takes about {epoch}"
     numbers = {"images_per_s": rate}
     if needed is None:
         return Finding("reading", "ok", text, numbers=numbers)

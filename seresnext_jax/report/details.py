@@ -148,9 +148,13 @@ def detail_rows(details: Details) -> list[tuple[str, str]]:
     ]
     for row in details.classes[:_PRINTED]:
         if row["accuracy"] is not None and row["accuracy"] < 100:
-            text = f"{row['accuracy']:.1f} % of {row['images']} images"
+            text = f"{row['accuracy']:.1f} % of {_images(row['images'])}"
             rows.append((f"class {shown(row['name'])}", text))
     for row in details.confusions[:_PRINTED]:
         pair = f"{shown(row['label_name'])} → {shown(row['predicted_name'])}"
-        rows.append((pair, f"{row['images']} images"))
+        rows.append((pair, _images(row["images"])))
     return rows
+
+
+def _images(number: int) -> str:
+    return f"{number} image{'s' * (number != 1)}"

@@ -62,8 +62,8 @@ def from_torch(
         )
     if config.optimizer_batch_size == -1:
         raise UserError(
-            "the config leaves the images of a step to the number of devices: add those of the "
-            "original's run, as --optimizer-batch-size 1024"
+            "the config does not set the number of images in an optimizer step: add that of the "
+            "original's run, such as --optimizer-batch-size 1024"
         )
     weights = source.read()
     variables, info = weights.variables, weights.info

@@ -114,7 +114,7 @@ def test_synthetic_images_need_neither_folder_nor_speed(config: Config) -> None:
 def test_the_speed_is_compared_with_the_devices() -> None:
     slow = judge_reading(600.0, 1_281_167, 8 * 855.0)
     assert slow.status == "warning" and "--data.workers" in slow.fix
-    assert "takes 35.6 min or more; the devices train at about 6840" in slow.detail
+    assert "takes about 35 min 35 s; the devices train at about 6840" in slow.detail
     assert judge_reading(7000.0, 1_281_167, 8 * 855.0).status == "ok"
     assert judge_reading(600.0, 1_281_167, None).status == "ok"
 
