@@ -22,7 +22,7 @@ import pytest
 from seresnext_jax.checkpoint.meta import Progress
 from seresnext_jax.checkpoint.save import Checkpoints
 from seresnext_jax.checkpoint.store import read_meta
-from seresnext_jax.config import CheckpointConfig, Config, Precision
+from seresnext_jax.config import CheckpointConfig, Config, ModelConfig, Precision
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.plan import resolve
@@ -291,12 +291,42 @@ def test_steps_without_finite_gradients_stop_the_run(tmp_path: Path) -> None:
     assert all(np.isfinite(array).all() for name, array in state.items() if "params" in name)
 
 
-def saver(folder: Path, precision: Precision = "fp32", **options: Any) -> Saver:
-    checkpoint = CheckpointConfig(**options)
-    config = Config(workspace=str(folder), precision=precision, checkpoint=checkpoint)
-    plan = resolve(config, num_images=100 * config.batch_size, num_devices=1)
-    loader = SimpleNamespace(class_names=(), fingerprint="")
-    return Saver(config, plan, cast(Loader, loader), Console(enabled=False))
+def saver(folder: Path, devices: int = 1, fingerprint: str = "", **options: Any) -> Saver:
+    config = Config(workspace=str(folder), **options)
+    plan = resolve(config, num_images=12_800, num_devices=devices)
+    loader = SimpleNamespace(class_names=(), fingerprint=fingerprint)
+    return Saver(config, plan, cast(Loader, loader), Console(enabled=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"devices": 2, "batch_size": 64}, ""),
+        ({"batch_size": 64, "optimizer_batch_size": 128}, ""),
+        ({"batch_size": 128, "model": ModelConfig(bn_group_size=64)}, ""),
+        (
+            {"batch_size": 128},
+            "together, now 128: to train as before, give --model.bn-group-size 64",
+        ),
+        ({"devices": 2, "batch_size": 64, "fingerprint": "b"}, "continues, but not as it would"),
+    ],
+)
+def test_a_change_of_the_run_is_named_with_its_fix(
+    options: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one device instead of two, or with other images."""
+    with saver(tmp_path, devices=2, batch_size=64) as saving:
+        saving.save(small_state(), Progress())
+    start = Start(newest_in=saving.folder)
+    with (
+        saver(tmp_path, batch_size=64) as saving,
+        pytest.raises(UserError, match=r"128, this one has 64: .*--optimizer-batch-size 128\)"),
+    ):
+        saving.resume(start, small_state())
+    with saver(tmp_path, **options) as saving:
+        saving.resume(start, small_state())
+    warnings = capsys.readouterr().err
+    assert said in warnings and bool(said) == bool(warnings)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +336,7 @@ def saver(folder: Path, precision: Precision = "fp32", **options: Any) -> Saver:
 def test_another_precision_starts_with_its_own_loss_scale(
     before: Precision, now: Precision, scale: float, tmp_path: Path
 ) -> None:
-    with saver(tmp_path, before) as saving:
+    with saver(tmp_path, precision=before) as saving:
         state = create_train_state(
             saving._config, {"params": {"w": jnp.ones(3)}, "batch_stats": {}}
         )
@@ -314,7 +344,7 @@ def test_another_precision_starts_with_its_own_loss_scale(
             state = replace(state, loss_scale=replace(state.loss_scale, scale=jnp.float32(512)))
         saving.save(state, Progress())
     new = create_train_state(Config(precision=now), small_state().variables)
-    with saver(tmp_path, now) as saving:
+    with saver(tmp_path, precision=now) as saving:
         found, _ = saving.resume(Start(newest_in=saving.folder), new)
     assert float(found.loss_scale.scale) == scale
 
@@ -323,7 +353,7 @@ def test_minutes_between_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Looked at every tenth step; due until saved."""
     now = 1000.0
     monkeypatch.setattr("seresnext_jax.run.saver.time.monotonic", lambda: now)
-    saving = saver(tmp_path, every_minutes=2.0)
+    saving = saver(tmp_path, checkpoint=CheckpointConfig(every_minutes=2.0))
     assert not saving.due(10)
     now += 119
     assert not saving.due(20)

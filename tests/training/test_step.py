@@ -180,12 +180,12 @@ def test_gradients_are_clipped_once_per_step_and_without_the_loss_scale() -> Non
 
 
 def test_a_nan_loss_skips_the_update_even_with_finite_gradients() -> None:
-    """Logits so far apart that their logarithms overflow."""
+    """Logits so far apart that their logarithms overflow, and statistics that are not finite."""
     apart = jnp.full((IMAGES, CLASSES), -3e38).at[:, 0].set(3e38)
 
     def apply(variables: Any, images: jax.Array, **_: Any) -> Any:
         logits = apart + variables["params"]["fc"]["bias"]
-        return logits, {"batch_stats": {"mean": jnp.mean(images)}}
+        return logits, {"batch_stats": {"mean": jnp.inf * jnp.mean(images)}}
 
     config = replace(CONFIG, precision="fp16", use_ema=None)
     variables = {
@@ -198,7 +198,7 @@ def test_a_nan_loss_skips_the_update_even_with_finite_gradients() -> None:
     state, metrics = step(replicate(run.mesh, state), run.batch(0), np.float32(1))
     assert not np.isfinite(float(metrics["loss"]))
     assert int(metrics["bad_steps"]) == int(metrics["skipped_steps"]) == 1
-    assert not np.any(state.params["fc"]["bias"])
+    assert not np.any(state.params["fc"]["bias"]) and not np.any(state.batch_stats["mean"])
     assert float(state.loss_scale.scale) == 128, "torch's scaler looks at gradients only"
 
 
