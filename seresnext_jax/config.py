@@ -175,7 +175,7 @@ class LossScaleConfig:
     """The dynamic loss scale of fp16."""
 
     init: Annotated[float, Range(1, 2.0**24)] = 128.0
-    """Loss scale at the beginning."""
+    """Loss scale at the beginning, and after a resume with another precision."""
     growth_interval: Annotated[int, Range(1, 10**9)] = 100
     """The scale doubles after this many steps in a row with finite gradients."""
 

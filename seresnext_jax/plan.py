@@ -127,12 +127,17 @@ def _group_advice(config: Config, accumulation: int) -> str:
 
 def _batch_advice(batch_size: int, num_devices: int, wanted: int) -> str:
     """One line of advice if the optimizer batch is not a multiple of the devices' batches."""
+    forward = batch_size * num_devices
     problem = (
         f"optimizer_batch_size {wanted} is not a multiple of batch_size {batch_size} x "
-        f"{num_devices} device(s) = {batch_size * num_devices}"
+        f"{num_devices} device(s) = {forward}"
     )
     if wanted % num_devices:
-        return f"{problem}: use a number of devices that divides {wanted}"
+        near = forward * max(1, round(wanted / forward))
+        return (
+            f"{problem}: use --optimizer-batch-size {near}, or a number of devices that divides "
+            f"{wanted}"
+        )
     per_device = wanted // num_devices
     fit = max(b for b in range(1, min(batch_size, per_device) + 1) if per_device % b == 0)
     return f"{problem}: use --batch-size {fit}"
