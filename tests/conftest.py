@@ -33,6 +33,9 @@ jax.config.update("jax_compilation_cache_dir", CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
+for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"):
+    os.environ.pop(name, None)  # they change what a program prints
+
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
 

@@ -59,6 +59,7 @@ def test_the_page_shows_the_run(tmp_path: Path) -> None:
     assert "3 of 3 epochs" in reader.text
     for value in ("10.0000", "2.5000", "3.3333"):  # the losses, in the table
         assert f"<td>{value}</td>" in html
+    assert "train data wait, epoch 0.5: 10.02\n" in reader.text, "in ms, as the chart's title says"
     assert "device" in reader.text and "jax" in reader.text
 
 

@@ -229,6 +229,9 @@ def test_to_torch_takes_the_format_from_the_name(tmp_path: Path, state: StateDic
         assert file_kind(Path(named)) == "safetensors"
     with pytest.raises(UserError, match="can't contain a training checkpoint: name it .*b.pth.tar"):
         command(*words, tmp_path / "b.safetensors", "--checkpoint")
+    for option in ("--safetensors", "--ema"):
+        with pytest.raises(UserError, match="goes with neither --safetensors nor --ema: leave"):
+            command(*words, tmp_path / "e.pth", "--checkpoint", option)
 
 
 def test_to_torch_replaces_a_file_only_by_force(tmp_path: Path, state: StateDict) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from seresnext_jax.checkpoint.meta import Progress
 from seresnext_jax.checkpoint.store import read_newest
 from seresnext_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from seresnext_jax.data.batch import Batch
@@ -269,10 +270,67 @@ def test_before_the_first_step_there_is_no_momentum(tmp_path: Path) -> None:
     model = reference(TINY, CLASSES)
     file = tmp_path / "a.pth.tar"
     torch_training.save_training_checkpoint(
-        file, model, torch_training.sgd(model, lr=0.1), epoch=0, best_prec1=0
+        file, model, torch_training.sgd(model, lr=0.1, weight_decay=0.01), 0, 0
     )
-    state, *_ = training.from_torch(file, CONFIG, steps_per_epoch=5)
+    config = replace(CONFIG, precision="fp16")
+    state, meta, _, notes = training.from_torch(file, config, steps_per_epoch=5)
     assert all(not x.any() for x in jax.tree.leaves(state.opt_state))
+    assert state.ema is not None
+    jax.tree.map(np.testing.assert_array_equal, state.ema["params"], state.params)
+    assert notes == [
+        "there is no moving average: it starts as a copy of the weights",
+        "the loss scale starts at 128: the file has none",
+    ]
+    assert meta.progress == Progress(), "it was never evaluated"
+
+
+def test_a_step_within_an_epoch_is_repeated_by_the_original(tmp_path: Path) -> None:
+    model, file = reference(TINY, CLASSES), tmp_path / "a.pth.tar"
+    optimizer = torch_training.sgd(model, lr=0.1)
+    torch_training.save_training_checkpoint(file, model, optimizer, epoch=0, best_prec1=0)
+    config = replace(CONFIG, optim=replace(CONFIG.optim, decay_mask="no-bn"), use_ema=None)
+    state, meta, *_ = training.from_torch(file, config, steps_per_epoch=5)
+    state, meta = replace(state, step=jnp.int32(7)), replace(meta, step=7)
+    training.write_first_checkpoint(tmp_path / "run", state, meta)
+    content, notes = training.to_torch(tmp_path / "run", layout="current", prefix="")
+    assert (content["epoch"], content["best_prec1"]) == (1, 0.0)
+    assert "state_dict_ema" not in content
+    assert notes == [
+        "2 steps into epoch 1: the original will repeat that epoch",
+        "the original will decay the downsample BatchNorms, unlike this run",
+    ]
+
+
+def test_weights_are_no_checkpoint_to_convert(tmp_path: Path) -> None:
+    torch.save(reference(TINY, CLASSES).state_dict(), tmp_path / "a.pth")
+    words = ("to-torch", tmp_path / "a.pth", tmp_path / "b.pth", "--layout", "current")
+    with pytest.raises(UserError, match="a.pth is not a checkpoint: leave --checkpoint out"):
+        command(*words, "--checkpoint")
+    assert command(*words) == 0
+
+
+GROUP = {"lr": 0.1, "momentum": 0.875, "dampening": 0, "nesterov": False, "params": []}
+
+
+@pytest.mark.parametrize(
+    ("decays", "mask", "more", "notes"),
+    [
+        ([0, 0.01], "nvidia-names", {}, []),
+        ([0.01], "all", {}, []),
+        ([0.01], "no-bn", {}, ["the file decays every BatchNorm, the config no BatchNorm: add"]),
+        ([0, 0], "no-bn", {}, ["the file has weight_decay 0, the config 0.01: add"]),
+        ([0.02, 0.01], "all", {}, ["the file decays its groups by [0.02, 0.01], the config has"]),
+        ([0, 0.01], "nvidia-names", {"dampening": 0.1}, ["the file's dampening is left out"]),
+    ],
+)
+def test_differences_from_the_files_optimizer(
+    decays: list[float], mask: Any, more: dict[str, Any], notes: list[str]
+) -> None:
+    groups = [GROUP | {"weight_decay": decay} for decay in decays]
+    groups[-1] |= more
+    found = training.differences(groups, replace(CONFIG.optim, decay_mask=mask), lr=None)
+    assert len(found) == len(notes)
+    assert all(line.startswith(note) for line, note in zip(found, notes, strict=True))
 
 
 def test_optimizers_that_are_not_the_originals() -> None:
@@ -299,9 +357,23 @@ def test_optimizers_that_are_not_the_originals() -> None:
     assert "lacks the momentum of 1 tensors (first: bn1.weight)" in refusal(
         lambda s: s["state"].pop(0)
     )
-    assert "no tensor as the momentum of bn1.weight" in refusal(
-        lambda s: s["state"][0].update(momentum_buffer="x")
-    )
+    for buffer, why in (
+        ("x", "no tensor as the momentum of bn1.weight"),
+        (np.full(64, np.nan), "NaN or infinity in the momentum of bn1.weight"),
+        (np.zeros(3), r"a momentum of shape (3,) for bn1.weight"),
+    ):
+        assert why in refusal(lambda s, x=buffer: s["state"][0].update(momentum_buffer=x))
+    assert "not those of SGD" in refusal(lambda s: s["param_groups"][0]["params"].append("x"))
+
+
+def test_without_momentum_there_are_no_buffers() -> None:
+    model, optimizer = trained("nvidia-names")
+    params = from_state_dict(as_numpy(model.state_dict()), source="reference").variables["params"]
+    state = numpy_optimizer(optimizer)
+    for group in state["param_groups"]:
+        group["momentum"] = 0
+    momentum = momentum_from_torch({**state, "state": {}}, params, source="file")
+    assert not any(x.any() for x in jax.tree.leaves(momentum))
 
 
 def test_states_of_other_optimizers_are_refused_with_a_fix(tmp_path: Path) -> None:
@@ -338,6 +410,11 @@ def test_an_average_of_another_network(tmp_path: Path) -> None:
 def test_training_states_that_do_not_fit(tmp_path: Path) -> None:
     model = reference(TINY, CLASSES)
     torch.save(model.state_dict(), tmp_path / "a.pth.tar")
+    with pytest.raises(UserError, match="no training state"):
+        to_checkpoint(tmp_path)
+    optimizer = torch_training.sgd(model, lr=0.1).state_dict()
+    average = {"epoch": 3, "state_dict_ema": model.state_dict(), "optimizer": optimizer}
+    torch.save(average, tmp_path / "a.pth.tar")
     with pytest.raises(UserError, match="no training state"):
         to_checkpoint(tmp_path)
     foreign = torch.optim.SGD(

@@ -141,6 +141,10 @@ def test_a_folder_that_names_a_wrong_architecture(
         ({"class_names": ["a", "b"]}, "2 class_names for num_classes 3"),
         ({"num_classes": "3"}, "num_classes is '3'"),
         ({"image_size": -1}, "image_size is -1"),
+        ({"image_size": True}, "image_size is True"),
+        ({"num_classes": 10**9}, "num_classes is 1000000000"),
+        ({"interpolation": "nearest"}, "interpolation is 'nearest'"),
+        ({"class_names": ["a", "b", 3]}, "class_names are not all text"),
         ({"architecture": None}, "architecture is None"),
         ({"architecture": "\x1b[2J" + 99 * "x"}, r"unknown architecture, \\x1b\[2Jx+\.\.\.:"),
     ],
@@ -162,13 +166,15 @@ def test_a_checkpoint_is_read_as_weights(
 ) -> None:
     config = Config(
         model=ModelConfig("se-resnext-tiny", num_classes=3),
-        data=DataConfig(image_size=64),
+        data=DataConfig(image_size=64, eval_margin=7, interpolation="bicubic"),
         use_ema=0.9 if with_ema else None,
     )
     trained = create_train_state(config, jax.tree.map(jnp.asarray, variables))
     if with_ema:
         trained = replace(trained, ema=jax.tree.map(lambda x: x + 1, trained.ema))
-    meta = make_meta(config=config, class_names=("a", "b", "c"), epoch=2, top1=50.0)
+    counters = {"weights": 5, "ema": 3}
+    facts: dict[str, Any] = {"epoch": 2, "top1": 50.0, "batches_tracked": counters}
+    meta = make_meta(config=config, class_names=("a", "b", "c"), **facts)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(trained, meta)
 
@@ -176,19 +182,37 @@ def test_a_checkpoint_is_read_as_weights(
     info = weights.info
     assert_same(weights.variables, variables)
     assert (info.architecture, info.num_classes, info.image_size) == ("se-resnext-tiny", 3, 64)
+    assert (info.eval_margin, info.interpolation, info.batches_tracked) == (7, "bicubic", 5)
     assert (info.class_names, info.epoch, info.top1) == (("a", "b", "c"), 2, 50.0)
     if with_ema:
         average = read_weights(tmp_path, ema=True)
         assert_same(average.variables, jax.tree.map(lambda x: x + 1, variables))
-        assert average.info.ema
+        assert average.info.ema and average.info.batches_tracked == 3
     else:
-        with pytest.raises(UserError, match="no moving average"):
+        with pytest.raises(UserError, match="no moving average: leave --ema out"):
             read_weights(tmp_path, ema=True)
+    with pytest.raises(UserError, match="one set of weights: leave --table out"):
+        read_weights(tmp_path, table="state_dict")
     (meta_file,) = (p for p in tmp_path.glob("checkpoints/0/meta/*") if p.name == "metadata")
     meta_file.write_text("{")
     with pytest.raises(UserError, match="checkpoint .*/0 can't be read") as caught:
         read_weights(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_more_than_weights(tmp_path: Path, variables: dict[str, Any]) -> None:
+    write_weights_folder(tmp_path, Weights({**variables, "opt": {"a": np.zeros(1)}}, INFO))
+    with pytest.raises(UserError, match="contains more than weights .*: convert again"):
+        read_weights(tmp_path)
+
+
+def test_a_folder_in_the_home(
+    tmp_path: Path, variables: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell leaves the ~ of --weights=~/weights."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_weights_folder(tmp_path / "weights", Weights(variables, INFO))
+    assert read_weights("~/weights").info == INFO
 
 
 @pytest.mark.parametrize("path", ["absent", "."])
