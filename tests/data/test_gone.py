@@ -6,7 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 from seresnext_jax.config import Backend, DataConfig
 from seresnext_jax.data import gone
+from seresnext_jax.data.batch import Loader
 from seresnext_jax.data.reader import MAX_READ_ERRORS
 from seresnext_jax.errors import UserError
 from tests.data.loaders import open_split
@@ -31,6 +32,19 @@ def root(tmp_path: Path) -> Path:
             pixels = np.random.default_rng(i).integers(0, 256, (20, 20, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / "val" / name / f"{i}.png")
     return tmp_path / "data"
+
+
+def opened(root: Path, backend: Backend = "folder", policy: Any = "error") -> closing[Loader]:
+    """The images, two in each step; closed at the end of the block."""
+    data = DataConfig(
+        root=str(root), backend=backend, image_size=16, workers=1, on_bad_image=policy
+    )
+    return closing(open_split(data, "val", n=2))
+
+
+def count(source: Loader) -> int:
+    """How many images count."""
+    return sum(int(np.sum(batch.mask)) for batch in source.batches(0))
 
 
 @pytest.fixture
@@ -65,10 +79,8 @@ def failing(
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lost", ["", "val", "val/bee"])
 def test_the_folder_is_named(root: Path, backend: Backend, policy: str, lost: str) -> None:
-    data = DataConfig(root=str(root), backend=backend, image_size=16, workers=1)
-    data = DataConfig(**{**vars(data), "on_bad_image": policy})
-    with closing(open_split(data, "val", n=2)) as source:
-        assert sum(int(batch.mask.sum()) for batch in source.batches(0)) == 8
+    with opened(root, backend, policy) as source:
+        assert count(source) == 8
         folder = root / lost if lost else root
         folder.rename(root.parent / "away")
         with pytest.raises(UserError) as caught:
@@ -81,17 +93,15 @@ def test_a_folder_that_comes_back_costs_nothing(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = root.parent / "away"
-    monkeypatch.setattr(gone.time, "sleep", lambda seconds: os.path.exists(away) and back())
 
-    def back() -> None:
-        away.rename(root)
+    def back(seconds: float) -> None:
+        with suppress(FileNotFoundError):  # it is back already
+            away.rename(root)
 
-    data = DataConfig(
-        root=str(root), backend="folder", image_size=16, workers=1, on_bad_image="skip"
-    )
-    with closing(open_split(data, "val", n=2)) as source:
+    monkeypatch.setattr(gone.time, "sleep", back)
+    with opened(root, "folder", "skip") as source:
         root.rename(away)
-        assert sum(int(batch.mask.sum()) for batch in source.batches(0)) == 8
+        assert count(source) == 8
         assert source.bad_files == []
 
 
@@ -100,10 +110,9 @@ def test_a_folder_that_comes_back_costs_nothing(
 def test_an_error_that_passes_costs_nothing(
     root: Path, backend: Backend, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = DataConfig(root=str(root), backend=backend, image_size=16, workers=1)
-    with closing(open_split(data, "val", n=2)) as source:
+    with opened(root, backend) as source:
         attempts = failing(monkeypatch, code, ("bee/0.png", "bee/1.png"), times=1)
-        assert sum(int(batch.mask.sum()) for batch in source.batches(0)) == 8
+        assert count(source) == 8
         assert source.bad_files == []
         assert set(attempts) == {"bee/0.png", "bee/1.png"}
 
@@ -112,41 +121,34 @@ def test_an_error_that_passes_costs_nothing(
 def test_a_disk_that_does_not_answer_is_named(
     root: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = DataConfig(
-        root=str(root), backend=backend, image_size=16, workers=1, on_bad_image="skip"
-    )
-    with closing(open_split(data, "val", n=2)) as source, monkeypatch.context() as patch:
+    with opened(root, backend, "skip") as source, monkeypatch.context() as patch:
         failing(patch, errno.ESTALE, ("bee/0.png",))
         with pytest.raises(gone.DataGone, match="can't read .*bee/0.png: Stale file handle; check"):
             list(source.batches(0))
         assert source.bad_files == []
-    with closing(open_split(data, "val", n=2)) as source:  # the disk is available again
-        assert sum(int(batch.mask.sum()) for batch in source.batches(0)) == 8
+    with opened(root, backend, "skip") as source:  # the disk is available again
+        assert count(source) == 8
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_files_that_the_disk_lost_are_bad_unless_there_are_many(
     root: Path, backend: Backend
 ) -> None:
-    data = DataConfig(
-        root=str(root), backend=backend, image_size=16, workers=1, on_bad_image="skip"
-    )
     lost = [root / f"val/bee/lost{i:02}.png" for i in range(MAX_READ_ERRORS + 1)]
     for path in lost[:-1]:
         path.symlink_to("/proc/self/mem")  # reading it is an input/output error
-    with closing(open_split(data, "val", n=2)) as source:
-        assert sum(int(batch.mask.sum()) for batch in source.batches(0)) == 8
+    with opened(root, backend, "skip") as source:
+        assert count(source) == 8
         assert sorted(source.bad_files) == list(map(str, lost[:-1]))
     lost[-1].symlink_to("/proc/self/mem")
-    with closing(open_split(data, "val", n=2)) as source:
+    with opened(root, backend, "skip") as source:
         with pytest.raises(gone.DataGone, match="Input/output error; check the disk"):
             list(source.batches(0))
 
 
 @pytest.mark.usefixtures("no_wait")
 def test_the_file_is_to_blame_if_its_folder_is_there(root: Path) -> None:
-    data = DataConfig(root=str(root), backend="folder", image_size=16, workers=1)
-    with closing(open_split(data, "val", n=2)) as source:
+    with opened(root) as source:
         (root / "val" / "ant" / "0.png").unlink()
         with pytest.raises(UserError, match="0.png: No such file"):
             list(source.batches(0))

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 import zipfile
@@ -70,6 +71,27 @@ def test_every_protocol_of_pickle(tmp_path: Path, zip_format: bool, protocol: in
     found = read_torch_file(file)
     assert_state(found.weights)
     assert found.epoch == 4
+
+
+@pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "before torch 1.6"])
+def test_a_file_of_a_big_endian_machine(tmp_path: Path, zip_format: bool) -> None:
+    numbers, file = torch.arange(6.0).reshape(2, 3), tmp_path / "a.pth"
+    torch.save({"a": numbers}, file, _use_new_zipfile_serialization=zip_format)
+    swapped = numbers.numpy().astype(">f4").tobytes()
+    if zip_format:
+        with zipfile.ZipFile(file) as archive:
+            entries = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, data in entries.items():
+                data = b"big" if name.endswith("/byteorder") else data
+                archive.writestr(name, swapped if "/data/" in name else data)
+    else:
+        head = file.read_bytes()[: -8 - len(swapped)]  # the number of elements and the elements
+        head = re.sub(rb"(little_endianq.)\x88", b"\\1\x89", head)
+        file.write_bytes(head + (6).to_bytes(8, "big") + swapped)
+    weights = read_torch_file(file).weights
+    assert weights is not None
+    np.testing.assert_array_equal(weights["a"], numbers.numpy())
 
 
 def test_safetensors(tmp_path: Path) -> None:
