@@ -9,6 +9,7 @@ import io
 import mimetypes
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -51,6 +52,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     through.
     """
     argv = sys.argv[1:]
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # by `commands.main`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that can't show a character gets \x..
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

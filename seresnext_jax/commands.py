@@ -5,6 +5,7 @@ In a checkout they are train.py, eval.py, … in its root. A wheel has them in s
 """
 
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +21,9 @@ _STARTED_AS = Path(sys.argv[0]).stem
 def main() -> None:
     """Run the program that this command is named after: for ``seresnext-train`` train.py."""
     name = _STARTED_AS.removeprefix(_PREFIX).replace("-", "_")
+    # Ctrl-C while the program imports its packages: no traceback. `cli.run` handles it later.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.path.insert(0, str(PROGRAMS))  # as when Python runs a file of that folder
     file = PROGRAMS / f"{name}.py"
     runpy.run_path(str(file if file.exists() else PROGRAMS / name), run_name="__main__")

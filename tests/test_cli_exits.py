@@ -1,8 +1,10 @@
 """How a program ends: its exit status, and what it prints about an error."""
 
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -88,3 +90,27 @@ def test_a_strict_terminal_gets_escapes() -> None:
         text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "caf\\xe9 \\udce9\n", "")
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT, ""),
+        ("run(lambda argv: os.kill(os.getpid(), signal.SIGINT))", 130, "error: interrupted\n"),
+    ],
+    ids=["while it imports its packages", "later"],
+)
+def test_ctrl_c_in_an_installed_command(
+    tmp_path: Path, program: str, status: int, said: str
+) -> None:
+    imports = "import os, signal\nfrom seresnext_jax.cli import run\n"
+    (tmp_path / "stopped.py").write_text(imports + program + "\nprint('went on')\n")
+    command = (
+        "import pathlib, sys; sys.argv[0] = 'seresnext-stopped'; "
+        "from seresnext_jax import commands; "
+        f"commands.PROGRAMS = pathlib.Path({str(tmp_path)!r}); commands.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
