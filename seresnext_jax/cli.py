@@ -184,6 +184,9 @@ def parse(
         sys.exit(0)
     except ImportError as error:  # tyro wants another package for other shells
         raise UserError("there is completion for bash, zsh and fish: choose one") from error
+    except OSError as error:  # of --tyro-write-completion
+        told = f"the completion can't be written ({error}): make its folder, or name another file"
+        raise UserError(told) from error
     except SystemExit as stop:
         if not stop.code:
             raise

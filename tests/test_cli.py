@@ -185,6 +185,17 @@ def test_completion_for_an_unknown_shell_names_those_that_work() -> None:
         parse(Config(), ["--tyro-print-completion", "fish"], program="train.py", description="")
 
 
+def test_a_completion_that_can_t_be_written_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "absent/seresnext-train"
+    argv = ["--tyro-write-completion", "bash", str(file)]
+    with pytest.raises(UserError, match=r"No such .*absent/seresnext-train.*make its folder"):
+        parse(Config(), argv, program="train.py", description="")
+    file.parent.mkdir()  # the fix
+    with pytest.raises(SystemExit):
+        parse(Config(), argv, program="train.py", description="")
+    assert file.read_text()
+
+
 def test_help_into_a_closed_pipe_is_quiet() -> None:
     code = (
         "from seresnext_jax.cli import parse_config, run\n"

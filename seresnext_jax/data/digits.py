@@ -46,7 +46,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         parser.error(f"{error}: pip install scikit-learn")
     except OSError as error:
-        parser.error(f"can't write {error.filename}: {error.strerror}; name another folder")
+        parser.error(f"can't write to {folder} ({error.strerror}): name another folder")
     print(f"{folder}: 1,797 images in train/ and val/")
 
 

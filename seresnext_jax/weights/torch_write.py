@@ -1,20 +1,18 @@
 """Writes PyTorch files. Importing this module requires PyTorch."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 
 from seresnext_jax.errors import UserError
+from seresnext_jax.output import replacing
 from seresnext_jax.weights.state_dict import StateDict
 
 try:
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 except ModuleNotFoundError as error:
     raise UserError(
         "writing PyTorch files needs PyTorch, which is missing: pip install 'torch>=2.10'"
@@ -30,8 +28,9 @@ def write_torch_file(path: Path, content: dict[str, Any]) -> None:
     Raises:
       UserError: `path` can't be written.
     """
-    with _atomic(path) as part:
-        torch.save(_to_torch(content), part)
+    buffer = io.BytesIO()
+    torch.save(_to_torch(content), buffer)
+    _write(path, buffer.getbuffer())
 
 
 def write_safetensors(path: Path, weights: StateDict) -> None:
@@ -40,8 +39,7 @@ def write_safetensors(path: Path, weights: StateDict) -> None:
     Raises:
       UserError: `path` can't be written.
     """
-    with _atomic(path) as part:
-        save_file(_to_torch(weights), part, metadata={"format": "pt"})
+    _write(path, save(_to_torch(weights), metadata={"format": "pt"}))
 
 
 def _to_torch(value: Any) -> Any:
@@ -55,14 +53,11 @@ def _to_torch(value: Any) -> Any:
     return value
 
 
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """A file next to `path` that replaces it if the block succeeds, and is deleted otherwise."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+def _write(path: Path, content: bytes | memoryview) -> None:
     try:
-        yield part
-        part.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path} can't be written ({error}): choose another place") from error
-    finally:
-        part.unlink(missing_ok=True)
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written ({error.strerror}): choose another place"
+        ) from error
