@@ -70,6 +70,32 @@ def on_two_devices() -> Path:
     return workspace
 
 
+PAUSING = """
+import sys, threading
+import train
+from seresnext_jax.report.console import Console
+from seresnext_jax.run import stop
+text, signalled = sys.argv.pop(1), threading.Event()
+note, announce = Console.note, stop._announce
+def pause(self, line):
+    note(self, line)
+    assert text not in line or signalled.wait(240)
+def announce_and_go_on(name):
+    announce(name)
+    signalled.set()
+Console.note, stop._announce = pause, announce_and_go_on
+train.run(train.main)
+"""
+
+
+def pausing(text: str) -> tuple[str, ...]:
+    """Instead of ``train.py``: it waits for a signal after it has printed a line with `text`.
+
+    So the signal comes at that moment, however busy the machine is.
+    """
+    return ("-c", PAUSING, text)
+
+
 def simulated(devices: int) -> dict[str, str]:
     """The environment of a program with so many devices."""
     flag = f"--xla_force_host_platform_device_count={devices}"

@@ -13,6 +13,7 @@ from tests.programs import (
     error_line,
     finish,
     on_two_devices,
+    pausing,
     read_until,
     records,
     run,
@@ -53,10 +54,11 @@ def test_a_run_from_shards_is_the_run_from_folders(tmp_path: Path) -> None:
 def test_a_run_changes_from_folders_to_shards(tmp_path: Path) -> None:
     """In the middle of an epoch; it has no warning to give."""
     workspace = tmp_path / "run"
-    process = start(tiny(workspace, *TWO), env=simulated(2))
-    read_until(process, "epoch 2/3 step 4/6")
+    middle = "epoch 2/3 step 4/6"
+    process = start([*pausing(middle), *tiny(workspace, *TWO)[1:]], env=simulated(2))
+    read_until(process, middle)
     process.send_signal(signal.SIGTERM)
-    finish(process)
+    assert finish(process).returncode == 75
     options = ("--data.root", str(shards()), "--resume", "auto")
     rest = done(tiny(workspace, *TWO, *options), env=simulated(2))
     assert "not as it would have" not in rest.stderr

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.programs import (
     finish,
     keep_until,
     on_two_devices,
+    pausing,
     read_until,
     records,
     same_bits,
@@ -137,13 +139,13 @@ def test_processes_equal_one_and_read_every_image_once(tmp_path: Path) -> None:
 
 
 def start_two(
-    workspace: Path, *more: str, program: tuple[str, ...] = ("train.py",)
+    workspace: Path, *more: str, programs: Sequence[tuple[str, ...]] = (("train.py",),) * 2
 ) -> list["subprocess.Popen[str]"]:
     """Start a tiny run as two processes of one device each."""
     _, *options = tiny(workspace, *TWO, *more)
     options += ["--distributed.coordinator", f"127.0.0.1:{free_port()}"]
     options += ["--distributed.num-processes", "2", "--distributed.process-id"]
-    return [start([*program, *options, str(rank)]) for rank in range(2)]
+    return [start([*program, *options, str(rank)]) for rank, program in enumerate(programs)]
 
 
 def finish_two(processes: list["subprocess.Popen[str]"], status: int, seen: str = "") -> str:
@@ -158,14 +160,18 @@ def finish_two(processes: list["subprocess.Popen[str]"], status: int, seen: str 
 def stopped_twice() -> Path:
     """The workspace of a run in two processes, told to stop in training and in an evaluation."""
     workspace = shared() / "two-processes"
-    processes = start_two(workspace)
-    seen = read_until(processes[0], f"step 2/{STEPS}")
+    training = f"step 2/{STEPS}"
+    processes = start_two(workspace, programs=[("train.py",), pausing(training)])
+    seen = read_until(processes[0], training)
     processes[1].send_signal(signal.SIGTERM)
     assert "stopped; continue with" in finish_two(processes, 75, seen)
     assert not event(workspace, "epoch")
 
-    processes = start_two(workspace, "--resume", "auto")
-    seen = read_until(processes[0], f"epoch {EPOCHS}/{EPOCHS} step {STEPS}/{STEPS}")
+    evaluation = f"epoch {EPOCHS}/{EPOCHS} step {STEPS}/{STEPS}"
+    processes = start_two(
+        workspace, "--resume", "auto", programs=[pausing(evaluation), ("train.py",)]
+    )
+    seen = read_until(processes[0], evaluation)
     processes[0].send_signal(signal.SIGINT)
     finish_two(processes, 75, seen)
     assert len(event(workspace, "epoch")) == EPOCHS - 1
@@ -208,8 +214,6 @@ def test_another_number_of_devices_continues(tmp_path: Path) -> None:
 IMPATIENT = """
 from seresnext_jax.processes import join
 join.HEARTBEAT_TIMEOUT = 5
-import train
-train.run(train.main)
 """
 
 
@@ -230,8 +234,13 @@ def finish_lost(process: "subprocess.Popen[str]") -> None:
 @pytest.mark.parametrize("dead", [0, 1])
 def test_others_stop_when_a_process_dies_and_both_continue(dead: int, tmp_path: Path) -> None:
     workspace = tmp_path / "run"
-    processes = start_two(workspace, program=("-c", IMPATIENT))
-    read_until(processes[0], f"epoch 2/{EPOCHS} step 2/{STEPS}")
+    moment = f"epoch 2/{EPOCHS} step 2/{STEPS}"
+    _, code, text = pausing(moment)
+    programs: list[tuple[str, ...]]
+    programs = [("-c", IMPATIENT + "import train; train.run(train.main)")] * 2
+    programs[dead] = ("-c", IMPATIENT + code, text)
+    processes = start_two(workspace, programs=programs)
+    read_until(processes[0], moment)
     processes[dead].kill()
     finish(processes[dead])
     finish_lost(processes[1 - dead])
@@ -260,7 +269,7 @@ train.run(train.main)
 
 def test_others_stop_when_one_has_an_error(tmp_path: Path) -> None:
     """It says its line and ends at once, though the other is in the middle of a step."""
-    processes = start_two(tmp_path / "run", program=("-c", FAILING))
+    processes = start_two(tmp_path / "run", programs=[("-c", FAILING)] * 2)
     assert error_line(finish(processes[1])) == "error: an image of mine is broken"
     finish_lost(processes[0])
 

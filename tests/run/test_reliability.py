@@ -43,6 +43,7 @@ from tests.programs import (
     event,
     finish,
     keep_until,
+    pausing,
     read_until,
     records,
     run,
@@ -76,8 +77,9 @@ def whole() -> Path:
 def killed() -> Path:
     """A run that was killed when its report was ahead of its newest checkpoint."""
     workspace = shared() / "killed"
-    process = start(tiny(workspace, *OPTIONS))
-    read_until(process, f"epoch 2/{EPOCHS} step {KILLED_AFTER + 1 - STEPS}/{STEPS}")
+    ahead = f"epoch 2/{EPOCHS} step {KILLED_AFTER + 1 - STEPS}/{STEPS}"
+    process = start([*pausing(ahead), *tiny(workspace, *OPTIONS)[1:]])
+    read_until(process, ahead)
     wait_for(process, workspace / "checkpoints", str(KILLED_AFTER))
     process.kill()
     assert finish(process).returncode == -signal.SIGKILL
@@ -200,15 +202,16 @@ def test_stop_signals_in_compilation_saving_and_evaluation(tmp_path: Path) -> No
     assert "SIGTERM: stopping after this step" in first.stderr
     assert saved_steps(workspace) == {1}
 
-    process = start(continuation(first.stdout))
+    process = start([*pausing(f"step 3/{STEPS}"), *continuation(first.stdout)[1:]])
     wait_for(process, workspace / "checkpoints", "2*")  # under way, or just whole
     process.send_signal(signal.SIGTERM)
     second = finish(process)
     assert second.returncode == STOPPED, second.stderr
     assert 2 in saved_steps(workspace) and not event(workspace, "epoch")
 
-    process = start(continuation(second.stdout))
-    seen = read_until(process, f"epoch 2/{EPOCHS} step {STEPS}/{STEPS}")
+    before_evaluation = f"epoch 2/{EPOCHS} step {STEPS}/{STEPS}"
+    process = start([*pausing(before_evaluation), *continuation(second.stdout)[1:]])
+    seen = read_until(process, before_evaluation)
     process.send_signal(signal.SIGINT)
     third = finish(process, seen)
     assert third.returncode == STOPPED, third.stderr
