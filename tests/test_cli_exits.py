@@ -49,7 +49,9 @@ def test_debug_shows_the_traceback(
     assert err.splitlines()[-1].startswith("error: --epochs is 0")
 
 
-def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_ends_with_one_line_and_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def main(argv: list[str]) -> None:
         raise KeyboardInterrupt
 

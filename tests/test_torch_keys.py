@@ -87,7 +87,7 @@ def test_blocks_are_ordered_by_number() -> None:
         (("batch_stats", "bn1", "mean"), "bn1.running_mean"),
     ],
 )
-def test_known_pairs(path: tuple[str, ...], key: str) -> None:
+def test_variables_are_named_as_in_pytorch(path: tuple[str, ...], key: str) -> None:
     assert torch_keys.torch_key(path) == key
     assert torch_keys.flax_path(key) == path
 
@@ -121,7 +121,7 @@ def test_a_foreign_path_is_refused(path: tuple[str, ...]) -> None:
 
 
 @given(shape=st.sampled_from([(5,), (3, 4), (7, 7, 3, 8), (1, 1, 6, 2)]))
-def test_array_axes(shape: tuple[int, ...]) -> None:
+def test_axes_are_turned_to_pytorchs_order_and_back(shape: tuple[int, ...]) -> None:
     array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     turned = torch_keys.to_torch_array(array)
     assert turned.shape == torch_keys.torch_shape(shape)

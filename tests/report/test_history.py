@@ -12,7 +12,7 @@ from tests.report.report_files import NVIDIA, STEPS
 from tests.report.runs import ENVIRONMENT, OPTIONS, add_epoch, open_run, write_run
 
 
-def test_a_workspace(tmp_path: Path) -> None:
+def test_a_workspace_is_read_as_its_run_was_reported(tmp_path: Path) -> None:
     write_run(tmp_path / "one", 10.0, 40.0)
     history = read_history(tmp_path / "one")
     assert history.name == "one" and history.ended

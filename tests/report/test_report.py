@@ -52,7 +52,7 @@ def test_the_records_have_the_fields_of_the_original(tmp_path: Path) -> None:
     assert fields(tmp_path / RAPORT) == fields(tmp_path / "nvidia")
 
 
-def test_parameters(tmp_path: Path) -> None:
+def test_the_options_are_the_parameters(tmp_path: Path) -> None:
     open_report(tmp_path).parameters({"optim.lr": 0.256, "optim.lr_steps": (30, 60)})
     (record,) = logs(tmp_path)
     assert record["step"] == "PARAMETER"
@@ -114,7 +114,9 @@ def test_the_learning_rate_has_empty_metadata_as_in_the_original(tmp_path: Path)
         ("val.compute_latency_at100", "s", ":.5f"),
     ],
 )
-def test_metadata(tmp_path: Path, metric: str, unit: str | None, form: str) -> None:
+def test_a_metric_is_described_by_its_unit_and_format(
+    tmp_path: Path, metric: str, unit: str | None, form: str
+) -> None:
     open_report(tmp_path).epoch(0, {metric: 1.0})
     record = read_report(tmp_path / RAPORT)[0]
     assert record["metric"] == metric
@@ -124,7 +126,7 @@ def test_metadata(tmp_path: Path, metric: str, unit: str | None, form: str) -> N
 # ---- the plain file ----------------------------------------------------------------------------
 
 
-def test_plain_records(tmp_path: Path) -> None:
+def test_a_plain_record_has_its_event_position_step_and_metrics(tmp_path: Path) -> None:
     report = open_report(tmp_path)
     report.parameters({"seed": 1})
     report.train(2, 3, {"train.loss": float(np.float32(0.5))})

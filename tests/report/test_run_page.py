@@ -163,7 +163,7 @@ def test_a_run_before_its_first_epoch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(5.4, "5 s"), (65, "1 min 05 s"), (3600 * 5 + 12 * 60, "5 h 12 min")]
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_a_duration_is_shown_in_its_two_largest_units(seconds: float, text: str) -> None:
     assert show_duration(seconds) == text
 
 

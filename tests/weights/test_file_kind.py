@@ -131,7 +131,7 @@ def test_other_files_are_named_with_what_to_do(tmp_path: Path, kind: str, suffix
     )
 
 
-def test_other_archives(tmp_path: Path, state: StateDict) -> None:
+def test_archives_of_other_programs_are_named(tmp_path: Path, state: StateDict) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros(2))
     assert "is a numpy .npz file" in refusal(tmp_path / "a.npz")
     with zipfile.ZipFile(tmp_path / "b.keras", "w") as archive:

@@ -151,7 +151,7 @@ def test_types_of_other_packages(name: str, is_dict: bool) -> None:
     assert (describe(found), refused) == ({"lr": 0.5, "name": "x"}, [])
 
 
-def test_omegaconf() -> None:
+def test_omegaconfs_objects_are_read_as_their_content() -> None:
     """As OmegaConf 2 saves ``{"lr": 0.5, "steps": [1]}``, its nodes linked to their parents."""
     text = (
         b"\x80\x02comegaconf.dictconfig\nDictConfig\n)\x81q\x00}(X\x09\x00\x00\x00_metadata"

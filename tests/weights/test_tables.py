@@ -113,13 +113,14 @@ def test_of_several_tables_the_one_that_fits_is_taken(tmp_path: Path, state: Sta
     assert read_weights(file).info.table == "discriminator"
 
 
-def test_several_networks_in_one_table(tmp_path: Path, state: StateDict) -> None:
-    """As Lightning saves a module that has the network and its average."""
-    both = prefixed(state, "model.") | prefixed(average(state), "ema_model.module.")
+@pytest.mark.parametrize("at", ["ema_model.module", "model.ema"])
+def test_several_networks_in_one_table(tmp_path: Path, state: StateDict, at: str) -> None:
+    """As Lightning saves a module that has the network and its average, or an average inside."""
+    both = prefixed(state, "model.") | prefixed(average(state), f"{at}.")
     file = save_as(tmp_path / "a.ckpt", {"state_dict": both, "pytorch-lightning_version": "2"})
     assert_weights(file, state)
     assert_weights(file, average(state), ema=True)
-    assert_weights(file, average(state), table="state_dict/ema_model.module")
+    assert_weights(file, average(state), table=f"state_dict/{at}")
 
 
 def test_the_table_of_a_file_with_values_between(tmp_path: Path, state: StateDict) -> None:

@@ -94,7 +94,7 @@ def test_a_file_of_a_big_endian_machine(tmp_path: Path, zip_format: bool) -> Non
     np.testing.assert_array_equal(weights["a"], numbers.numpy())
 
 
-def test_safetensors(tmp_path: Path) -> None:
+def test_a_safetensors_file_is_read(tmp_path: Path) -> None:
     save_file(dict(STATE), tmp_path / "a.safetensors")
     found = read_torch_file(tmp_path / "a.safetensors")
     assert found.weights is not None
@@ -137,7 +137,7 @@ def test_a_numpy_1_scalar_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model"])
-def test_nested_weights(tmp_path: Path, key: str) -> None:
+def test_weights_under_a_usual_key_are_read(tmp_path: Path, key: str) -> None:
     torch.save({key: STATE}, tmp_path / "a.pt")
     assert_state(read_torch_file(tmp_path / "a.pt").weights)
 
