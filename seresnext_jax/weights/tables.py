@@ -119,7 +119,7 @@ def _split(table: Table) -> list[Table]:
         if (prefix := key.removesuffix(stem)) + "bn1.weight" in names
         if any(f"{prefix}{block}.conv1.weight" in names for block in ("layer1.0", "layers.0.0"))
     ]
-    if len(prefixes) < 2 or "" in prefixes:
+    if len(prefixes) < 2:
         return [table]
     parts: dict[str, dict[Any, Any]] = {prefix: {} for prefix in prefixes}
     for key, value in table.entries.items():

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from seresnext_jax.errors import UserError
 from seresnext_jax.weights.describe import describe
+from seresnext_jax.weights.numpy_pickled import DType, make_scalar
 from seresnext_jax.weights.pickled import DataUnpickler
 from seresnext_jax.weights.pickled_names import _NAMES
 from seresnext_jax.weights.plain import Known, Record
@@ -119,6 +120,10 @@ def test_numpy_scalars_and_types(kind: str, protocol: int) -> None:
 )
 def test_states_of_numpys_random_numbers(value: Any, protocol: int) -> None:
     reread(value, protocol)
+
+
+def test_text_of_a_big_endian_machine() -> None:
+    assert make_scalar(DType("U2", ">"), "é犬".encode("utf-32-be")) == "é犬"
 
 
 def test_an_array_keeps_its_axes() -> None:

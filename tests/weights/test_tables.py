@@ -12,6 +12,7 @@ import torch
 from seresnext_jax import torch_keys
 from seresnext_jax.errors import UserError
 from seresnext_jax.model.network import ARCHITECTURES
+from seresnext_jax.weights.describe import describe, describe_content
 from seresnext_jax.weights.identify import expected_shapes
 from seresnext_jax.weights.read import inspect_weights, read_weights
 from seresnext_jax.weights.state_dict import from_state_dict
@@ -113,10 +114,14 @@ def test_of_several_tables_the_one_that_fits_is_taken(tmp_path: Path, state: Sta
     assert read_weights(file).info.table == "discriminator"
 
 
-@pytest.mark.parametrize("at", ["ema_model.module", "model.ema"])
-def test_several_networks_in_one_table(tmp_path: Path, state: StateDict, at: str) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "at"), [("model.", "ema_model.module"), ("model.", "model.ema"), ("", "ema")]
+)
+def test_several_networks_in_one_table(
+    tmp_path: Path, state: StateDict, prefix: str, at: str
+) -> None:
     """As Lightning saves a module that has the network and its average, or an average inside."""
-    both = prefixed(state, "model.") | prefixed(average(state), f"{at}.")
+    both = prefixed(state, prefix) | prefixed(average(state), f"{at}.")
     file = save_as(tmp_path / "a.ckpt", {"state_dict": both, "pytorch-lightning_version": "2"})
     assert_weights(file, state)
     assert_weights(file, average(state), ema=True)
@@ -240,6 +245,9 @@ def test_inspect_describes_an_unknown_file(
     assert facts["tables"][0]["numbers"] == 6
     assert facts["content"] == {"epoch": 3, "args": {"lr": "nan"}}
     assert "NaN" not in (tmp_path / "a.json").read_text()
+    many = describe_content({str(i): 2**i for i in range(50)}, [])
+    assert (many["39"], many["..."]) == (2**39, "10 more")
+    assert describe(2**70) == "a large integer"
     nothing = save_as(tmp_path / "b.pth", {"epoch": 3})
     assert command("inspect", nothing) == 0
     assert "no state dict" in capsys.readouterr().out

@@ -207,7 +207,8 @@ def test_a_malicious_file_runs_nothing(tmp_path: Path, zip_format: bool) -> None
 
 def test_a_refusal_names_the_object_and_lines_that_work(tmp_path: Path) -> None:
     file = tmp_path / "it's.pth"
-    torch.save({"epoch": 1, "net": STATE, "head": torch.nn.Linear(1, 1)}, file)
+    average = {name: tensor + 1 for name, tensor in STATE.items()}
+    torch.save({"ema": average, "net": STATE, "head": torch.nn.Linear(1, 1)}, file)
     message = refusal(file)
     assert "would call torch.nn.modules.linear.Linear when loaded" in message
     run_lines(message, tmp_path)

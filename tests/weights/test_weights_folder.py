@@ -111,6 +111,25 @@ def test_weights_outlive_a_writer_that_ends_while_it_replaces_them(
     assert {bool(np.any(jax.tree.leaves(tree)[0])) for tree in left} == {False, True}
 
 
+def test_a_folder_that_can_not_be_replaced_is_unchanged(
+    tmp_path: Path, variables: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros = jax.tree.map(np.zeros_like, variables)
+    write_weights_folder(tmp_path / "weights", Weights(zeros, INFO))
+    rename, calls = Path.rename, iter(range(9))
+
+    def failing(path: Path, target: Path) -> Path:
+        if next(calls) == 1:  # the old folder has been renamed
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(UserError, match="weights can't be written"):
+        write_weights_folder(tmp_path / "weights", Weights(variables, INFO))
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+    assert_same(read_weights_folder(tmp_path / "weights").variables, zeros)
+
+
 @pytest.mark.parametrize("damage", ["cut", "no metadata", "bad metadata", "foreign metadata"])
 def test_damage_is_one_line(tmp_path: Path, variables: dict[str, Any], damage: str) -> None:
     write_weights_folder(tmp_path, Weights(variables, INFO))
