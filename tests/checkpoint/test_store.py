@@ -129,6 +129,17 @@ def test_of_equal_results_the_first_is_best(tmp_path: Path) -> None:
     assert best is not None and best.name == "2"
 
 
+def test_progress_counts_the_epochs_since_the_first_best_one() -> None:
+    progress = Progress()
+    assert progress.epochs_without_better == -1
+    found = []
+    for epoch, top1 in enumerate([50.0, 60.0, 60.0, 55.0]):
+        progress.finish_epoch(epoch, {"val.top1": top1})
+        found.append((progress.best_epoch, progress.epochs_without_better))
+    assert found == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    assert (progress.finished_epochs, progress.best_top1) == (4, 60.0)
+
+
 @pytest.mark.parametrize(("keep", "kept"), [(0, [2, 5]), (2, [1, 2, 4, 5])])
 def test_the_last_good_ones_outlast_bad_steps(tmp_path: Path, keep: int, kept: list[int]) -> None:
     """Also over a restart."""

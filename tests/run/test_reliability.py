@@ -365,6 +365,16 @@ def test_minutes_between_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not saving.due(100), "the epoch's end saves anyway"
 
 
+def test_a_save_that_is_due_waits_for_a_good_step(tmp_path: Path) -> None:
+    with saver(tmp_path, checkpoint=CheckpointConfig(every_steps=2)) as saving:
+        assert saving.due(2)
+        saving.save_if_good(replace(small_state(), bad_steps=jnp.int32(1)), Progress())
+        assert saving.due(3) and not list(saving.folder.iterdir())
+        saving.save_if_good(small_state(), Progress())
+        assert not saving.due(5)
+    assert [path.name for path in saving.folder.iterdir()] == ["0"]
+
+
 def test_short_soak() -> None:
     """Killed twice at random moments, the run ends bit for bit like an undisturbed one."""
     soaked = shared() / "soaked"
