@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,17 @@ def test_a_wrong_command_is_one_line(
     with pytest.raises(UserError, match=message) as caught:
         main(words)
     assert "\n" not in str(caught.value)
+
+
+def test_verifying_a_pytorch_file_without_pytorch_is_one_line(
+    tmp_path: Path, model: torch_model.ResNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = save_as(tmp_path / "a.pth", model.state_dict())
+    command("to-flax", file, tmp_path / "weights")
+    monkeypatch.setitem(sys.modules, "seresnext_jax.weights.torch_forward", None)
+    with pytest.raises(UserError, match="verifying a PyTorch file needs PyTorch, .*pip install"):
+        command("verify", file, tmp_path / "weights")
+    assert command("verify", tmp_path / "weights", tmp_path / "weights") == 0
 
 
 def test_a_run_with_several_checkpoints_says_which_is_read(

@@ -275,8 +275,8 @@ def _find_backend(name: str, mesh: Mesh) -> Backend:
         module = import_module(f"seresnext_jax.data.backends.{name.replace('-', '_')}")
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(
-            f"--data.backend {name} needs DALI ({error}): install the extra cuda12 or "
-            "cuda13, or give --data.backend folder"
+            f"--data.backend {name} needs DALI ({error}): install the extra demo (CPU), "
+            "cuda12 or cuda13, or give --data.backend folder"
         ) from error
     backend: Backend = module.BACKEND
     platform = mesh.devices.flat[0].platform

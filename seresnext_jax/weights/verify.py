@@ -145,13 +145,20 @@ def read_runnable_weights(path: Path, *, table: str = "") -> RunnableWeights:
     """Read weights from any source; PyTorch runs a PyTorch file, the Flax network all others.
 
     Raises:
-      UserError: they are missing, damaged, of unknown architecture, or contain NaN or infinity.
+      UserError: they are missing, damaged, of unknown architecture, or contain NaN or infinity; or
+        PyTorch is missing.
     """
     source = open_source(path, table=table)
     weights = source.read()
     info = weights.info
     if isinstance(source, TorchFileSource):
-        from seresnext_jax.weights.torch_forward import extract_features
+        try:
+            from seresnext_jax.weights.torch_forward import extract_features
+        except ModuleNotFoundError as error:
+            raise UserError(
+                "verifying a PyTorch file needs PyTorch, which is missing: pip install "
+                "'torch>=2.10'"
+            ) from error
 
         state = source.file.read_table(source.file.choose_table())
         return RunnableWeights(weights, "PyTorch", partial(extract_features, state))
