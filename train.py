@@ -123,7 +123,7 @@ def train(argv: list[str], config: Config, mesh: Mesh, stop: StopRequest, consol
         for epoch in epochs:
             if 0 <= config.early_stopping_patience <= progress.epochs_without_better:
                 waited = progress.epochs_without_better
-                console.note(f"no better top-1 for {waited} epochs: stopping")
+                console.note(f"no better top-1 for {waited} epoch{'s' * (waited > 1)}: stopping")
                 break
             first, end_step = (e * plan.steps_per_epoch for e in (epoch, epoch + 1))
             done = max(0, resumed_step - first)

@@ -11,11 +11,13 @@ from jax.experimental import multihost_utils
 from seresnext_jax.checkpoint.meta import Meta, Progress
 from seresnext_jax.checkpoint.save import Checkpoints
 from seresnext_jax.checkpoint.store import read_checkpoint, read_newest
-from seresnext_jax.config import Config
+from seresnext_jax.config import Config, option_name
 from seresnext_jax.data.batch import Loader
 from seresnext_jax.errors import UserError
 from seresnext_jax.plan import Plan
 from seresnext_jax.report.console import Console
+from seresnext_jax.report.options import show_value
+from seresnext_jax.run.recipe import find_deviations
 from seresnext_jax.run.start import (
     Start,
     check_class_names,
@@ -89,6 +91,7 @@ class Saver:
         self._warn_of_changes(meta)
         self._set_aside_after(meta.step, ".broken" if start.newest_in else ".later")
         self._console.note(f"continuing after step {meta.step} (epoch {meta.epoch})")
+        self._note_changes(meta)
         return found, meta.progress
 
     def _set_aside_after(self, step: int, suffix: Literal[".broken", ".later"]) -> None:
@@ -121,6 +124,16 @@ class Saver:
                 "the images, the seed or the crop options are not those of the checkpoint's run: "
                 "training continues, but not as it would have"
             )
+
+    def _note_changes(self, meta: Meta) -> None:
+        changed = find_deviations(meta.config, self._config)
+        changed.pop("init_from", None)  # read by a new run only
+        if changed and not self._config.evaluate:
+            text = "; ".join(
+                f"{option_name(path)}: {show_value(values['recipe'])} → {show_value(values['run'])}"
+                for path, values in changed.items()
+            )
+            self._console.note(f"options that changed since the checkpoint: {text}")
 
     def due(self, step: int) -> bool:
         """Whether to save after step `step`; False at the end of an epoch, which is saved anyway.

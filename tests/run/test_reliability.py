@@ -352,6 +352,22 @@ def test_another_precision_starts_with_its_own_loss_scale(
     assert float(found.loss_scale.scale) == scale
 
 
+def test_changed_options_are_named_at_a_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that change the weights, such as the length of the schedule."""
+    with saver(tmp_path, epochs=40, print_freq=20) as saving:
+        saving.save(small_state(), Progress())
+    with saver(tmp_path, epochs=90, print_freq=10) as saving:
+        saving.resume(Start(newest_in=saving.folder), small_state())
+    assert (
+        "options that changed since the checkpoint: --epochs: 40 → 90\n" in capsys.readouterr().out
+    )
+    with saver(tmp_path, epochs=40) as saving:
+        saving.resume(Start(newest_in=saving.folder), small_state())
+    assert "changed" not in capsys.readouterr().out
+
+
 def test_minutes_between_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Looked at every tenth step; due until saved."""
     now = 1000.0
