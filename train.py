@@ -60,6 +60,7 @@ def main(argv: list[str]) -> int:
         return check_and_print(config.data, config.model.num_classes, Console(enabled=True))
     runtime.start(config)
     mesh = make_mesh()
+    runtime.check_same_options(config)
     console = Console(enabled=jax.process_index() == 0)
     if config.distributed.gpu_affinity:
         bind_to_gpus(local_gpus(mesh), console)

@@ -7,6 +7,7 @@ busy machine may stop the tests for a while.
 """
 
 import os
+import signal
 import tempfile
 
 import jax
@@ -35,6 +36,9 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"):
     os.environ.pop(name, None)  # they change what a program prints
+
+# A shell starts background jobs with Ctrl-C ignored, and their programs inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")

@@ -35,7 +35,6 @@ def start(config: EvaluationConfig) -> None:
 
     Raises:
       UserError: as `initialize_distributed`.
-      CommonError: as `check_same_options`.
     """
     keep_freed_memory()
     if config.data.backend == "dali-gpu":
@@ -50,7 +49,6 @@ def start(config: EvaluationConfig) -> None:
         num_processes=distributed.num_processes,
         process_id=distributed.process_id,
     )
-    check_same_options(config)
 
 
 def check_same_options(config: EvaluationConfig) -> None:

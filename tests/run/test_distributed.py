@@ -274,25 +274,11 @@ def test_others_stop_when_one_has_an_error(tmp_path: Path) -> None:
     finish_lost(processes[0])
 
 
-PREPARE = """
-import sys
-from seresnext_jax.cli import parse_config, run
-from seresnext_jax.processes.fail import fails_alone
-from seresnext_jax.run import runtime
-@fails_alone
-def main(argv):
-    runtime.start(parse_config(argv, program="train.py", description=""))
-    print("started")
-run(main)
-"""
-"""One of several processes that join each other, and no more."""
-
-
 def test_another_option_of_a_process_ends_all_in_one_line(tmp_path: Path) -> None:
     """With two seeds, each process would train from random weights of its own."""
     _, *options = tiny(tmp_path, "--distributed.coordinator", f"127.0.0.1:{free_port()}")
     options += ["--distributed.num-processes", "3", "--distributed.process-id"]
-    ranks = [["-c", PREPARE, *options, str(rank)] for rank in range(3)]
+    ranks = [["train.py", *options, str(rank)] for rank in range(3)]
     ranks[0] += ["--data.root", "/only/here"]
     ranks[1] += ["--seed", "7"]
     for process in [start(rank) for rank in ranks]:
